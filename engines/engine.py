@@ -1,0 +1,165 @@
+"""The Engine protocol: the one seam between a replica agent and whatever runs the model.
+
+An adapter (Triton, simulated, OpenAI-compatible, ...) implements it; the agent owns everything else: the priority queue,
+admission, probes, the progress watchdog, registration and load reports.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Finish(enum.Enum):
+    """Why generation ended; the wire's FinishReason without the unset value."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; None means the model's default.
+
+    Attributes:
+        max_tokens: Most output tokens, 1 or more. The router has filled in the model's default.
+        temperature: 0 (greedy) to 2.
+        top_p: Above 0 up to 1.
+        top_k: 1 or more.
+        seed: Any unsigned 64-bit number.
+        stop: Generation ends before any of these.
+        presence_penalty: -2 to 2.
+        frequency_penalty: -2 to 2.
+        repetition_penalty: Above 0 up to 2.
+        ignore_end_token: Run to max_tokens.
+    """
+
+    max_tokens: int
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    ignore_end_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to continue: plain text, or a conversation that the adapter renders with the model's chat template.
+
+    Attributes:
+        text: Plain text; empty when messages are given.
+        messages: (role, content) pairs, oldest first; empty when text is given.
+    """
+
+    text: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One request for an engine.
+
+    Attributes:
+        request_id: Unique on this replica.
+        prompt: What to continue.
+        sampling: How.
+        priority: 1 batch, 2 interactive, 3 system: engines that schedule by priority use it.
+        traceparent: W3C trace context to hand on, or empty.
+    """
+
+    request_id: str
+    prompt: Prompt
+    sampling: Sampling
+    priority: int = 2
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """What an engine produced since the previous batch of the same request.
+
+    Attributes:
+        text: New text, UTF-8 clean; may be empty while a character is incomplete.
+        output_tokens: New tokens, 0 or more.
+        finish: Set on the last batch only.
+        input_tokens: Tokens of the rendered prompt; set on the last batch.
+        cached_input_tokens: The part found in the prefix cache; set on the last batch where the engine tells.
+    """
+
+    text: str
+    output_tokens: int
+    finish: Finish | None = None
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """What an engine says of itself once it serves.
+
+    Attributes:
+        engine: Label: "triton", "simulated".
+        version: Its version.
+        sequences_max: Most sequences at once.
+        kv_capacity_tokens: KV cache, tokens.
+        context_tokens: Longest prompt plus output, tokens.
+    """
+
+    engine: str
+    version: str
+    sequences_max: int
+    kv_capacity_tokens: int
+    context_tokens: int
+
+
+class Engine(Protocol):
+    """An engine as the agent sees it. All methods run on the agent's event loop and never block it."""
+
+    async def start(self) -> EngineDescription:
+        """Starts or connects to the engine and returns once it serves.
+
+        Called again after `stop` to replace a dead or hanging engine.
+
+        Raises:
+            fairlead.errors.UnavailableError: It did not come up; the message says why and what to do.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """Ends the engine, by force if it does not end by itself, and frees what it held. Safe to call twice."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether the engine's process (or what stands for it) exists. Says nothing about whether it works."""
+        ...
+
+    @property
+    def process_id(self) -> int:
+        """The engine's process id, or 0 where it has none of its own."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[TokenBatch]:
+        """Runs one request. Closing the iterator (or cancelling its task) cancels the engine's work.
+
+        Raises:
+            fairlead.errors.UnavailableError: The engine died or refused; nothing more will come.
+            fairlead.errors.InvalidArgumentError: The engine cannot take this request at all.
+        """
+        ...
+
+    @property
+    def progress_tokens(self) -> int:
+        """Tokens produced since `start`, over all requests. Standing still with work queued means a hang."""
+        ...
+
+    @property
+    def kv_used_tokens(self) -> int:
+        """KV cache in use, tokens, as far as the engine tells; else 0."""
+        ...
