@@ -1,0 +1,80 @@
+"""Every key Fairlead writes to etcd, each with exactly one writer (docs/architecture.md lists them)."""
+
+from __future__ import annotations
+
+from fairlead.errors import InvalidArgumentError
+
+PREFIX = "/fairlead/v1/"
+
+TENANTS = PREFIX + "tenants/"
+API_KEYS = PREFIX + "keys/"
+MODELS = PREFIX + "models/"
+POLICIES = PREFIX + "policies/"
+REPLICAS = PREFIX + "replicas/"
+QUOTAS = PREFIX + "quotas/"
+TARGETS = PREFIX + "targets/"
+LEASES = PREFIX + "leases/"
+ASSIGNMENTS = PREFIX + "assignments/"
+LEADERS = PREFIX + "leaders/"
+SERVICES = PREFIX + "services/"
+
+
+def _part(text: str) -> str:
+    if not text or "/" in text:
+        raise InvalidArgumentError(f"{text!r} cannot be part of a key: it must not be empty or contain '/'")
+    return text
+
+
+def tenant(tenant_id: str) -> str:
+    """Key of an admin.Tenant."""
+    return TENANTS + _part(tenant_id)
+
+
+def api_key(key_id: str) -> str:
+    """Key of an admin.ApiKey."""
+    return API_KEYS + _part(key_id)
+
+
+def model(model_id: str) -> str:
+    """Key of an admin.Model."""
+    return MODELS + _part(model_id)
+
+
+def policy(model_id: str, tenant_id: str) -> str:
+    """Key of an admin.Reservation."""
+    return f"{POLICIES}{_part(model_id)}/{_part(tenant_id)}"
+
+
+def replica(replica_id: str) -> str:
+    """Key of an engine.Replica."""
+    return REPLICAS + _part(replica_id)
+
+
+def quota(model_id: str, shard: int) -> str:
+    """Key of a capacity.QuotaTable."""
+    return f"{QUOTAS}{_part(model_id)}/{shard}"
+
+
+def target(model_id: str) -> str:
+    """Key of a capacity.CapacityTarget."""
+    return TARGETS + _part(model_id)
+
+
+def lease(router_id: str) -> str:
+    """Key of a quota.LeaseTable."""
+    return LEASES + _part(router_id)
+
+
+def assignment(model_id: str) -> str:
+    """Key of a sharding.Assignment."""
+    return ASSIGNMENTS + _part(model_id)
+
+
+def leader(service: str) -> str:
+    """Key of the admin.ServiceInstance that leads `service`."""
+    return LEADERS + _part(service)
+
+
+def service(name: str, instance_id: str) -> str:
+    """Key of one process's admin.ServiceInstance."""
+    return f"{SERVICES}{_part(name)}/{_part(instance_id)}"

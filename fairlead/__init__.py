@@ -1,0 +1,1 @@
+"""Fairlead's client SDK."""
