@@ -1,7 +1,7 @@
 """The Store on a real etcd: aetcd's generated stubs over a channel of our own.
 
-aetcd's high-level client is not used: it multiplexes all watches over one stream that a single error ends, cannot tell a
-compacted watch apart reliably and knows no secure channel (docs/decisions/0001-etcd-client.md).
+aetcd's high-level client is not used: it multiplexes all watches over one stream that a single error ends, cannot tell
+a compacted watch apart reliably and knows no secure channel (docs/decisions/0001-etcd-client.md).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from common.store import Change, CompactedError, Entry, Expect, Listing
 from fairlead.errors import Reason, UnavailableError
 
 T = TypeVar("T")
+
+_EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the type stubs
 
 # etcd refuses client pings more often than every 5 s (--grpc-keepalive-min-time); a frozen server is noticed after
 # time + timeout on idle streams, and after call_timeout_s by every call.
@@ -135,7 +137,7 @@ class EtcdStore:
             await call.write(rpc.WatchRequest(create_request=create))
             while True:
                 response = await call.read()
-                if response is grpc.aio.EOF:
+                if response is _EOF:
                     raise UnavailableError("etcd ended a watch", reason=Reason.STORE_UNAVAILABLE)
                 if response.compact_revision:
                     raise CompactedError(f"{prefix} is compacted up to revision {response.compact_revision}")
@@ -170,7 +172,7 @@ class EtcdStore:
         try:
             await call.write(rpc.LeaseKeepAliveRequest(ID=lease_id))
             response = await call.read()
-            return response is not grpc.aio.EOF and response.TTL > 0
+            return response is not _EOF and response.TTL > 0
         except grpc.aio.AioRpcError as failure:
             raise self._unavailable(failure) from failure
         finally:
@@ -183,4 +185,4 @@ class EtcdStore:
 
     async def close(self) -> None:
         """See Store."""
-        await self._channel.close()
+        await self._channel.close(None)

@@ -1,8 +1,8 @@
 """Leader election over the store, with a fencing epoch.
 
 The leader's key is created by a transaction on its absence and lives on a lease. Its create revision is the epoch: it
-grows with every election, and a commit that expects it (`fence`) can only succeed while that very leader still holds the
-key. So a leader that was frozen and wakes up as a ghost cannot write, whatever it believes.
+grows with every election, and a commit that expects it (`fence`) can only succeed while that very leader still holds
+the key. So a leader that was frozen and wakes up as a ghost cannot write, whatever it believes.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Election:
             await self._wait_vacancy()
 
     async def _wait_vacancy(self) -> None:
-        """Returns when the leader's key may be gone, or after a third of the lease to keep the candidate's own alive."""
+        """Returns when the leader's key may be gone, or in time to renew the candidate's own lease."""
         holder: Entry | None = await self._store.get(self._key)
         if holder is None:
             return

@@ -144,7 +144,8 @@ class MemoryStore:
                 yield fresh
                 continue
             async with self._changed:
-                await self._changed.wait_for(lambda: self._down or self._revision > position)
+                while not self._down and self._revision <= position:
+                    await self._changed.wait()
 
     async def grant_lease(self, ttl_s: int) -> int:
         """See Store."""

@@ -1,9 +1,9 @@
 """A watched copy of everything below one prefix of the store, that outlives the store.
 
-`run` lists, then watches from the listing's revision; it resumes by revision, lists again after a compaction, after every
-failure and every 30 s (a watch can lose events and never say so), and keeps serving its last copy while the store is
-gone. With a snapshot path the copy is also kept on disk, checksummed and replaced atomically, so that a process can start
-without the store.
+`run` lists, then watches from the listing's revision; it resumes by revision, lists again after a compaction, after
+every failure and every 30 s (a watch can lose events and never say so), and keeps serving its last copy while the store
+is gone. With a snapshot path the copy is also kept on disk, checksummed and replaced atomically, so that a process can
+start without the store. A store that offers an older revision than the copy's is not believed at once: see `_list`.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ Callback = Callable[[str, T | None], None]
 
 RELIST_INTERVAL_S = 30.0
 RETRY_DELAY_S_MAX = 5.0
+ADOPT_OLDER_AFTER_S = 20.0
 _DIGEST_BYTES = 32
 
 log = get_logger(__name__)
@@ -75,6 +76,7 @@ class Mirror(Generic[T]):
         self._revision = 0
         self._synced = False
         self._confirmed_ns = 0
+        self._older_since_ns = 0
         self._callbacks: list[Callback[T]] = []
         self._changes = asyncio.Condition()
         self._change_count = 0
@@ -147,11 +149,7 @@ class Mirror(Generic[T]):
 
     async def _list(self) -> None:
         listing = await self._store.list(self._prefix)
-        if listing.revision < self._revision:
-            # An older view than the one held: a lagging member, or a store that lost its data. Wait for it to catch
-            # up; a store restored from nothing is adopted only after operators clear the snapshot.
-            log.warning("store went back", prefix=self._prefix, held=self._revision, offered=listing.revision)
-            raise UnavailableError(f"the store offers revision {listing.revision}, older than {self._revision} held")
+        self._refuse_older(listing.revision)
         fresh = {entry.key.removeprefix(self._prefix): entry.value for entry in listing.entries}
         dirty = False
         for key in [key for key in self._raw if key not in fresh]:
@@ -164,6 +162,21 @@ class Mirror(Generic[T]):
         if dirty or not self._from_snapshot:
             await self._save_snapshot()
         await self._announce()
+
+    def _refuse_older(self, revision: int) -> None:
+        """Raises while the store offers an older view than the copy's: a server that lags (etcd 3.4 after a pause).
+
+        A store that insists for ADOPT_OLDER_AFTER_S was restored or replaced, and what it says is then the truth.
+        """
+        now = self._clock.monotonic_ns()
+        if revision >= self._revision:
+            self._older_since_ns = 0
+            return
+        self._older_since_ns = self._older_since_ns or now
+        log.warning("store went back", prefix=self._prefix, held=self._revision, offered=revision)
+        if now - self._older_since_ns < ADOPT_OLDER_AFTER_S * NS_PER_S:
+            raise UnavailableError(f"the store offers revision {revision}, older than {self._revision} held")
+        self._older_since_ns = 0
 
     async def _follow(self) -> None:
         watch = self._store.watch(self._prefix, after_revision=self._revision)
@@ -238,7 +251,7 @@ class Mirror(Generic[T]):
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+    with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

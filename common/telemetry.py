@@ -1,0 +1,103 @@
+"""Traces and metrics of one process.
+
+Traces go out over OTLP where an endpoint is configured; W3C `traceparent` joins the hops. Metrics are a Prometheus
+registry of the process's own, rendered at scrape. Prompts, outputs and keys are never recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+from common.config import CommonConfig
+
+# OpenTelemetry semantic conventions for generative AI (gen_ai.*), and our own (fairlead.*).
+GEN_AI_OPERATION = "gen_ai.operation.name"
+GEN_AI_PROVIDER = "gen_ai.provider.name"
+GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
+GEN_AI_REQUEST_MAX_TOKENS = "gen_ai.request.max_tokens"
+GEN_AI_RESPONSE_ID = "gen_ai.response.id"
+GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"
+GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
+GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+ERROR_TYPE = "error.type"
+FAIRLEAD_TENANT = "fairlead.tenant.id"
+FAIRLEAD_PRIORITY = "fairlead.priority"
+FAIRLEAD_REPLICA = "fairlead.replica.id"
+FAIRLEAD_REQUEST = "fairlead.request.id"
+FAIRLEAD_ESTIMATED_MILLI_MU = "fairlead.estimated_milli_mu"
+FAIRLEAD_SETTLED_MILLI_MU = "fairlead.settled_milli_mu"
+FAIRLEAD_ATTEMPT = "fairlead.attempt"
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_FIELDS = frozenset({"traceparent", "tracestate"})
+
+
+class Telemetry:
+    """The tracer and the metrics registry of this process.
+
+    Args:
+        service: Service name, becomes service.name "fairlead-{service}".
+        config: Where traces go and how many are recorded.
+    """
+
+    def __init__(self, service: str, config: CommonConfig) -> None:
+        self.registry = CollectorRegistry(auto_describe=True)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        resource = Resource.create(
+            {"service.name": f"fairlead-{service}", "service.instance.id": config.instance_id or service}
+        )
+        self._provider: TracerProvider | None = None
+        self.tracer: trace.Tracer = trace.NoOpTracer()
+        if config.otlp_endpoint:
+            sampler = ParentBased(TraceIdRatioBased(config.trace_sample_ratio))
+            self._provider = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
+            insecure = not config.otlp_endpoint.startswith("https://")
+            exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=insecure, timeout=5)
+            self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+            self.tracer = self._provider.get_tracer("fairlead")
+
+    def shutdown(self) -> None:
+        """Sends what is left and stops the exporter; to be called before the event loop closes."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+
+def extract(metadata: Iterable[tuple[str, str | bytes]] | Mapping[str, str]) -> Context:
+    """Reads the trace context of incoming gRPC metadata or HTTP headers.
+
+    Args:
+        metadata: Pairs, or a mapping; names are compared in lower case.
+
+    Returns:
+        A context to start the server span in; empty where there is none.
+    """
+    pairs = metadata.items() if isinstance(metadata, Mapping) else metadata
+    carrier = {key.lower(): value for key, value in pairs if key.lower() in _FIELDS and isinstance(value, str)}
+    return _PROPAGATOR.extract(carrier, Context())
+
+
+def inject(span: trace.Span) -> Sequence[tuple[str, str]]:
+    """Writes a span's context as gRPC metadata or HTTP headers.
+
+    Args:
+        span: The parent of what the receiver will record.
+
+    Returns:
+        Lower-case pairs; empty where the span has no valid context.
+    """
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
+    return tuple(carrier.items())
