@@ -1,7 +1,7 @@
 """One way to configure every service: defaults < TOML file < environment < command line, parsed once, refused by name.
 
-A service's settings are one frozen dataclass that extends `CommonConfig`; each field is made by `setting`. For a service
-named "ratelimiter" the field `grpc_port` is set by
+A service's settings are one frozen dataclass that extends `CommonConfig`; each field is made by `setting`. For a
+service named "ratelimiter" the field `grpc_port` is set by
 
     grpc_port = 9000                          in the TOML file named by --config
     FAIRLEAD_RATELIMITER_GRPC_PORT=9000       in the environment (FAIRLEAD_GRPC_PORT for every service at once)
@@ -123,7 +123,7 @@ def describe(config: CommonConfig) -> dict[str, object]:
 
 def _parser(service: str, fields: Mapping[str, dataclasses.Field[Any]]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=service, description=f"Runs Fairlead's {service}.", allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings, names with underscores")
+    parser.add_argument("--config", metavar="FILE", help="TOML file with any of these settings")
     for name, field in fields.items():
         text = f"{field.metadata['help']} (default: {field.default!r})".replace("%", "%%")
         parser.add_argument("--" + name.replace("_", "-"), dest=name, metavar="VALUE", help=text)

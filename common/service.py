@@ -1,0 +1,85 @@
+"""How every service process begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Literal, cast
+
+import uvloop
+
+from common import logs
+from common.config import CommonConfig, describe
+from fairlead.errors import FairleadError
+
+log = logs.get_logger(__name__)
+Main = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def run_service(name: str, config: CommonConfig, main: Main) -> int:
+    """Runs a service until SIGTERM, SIGINT or the end of its supervisor.
+
+    Args:
+        name: Service name, for the log.
+        config: Its settings; logged once, secrets hidden.
+        main: Serves until the event it is given is set, then drains and returns.
+
+    Returns:
+        Exit code: 0 after an orderly end, 1 after an error, which is logged with what to do.
+    """
+    logs.configure(config.log_level, cast(Literal["text", "json"], config.log_format))
+    log.info("starting", service=name, pid=os.getpid(), **describe(config))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(main, config.supervisor_pid))
+    except (FairleadError, ExceptionGroup) as failure:
+        for error in _leaves(failure):
+            if not isinstance(error, FairleadError):
+                raise
+            log.error("cannot serve", service=name, reason=error.reason.value, error=error.message)
+        return 1
+    log.info("stopped", service=name)
+    return 0
+
+
+def _leaves(error: Exception) -> list[Exception]:
+    if isinstance(error, ExceptionGroup):
+        return [leaf for child in error.exceptions for leaf in _leaves(child)]
+    return [error]
+
+
+async def _serve(main: Main, supervisor_pid: int) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    watcher = asyncio.create_task(_watch_supervisor(supervisor_pid, stop)) if supervisor_pid else None
+    try:
+        await main(stop)
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+
+
+async def _watch_supervisor(pid: int, stop: asyncio.Event) -> None:
+    """Sets `stop` when the supervising process is gone, then leaves for good if draining takes too long."""
+    while _exists(pid):  # noqa: ASYNC110  # another process's end sets no event here
+        await asyncio.sleep(1.0)
+    log.warning("supervisor gone", supervisor_pid=pid)
+    stop.set()
+    await asyncio.sleep(10.0)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
