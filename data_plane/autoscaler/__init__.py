@@ -1,0 +1,1 @@
+"""The autoscaler: holds as many replicas of every model as its capacity target asks for."""

@@ -1,0 +1,1 @@
+"""Pure scaling decisions: time and observations come in, actions go out."""
