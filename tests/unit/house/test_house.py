@@ -65,7 +65,9 @@ def test_modules_stay_small() -> None:
 
 def test_everything_in_the_protos_is_commented() -> None:
     """Every field, enum value, message and method has a comment in front of it."""
-    declaration = re.compile(r"^\s*((optional |repeated )?[\w.]+ \w+ = \d+;|[A-Z_]+ = \d+;|(message|enum|service|rpc|oneof) )")
+    declaration = re.compile(
+        r"^\s*((optional |repeated )?[\w.]+ \w+ = \d+;|[A-Z_]+ = \d+;|(message|enum|service|rpc|oneof) )"
+    )
     for path in sorted((ROOT / "protos").rglob("*.proto")):
         lines = path.read_text().splitlines()
         for before, line in zip(lines, lines[1:], strict=False):
@@ -79,3 +81,11 @@ def test_no_path_of_a_machine_is_written_down() -> None:
         for path in (ROOT / room).rglob("*"):
             if path.suffix in {".py", ".md", ".toml", ".yaml", ".sh", ".proto"}:
                 assert not re.search(r"/(root|home)/\w", path.read_text().replace("/root/\\", "")), path
+
+
+def test_every_reason_is_explained() -> None:
+    """docs/errors.md explains every reason, and no reason that does not exist."""
+    from fairlead.errors import Reason
+
+    rows = re.findall(r"^\| `([A-Z_]+)` \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(reason.value for reason in Reason)
