@@ -1,0 +1,1 @@
+"""A simulated engine: a continuously batching replica in real time, without a GPU."""
