@@ -1,0 +1,322 @@
+"""AdminService, CapacityService, RateLimiterService and ShardingService in memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
+from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
+from fairlead.engine.v1 import engine_pb2
+from fairlead.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    FairleadError,
+    InvalidArgumentError,
+    NotFoundError,
+    Reason,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
+from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
+from tests.support.fake_platform.router import abort
+
+LEADERS = ("autoscaler", "capacity", "control-plane", "ratelimiter")
+
+
+@dataclass
+class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
+    """A control plane without a store."""
+
+    token: str = "admin-token"
+    tenants: dict[str, admin_pb2.Tenant] = field(default_factory=dict)
+    keys: dict[str, admin_pb2.ApiKey] = field(default_factory=dict)
+    models: dict[str, admin_pb2.Model] = field(default_factory=dict)
+    reservations: dict[tuple[str, str], admin_pb2.Reservation] = field(default_factory=dict)
+    replicas: dict[str, engine_pb2.Replica] = field(default_factory=dict)
+    services: list[admin_pb2.ServiceInstance] = field(default_factory=list)
+    failure: FairleadError | None = None
+    """Every call ends with this."""
+    without_limiter: bool = False
+    clock_skew_s: float = 0.0
+    mutations: list[Any] = field(default_factory=list)
+    """Every mutating request, as it arrived."""
+
+    def __post_init__(self) -> None:
+        self.capacity = _Capacity(self)
+        self.limiter = _Limiter(self)
+        self.sharding = _Sharding(self)
+        for name in (*LEADERS, "router"):
+            self.services.append(
+                admin_pb2.ServiceInstance(
+                    service=name, instance_id=f"{name}-1", address="127.0.0.1:1", leader=name != "router", epoch=7, pid=1
+                )
+            )
+
+    def seed(self) -> None:
+        """One tenant with a key, one model with a ready replica, one reservation."""
+        self.tenants["alpha"] = admin_pb2.Tenant(tenant_id="alpha", display_name="Alpha", etag="1")
+        self.models["tiny"] = admin_pb2.Model(
+            model_id="tiny",
+            engine=admin_pb2.EngineSpec(engine="simulated", hardware="h100"),
+            context_tokens=256,
+            output_tokens_max=128,
+            replicas_min=1,
+            replicas_max=2,
+            target_utilization=0.8,
+            etag="1",
+        )
+        self.reservations["tiny", "alpha"] = admin_pb2.Reservation(
+            tenant_id="alpha",
+            model_id="tiny",
+            reserved_milli_mu_per_minute=60_000,
+            burst_ceiling_milli_mu_per_minute=120_000,
+            etag="1",
+        )
+        self.replicas["tiny-r1"] = engine_pb2.Replica(
+            replica_id="tiny-r1",
+            address="127.0.0.1:1",
+            model_id="tiny",
+            hardware="h100",
+            engine="simulated",
+            capacity_milli_mu_per_minute=100_000,
+            state=engine_pb2.REPLICA_STATE_READY,
+            host="host-1",
+        )
+
+    async def check(self, context: Any) -> None:
+        metadata = dict(context.invocation_metadata())
+        if metadata.get("authorization") != f"Bearer {self.token}":
+            await abort(context, UnauthenticatedError("the admin token is wrong", reason=Reason.UNKNOWN_KEY))
+        if self.failure is not None:
+            await abort(context, self.failure)
+
+    async def _put(self, table: Any, key: Any, value: Any, request: Any, context: Any, *, create: bool) -> Any:
+        await self.check(context)
+        self.mutations.append(request)
+        old = table.get(key)
+        if create and old is not None:
+            await abort(context, AlreadyExistsError(f"{key} exists"))
+        if not create and old is None:
+            await abort(context, NotFoundError(f"there is no {key}"))
+        if not create and value.etag and value.etag != old.etag:
+            await abort(context, ConflictError("somebody else changed it: read it again"))
+        stored = type(value)()
+        stored.CopyFrom(value)
+        stored.etag = str(int(old.etag) + 1 if old is not None else 1)
+        if not request.validate_only:
+            table[key] = stored
+        return stored
+
+    async def _take(self, table: Any, key: Any, request: Any, context: Any) -> Any:
+        await self.check(context)
+        self.mutations.append(request)
+        if key not in table:
+            await abort(context, NotFoundError(f"there is no {key}", reason=Reason.NOT_FOUND))
+        if not request.validate_only:
+            del table[key]
+
+    async def CreateTenant(self, request: Any, context: Any) -> Any:
+        if not request.tenant.tenant_id.islower():
+            await abort(context, InvalidArgumentError("tenant_id must be lower case", field="tenant.tenant_id"))
+        return await self._put(self.tenants, request.tenant.tenant_id, request.tenant, request, context, create=True)
+
+    async def GetTenant(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        if request.tenant_id not in self.tenants:
+            await abort(context, NotFoundError(f"no tenant {request.tenant_id}", reason=Reason.UNKNOWN_TENANT))
+        return self.tenants[request.tenant_id]
+
+    async def ListTenants(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        names, size = sorted(self.tenants), request.page_size or 100
+        start = int(request.page_token or 0)
+        token = str(start + size) if start + size < len(names) else ""
+        page = [self.tenants[name] for name in names[start : start + size]]
+        return admin_pb2.ListTenantsResponse(tenants=page, next_page_token=token)
+
+    async def UpdateTenant(self, request: Any, context: Any) -> Any:
+        return await self._put(self.tenants, request.tenant.tenant_id, request.tenant, request, context, create=False)
+
+    async def DeleteTenant(self, request: Any, context: Any) -> Any:
+        await self._take(self.tenants, request.tenant_id, request, context)
+        return admin_pb2.DeleteTenantResponse(keys_revoked=1, reservations_deleted=2)
+
+    async def CreateApiKey(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        self.mutations.append(request)
+        key = admin_pb2.ApiKey(
+            key_id=f"key{len(self.keys)}", tenant_id=request.tenant_id, display_name=request.display_name
+        )
+        if request.validate_only:
+            return admin_pb2.CreateApiKeyResponse(api_key=key)
+        self.keys[key.key_id] = key
+        return admin_pb2.CreateApiKeyResponse(api_key=key, secret_key=f"fl-{key.key_id}-secret")
+
+    async def ListApiKeys(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        keys = [key for key in self.keys.values() if request.tenant_id in ("", key.tenant_id)]
+        return admin_pb2.ListApiKeysResponse(api_keys=keys)
+
+    async def RevokeApiKey(self, request: Any, context: Any) -> Any:
+        await self._take(self.keys, request.key_id, request, context)
+        return admin_pb2.RevokeApiKeyResponse()
+
+    async def CreateModel(self, request: Any, context: Any) -> Any:
+        return await self._put(self.models, request.model.model_id, request.model, request, context, create=True)
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        if request.model_id not in self.models:
+            await abort(context, NotFoundError(f"no model {request.model_id}", reason=Reason.UNKNOWN_MODEL))
+        return self.models[request.model_id]
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        return admin_pb2.ListModelsResponse(models=[self.models[name] for name in sorted(self.models)])
+
+    async def UpdateModel(self, request: Any, context: Any) -> Any:
+        return await self._put(self.models, request.model.model_id, request.model, request, context, create=False)
+
+    async def DeleteModel(self, request: Any, context: Any) -> Any:
+        await self._take(self.models, request.model_id, request, context)
+        return admin_pb2.DeleteModelResponse()
+
+    async def SetReservation(self, request: Any, context: Any) -> Any:
+        wanted = request.reservation
+        key = (wanted.model_id, wanted.tenant_id)
+        return await self._put(self.reservations, key, wanted, request, context, create=key not in self.reservations)
+
+    async def ListReservations(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        chosen = [
+            reservation
+            for key, reservation in sorted(self.reservations.items())
+            if request.model_id in ("", key[0]) and request.tenant_id in ("", key[1])
+        ]
+        return admin_pb2.ListReservationsResponse(reservations=chosen)
+
+    async def DeleteReservation(self, request: Any, context: Any) -> Any:
+        await self._take(self.reservations, (request.model_id, request.tenant_id), request, context)
+        return admin_pb2.DeleteReservationResponse()
+
+    async def ListReplicas(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        chosen = [replica for replica in self.replicas.values() if request.model_id in ("", replica.model_id)]
+        return admin_pb2.ListReplicasResponse(replicas=chosen)
+
+    async def DrainReplica(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        self.mutations.append(request)
+        if request.replica_id not in self.replicas:
+            await abort(context, NotFoundError("no such replica", reason=Reason.UNKNOWN_REPLICA))
+        replica = engine_pb2.Replica()
+        replica.CopyFrom(self.replicas[request.replica_id])
+        replica.state = engine_pb2.REPLICA_STATE_DRAINING
+        if not request.validate_only:
+            self.replicas[request.replica_id] = replica
+        return replica
+
+    async def ListServices(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        return admin_pb2.ListServicesResponse(services=self.services)
+
+
+class _Capacity(capacity_pb2_grpc.CapacityServiceServicer):
+    """The ledger, as it follows from the tables."""
+
+    def __init__(self, control: FakeControlPlane) -> None:
+        self._control = control
+
+    async def ListCapacity(self, request: Any, context: Any) -> Any:
+        await self._control.check(context)
+        answer = capacity_pb2.ListCapacityResponse()
+        answer.compute_time.FromNanoseconds(int((time.time() + self._control.clock_skew_s) * 1e9))
+        for model_id in sorted(self._control.models):
+            if request.model_id not in ("", model_id):
+                continue
+            sold = [entry for key, entry in sorted(self._control.reservations.items()) if key[0] == model_id]
+            ready = [
+                replica
+                for replica in self._control.replicas.values()
+                if replica.model_id == model_id and replica.state == engine_pb2.REPLICA_STATE_READY
+            ]
+            have = sum(replica.capacity_milli_mu_per_minute for replica in ready) * 8 // 10
+            total = sum(entry.reserved_milli_mu_per_minute for entry in sold)
+            model = answer.models.add(
+                model_id=model_id,
+                replicas_ready=len(ready),
+                have_milli_mu_per_minute=have,
+                sold_milli_mu_per_minute=total,
+                used_milli_mu_per_minute=12_000,
+                shortfall_milli_mu_per_minute=max(0, total - have),
+            )
+            for entry in sold:
+                guaranteed = min(entry.reserved_milli_mu_per_minute, have)
+                model.quotas.add(
+                    tenant_id=entry.tenant_id,
+                    model_id=model_id,
+                    reserved_milli_mu_per_minute=entry.reserved_milli_mu_per_minute,
+                    guaranteed_milli_mu_per_minute=guaranteed,
+                    granted_milli_mu_per_minute=guaranteed + 5_000,
+                    burst_ceiling_milli_mu_per_minute=entry.burst_ceiling_milli_mu_per_minute,
+                    wants_milli_mu_per_minute=20_000,
+                    used_milli_mu_per_minute=12_000,
+                )
+        return answer
+
+    async def PlanReservation(self, request: Any, context: Any) -> Any:
+        await self._control.check(context)
+        asked = request.reserved_milli_mu_per_minute
+        return capacity_pb2.PlanReservationResponse(
+            sellable=asked <= 20_000,
+            have_milli_mu_per_minute=80_000,
+            sold_milli_mu_per_minute=60_000 + asked,
+            headroom_milli_mu_per_minute=20_000 - asked,
+            explanation=f"80 MU/min are there and {60 + asked / 1000:g} would be sold.",
+        )
+
+
+class _Limiter(quota_pb2_grpc.RateLimiterServiceServicer):
+    """Every reservation is leased to one router."""
+
+    def __init__(self, control: FakeControlPlane) -> None:
+        self._control = control
+
+    async def ListLeases(self, request: Any, context: Any) -> Any:
+        await self._control.check(context)
+        if self._control.without_limiter:
+            await abort(context, UnavailableError("no leader of ratelimiter is known yet"))
+        table = quota_pb2.LeaseTable(router_id="router-1", epoch=3, table_number=4)
+        table.grant_time.FromNanoseconds(int((time.time() + self._control.clock_skew_s) * 1e9))
+        for (model_id, tenant_id), entry in sorted(self._control.reservations.items()):
+            if request.tenant_id in ("", tenant_id) and request.model_id in ("", model_id):
+                rate = entry.reserved_milli_mu_per_minute
+                table.leases.add(
+                    tenant_id=tenant_id,
+                    model_id=model_id,
+                    rate_milli_mu_per_minute=rate,
+                    burst_milli_mu=rate // 2,
+                    safe_rate_milli_mu_per_minute=rate,
+                )
+        return quota_pb2.ListLeasesResponse(tables=[table])
+
+
+class _Sharding(sharding_pb2_grpc.ShardingServiceServicer):
+    """Every tenant on every replica."""
+
+    def __init__(self, control: FakeControlPlane) -> None:
+        self._control = control
+
+    async def ListAssignments(self, request: Any, context: Any) -> Any:
+        await self._control.check(context)
+        answer = sharding_pb2.ListAssignmentsResponse()
+        for model_id in sorted(self._control.models):
+            if request.model_id in ("", model_id):
+                replicas = [replica.replica_id for replica in self._control.replicas.values()]
+                assignment = answer.assignments.add(model_id=model_id, default_replica_ids=replicas, reason="start")
+                assignment.generation.incarnation, assignment.generation.number = 1, 17
+                assignment.subsets.add(tenant_id="alpha", replica_ids=replicas)
+        return answer
