@@ -231,6 +231,7 @@ class Reservation(_message.Message):
     TIER_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    MODEL_SHORTFALL_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant."""
     model_id: _builtins.str
@@ -245,6 +246,10 @@ class Reservation(_message.Message):
     """Weight among equals, 1 to 1000; 0 means 1."""
     etag: _builtins.str
     """Version for updates. Set by the server, not stored."""
+    model_shortfall_milli_mu_per_minute: _builtins.int
+    """Part of all reservations of the model that live capacity does not cover now, milli-MU per minute. Set by the server
+    in the answer to SetReservation, as far as the allocator can be asked; not stored.
+    """
     def __init__(
         self,
         *,
@@ -255,10 +260,11 @@ class Reservation(_message.Message):
         tier: _builtins.int = ...,
         weight: _builtins.int = ...,
         etag: _builtins.str = ...,
+        model_shortfall_milli_mu_per_minute: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_ceiling_milli_mu_per_minute", b"burst_ceiling_milli_mu_per_minute", "etag", b"etag", "model_id", b"model_id", "reserved_milli_mu_per_minute", b"reserved_milli_mu_per_minute", "tenant_id", b"tenant_id", "tier", b"tier", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_ceiling_milli_mu_per_minute", b"burst_ceiling_milli_mu_per_minute", "etag", b"etag", "model_id", b"model_id", "model_shortfall_milli_mu_per_minute", b"model_shortfall_milli_mu_per_minute", "reserved_milli_mu_per_minute", b"reserved_milli_mu_per_minute", "tenant_id", b"tenant_id", "tier", b"tier", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

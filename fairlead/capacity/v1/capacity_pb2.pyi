@@ -96,7 +96,9 @@ class Quota(_message.Message):
     guaranteed_milli_mu_per_minute: _builtins.int
     """The part of the reservation that live capacity covers, milli-MU per minute."""
     granted_milli_mu_per_minute: _builtins.int
-    """What the tenant may use now: guaranteed plus lent capacity, milli-MU per minute."""
+    """What the tenant may use now, milli-MU per minute: guaranteed, plus what it is lent; less what it lends to others
+    while it does not want it, which is at most half of guaranteed and comes back when its wants rise.
+    """
     burst_ceiling_milli_mu_per_minute: _builtins.int
     """Ceiling of granted, milli-MU per minute; 0 means no burst beyond the reservation."""
     wants_milli_mu_per_minute: _builtins.int

@@ -76,6 +76,7 @@ class ReportWantsRequest(_message.Message):
     APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
     APPLIED_TABLE_NUMBER_FIELD_NUMBER: _builtins.int
     WANTS_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """The router, stable over restarts."""
     incarnation_id: _builtins.str
@@ -86,6 +87,10 @@ class ReportWantsRequest(_message.Message):
     """Epoch of the lease table the router applies now; 0 for none."""
     applied_table_number: _builtins.int
     """Number of the lease table the router applies now, within its epoch; 0 for none."""
+    leaving: _builtins.bool
+    """The router admits nothing under its leases any more and goes away: they are free for others at once. Sent with the
+    last report of an orderly shutdown; the answer holds an empty table.
+    """
     @_builtins.property
     def wants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Want]:
         """One entry per (tenant, model) with demand lately or requests in flight."""
@@ -99,10 +104,11 @@ class ReportWantsRequest(_message.Message):
         applied_epoch: _builtins.int = ...,
         applied_table_number: _builtins.int = ...,
         wants: _abc.Iterable[Global___Want] | None = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "applied_table_number", b"applied_table_number", "incarnation_id", b"incarnation_id", "report_number", b"report_number", "router_id", b"router_id", "wants", b"wants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "applied_table_number", b"applied_table_number", "incarnation_id", b"incarnation_id", "leaving", b"leaving", "report_number", b"report_number", "router_id", b"router_id", "wants", b"wants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -190,6 +196,7 @@ class LeaseTable(_message.Message):
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
     GRANT_TIME_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
+    OUTSTANDING_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """The router."""
     incarnation_id: _builtins.str
@@ -212,6 +219,12 @@ class LeaseTable(_message.Message):
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
         """The leases, sorted by model then tenant."""
 
+    @_builtins.property
+    def outstanding(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lease]:
+        """Where the router, or an earlier process of it, may still be spending more under older tables: the highest rate
+        possible, for the limiter that takes over next. Routers ignore it; only tenant, model and rate are set.
+        """
+
     def __init__(
         self,
         *,
@@ -223,10 +236,11 @@ class LeaseTable(_message.Message):
         lease_duration: _duration_pb2.Duration | None = ...,
         grant_time: _timestamp_pb2.Timestamp | None = ...,
         leases: _abc.Iterable[Global___Lease] | None = ...,
+        outstanding: _abc.Iterable[Global___Lease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grant_time", b"grant_time", "lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "grant_time", b"grant_time", "incarnation_id", b"incarnation_id", "lease_duration", b"lease_duration", "leases", b"leases", "report_number", b"report_number", "router_id", b"router_id", "table_number", b"table_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "grant_time", b"grant_time", "incarnation_id", b"incarnation_id", "lease_duration", b"lease_duration", "leases", b"leases", "outstanding", b"outstanding", "report_number", b"report_number", "router_id", b"router_id", "table_number", b"table_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
