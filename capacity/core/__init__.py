@@ -1,0 +1,1 @@
+"""Pure decisions of the capacity allocator: no I/O, no clock, no randomness."""

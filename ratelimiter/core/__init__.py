@@ -1,0 +1,1 @@
+"""Pure decisions of the rate limiter: no I/O, no clock, no randomness."""

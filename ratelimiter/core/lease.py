@@ -1,0 +1,231 @@
+"""The limiter's state machine: quotas and reports go in, lease tables come out.
+
+The promise, per workload and at every instant: the rates that all routers together could be spending under any table
+they were given, whether it arrived, arrived late or out of order, or was lost, never exceed the largest quota that was
+in force within one lease duration. For a quota that does not change that is simply the quota.
+
+How it is kept:
+
+- A table counts from the moment it is made, before it is delivered, until the router acknowledges a newer one
+  (`Report.applied`) or it expires. A router applies one table at a time, so per router process the largest rate counts.
+- A router is granted at most what the others do not hold at that moment. So when A's share moves to B, A's table
+  shrinks first, and B's grows once A has acknowledged: two to three report intervals.
+- Lease time is counted here from the *arrival* of the report that a table answers, at the router from its *sending*:
+  the router stops first. A small guard covers clocks that run at different speeds.
+- A restarted router is another process: what the old one holds counts until it expires, and is not available to
+  anyone, unless it said goodbye.
+- A new leader counts the stored tables, with what they say is outstanding beside them, for a full lease duration.
+
+Example: quota 100, A wants 100 and holds 99. B reports that it wants 100: its target is 50, but only 1 is free, so it
+gets 1, and A is sent a table of 50. A's next report acknowledges it, and B is sent 50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from common.clock import MonotonicNs
+from fairlead.errors import InvalidArgumentError, NotLeaderError
+from model_units.units import MilliModelUnits
+from model_units.units import MilliModelUnitsPerMinute as Rate
+from ratelimiter.core.fill import split_quota
+from ratelimiter.core.roster import Changes, Roster
+from ratelimiter.core.session import Issued, Session
+from ratelimiter.core.values import NO_TABLE, Actions, Lease, Quota, Report, Table, Version, Want, Workload
+
+# Clocks of two machines may differ in speed: NTP slews by at most 0.05 %; 1 % leaves ample room.
+_GUARD_PART = 100
+# A change is worth an unasked table when it moves more than 1/8 of the quota; smaller ones ride on the next answer.
+_PUSH_PART = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How leases are granted.
+
+    Attributes:
+        lease_ns: How long a lease runs.
+        burst_window_s: Burst = rate x this, seconds.
+    """
+
+    lease_ns: int
+    burst_window_s: int
+
+
+class Limiter:
+    """One leadership's worth of leases. Made anew for every epoch.
+
+    Args:
+        epoch: The leader's fencing epoch.
+        terms: How leases are granted.
+    """
+
+    def __init__(self, epoch: int, terms: Terms) -> None:
+        self.epoch = epoch
+        self._terms = terms
+        self._table_number = 0
+        self._quotas: dict[Workload, Quota] = {}
+        self._roster = Roster()
+        self._targets: dict[Workload, dict[str, int]] = {}
+        self._dirty: set[Workload] = set()
+
+    def learn(self, tables: Iterable[Table], now: MonotonicNs) -> None:
+        """Counts the tables an earlier leader left in the store, before anything is granted.
+
+        Args:
+            tables: The newest stored table of every router.
+            now: Read after the tables were.
+        """
+        for table in tables:
+            self._roster.learn(table, self._end_of(now, table.lease_ns))
+
+    def set_quotas(self, quotas: Mapping[Workload, Quota]) -> None:
+        """Replaces all quotas; a workload that is absent has none."""
+        changed = {w for w in self._quotas.keys() | quotas.keys() if self._quotas.get(w) != quotas.get(w)}
+        self._quotas = dict(quotas)
+        self._absorb(Changes(changed))
+
+    def report(self, report: Report, now: MonotonicNs) -> Table:
+        """Takes a router's report.
+
+        Args:
+            report: What arrived; late and repeated ones are harmless.
+            now: When it arrived.
+
+        Returns:
+            The router's leases from now on. They count as outstanding already.
+
+        Raises:
+            ConflictError: A newer process of this router has reported, or this one has left.
+            NotLeaderError: The router applies a table of a newer leader.
+            InvalidArgumentError: The router claims a table that was never granted.
+        """
+        if report.applied.epoch > self.epoch:
+            raise NotLeaderError(f"router {report.router_id} already follows epoch {report.applied.epoch}")
+        if report.applied > Version(self.epoch, self._table_number):
+            raise InvalidArgumentError(
+                f"router {report.router_id} claims table {report.applied.number}, which was never granted",
+                field="applied_table_number",
+            )
+        self._absorb(self._roster.expire(now))
+        session, new = self._roster.enter(report.router_id, report.incarnation_id)
+        if new:
+            self._absorb(Changes(membership=True))
+        if report.applied != NO_TABLE:
+            self._absorb(Changes(session.acknowledge(report.applied)))
+        if report.number > session.report_number:
+            session.report_number = report.number
+            session.expires_ns = max(session.expires_ns, self._end_of(now, self._terms.lease_ns))
+            self._absorb(Changes(session.take_wants(report.wants)))
+        elif session.table is not None:
+            return session.table
+        return self._issue(session)
+
+    def leave(self, router_id: str, incarnation_id: str) -> None:
+        """A router process says goodbye: it applies no lease any more, and late reports of it are refused."""
+        self._absorb(self._roster.leave(router_id, incarnation_id))
+
+    def tick(self, now: MonotonicNs) -> Actions:
+        """What is due without being asked: tables that change notably, and routers that are gone.
+
+        Args:
+            now: Call it after every change and at least once a second.
+        """
+        self._absorb(self._roster.expire(now))
+        live = [session for session in self._roster.live() if session.table is not None]
+        due: dict[str, Session] = {}
+        for workload in sorted(self._dirty):
+            for session in live:
+                if session.router_id not in due and self._is_notable(session, workload):
+                    due[session.router_id] = session
+        self._dirty.clear()
+        return Actions(tuple(self._issue(session) for session in due.values()), self._roster.take_gone())
+
+    def demand(self) -> dict[Workload, Want] | None:
+        """Wants, use and holds over all routers; None while a router of the last leader has not been heard yet."""
+        total: dict[Workload, list[int]] = {}
+        for session in self._roster.live():
+            if not session.reported:
+                return None
+            for workload, want in session.wants.items():
+                sums = total.setdefault(workload, [0, 0, 0])
+                sums[0] += want.wants
+                sums[1] += want.used
+                sums[2] += want.held
+        return {w: Want(Rate(wants), Rate(used), MilliModelUnits(held)) for w, (wants, used, held) in total.items()}
+
+    def outstanding(self, workload: Workload) -> int:
+        """What all routers together could be spending of a workload, milli-MU per minute."""
+        return self._roster.held(workload)
+
+    def tables(self) -> list[Table]:
+        """The newest table of every live router that has one, sorted by router."""
+        return [session.table for session in self._roster.live() if session.table is not None]
+
+    @property
+    def routers_live(self) -> int:
+        """Routers that hold or may get leases."""
+        return len(self._roster.live())
+
+    def _absorb(self, changes: Changes) -> None:
+        if changes.membership:
+            self._targets.clear()
+            self._dirty.update(self._quotas)
+        for workload in changes.workloads:
+            self._targets.pop(workload, None)
+        self._dirty |= changes.workloads
+
+    def _quota(self, workload: Workload) -> int:
+        quota = self._quotas.get(workload)
+        return quota.granted if quota else 0
+
+    def _end_of(self, now: MonotonicNs, lease_ns: int) -> MonotonicNs:
+        return MonotonicNs(now + lease_ns + lease_ns // _GUARD_PART)
+
+    def _is_notable(self, session: Session, workload: Workload) -> bool:
+        """Whether a router's rate should change now rather than with its next answer."""
+        lease = session.table.leases.get(workload) if session.table else None
+        has, quota = (int(lease.rate) if lease else 0), self._quota(workload)
+        return has > quota or abs(self._rate_for(session, workload) - has) > quota // _PUSH_PART
+
+    def _issue(self, session: Session) -> Table:
+        rates = {workload: self._rate_for(session, workload) for workload in sorted(self._quotas)}
+        rates = {workload: rate for workload, rate in rates.items() if rate > 0}
+        self._table_number += 1
+        version = Version(self.epoch, self._table_number)
+        session.issue(Issued(version, rates, session.expires_ns))
+        held = self._roster.held_by_router(session.router_id)
+        session.table = Table(
+            router_id=session.router_id,
+            incarnation_id=session.incarnation_id,
+            version=version,
+            report_number=session.report_number,
+            lease_ns=self._terms.lease_ns,
+            leases={workload: self._lease(workload, rate) for workload, rate in rates.items()},
+            outstanding={w: Rate(held[w]) for w in sorted(held) if held[w] > rates.get(w, 0)},
+        )
+        return session.table
+
+    def _lease(self, workload: Workload, rate: int) -> Lease:
+        quota = self._quotas[workload]
+        # The outstanding rates never exceed the quota, so safe rates in this proportion never exceed the guarantee.
+        safe_rate = quota.guaranteed * rate // quota.granted
+        return Lease(Rate(rate), MilliModelUnits(rate * self._terms.burst_window_s // 60), Rate(safe_rate))
+
+    def _rate_for(self, session: Session, workload: Workload) -> int:
+        """What a router may be granted now: its target, as far as the others do not hold it."""
+        target = self._target(workload).get(session.router_id, 0)
+        free = self._quota(workload) - self._roster.held(workload, but=session)
+        return max(0, min(target, free))
+
+    def _target(self, workload: Workload) -> dict[str, int]:
+        """Where each live router's rate should end up once everyone has acknowledged."""
+        target = self._targets.get(workload)
+        if target is None:
+            live = self._roster.live()
+            wants = [int(s.wants[workload].wants) if workload in s.wants else 0 for s in live]
+            free = max(0, self._quota(workload) - self._roster.held_by_the_gone(workload))
+            shares = split_quota(free, wants)
+            target = self._targets[workload] = {s.router_id: share for s, share in zip(live, shares, strict=True)}
+        return target

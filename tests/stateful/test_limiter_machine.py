@@ -1,0 +1,252 @@
+"""The limiter against a naive model of everything routers, networks and leaders can do to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from common.clock import NS_PER_S, MonotonicNs
+from fairlead.errors import ConflictError
+from model_units.units import MilliModelUnits
+from model_units.units import MilliModelUnitsPerMinute as Rate
+from ratelimiter.core.lease import Limiter, Terms
+from ratelimiter.core.roster import Roster
+from ratelimiter.core.session import Issued, Session
+from ratelimiter.core.values import NO_TABLE, Quota, Report, Table, Version, Want, Workload
+
+LEASE_NS = 10 * NS_PER_S
+# The limiter's guard: it counts a lease 1 % longer than the router does.
+COUNTED_NS = LEASE_NS + LEASE_NS // 100
+WORKLOADS = (Workload("m", "a"), Workload("m", "b"))
+ROUTERS = ("r0", "r1", "r2")
+
+
+@dataclass
+class Process:
+    """A router process as the world sees it: what it sent when, and every table that was ever written for it."""
+
+    router_id: str
+    incarnation_id: str
+    sent_ns: list[int] = field(default_factory=list)
+    written: list[Table] = field(default_factory=list)
+    applied: Version = NO_TABLE
+    left: bool = False
+
+    def worst_case(self, workload: Workload, now: int) -> int:
+        """The most it could be spending: any unexpired table it applies now or could still come to apply."""
+        if self.left:
+            return 0
+        rates = [
+            int(table.leases[workload].rate)
+            for table in self.written
+            if workload in table.leases
+            and table.version >= self.applied
+            and self.sent_ns[table.report_number - 1] + LEASE_NS > now
+        ]
+        return max(rates, default=0)
+
+
+class LimiterMachine(RuleBasedStateMachine):
+    """Random interleavings of reports, losses, delays, restarts, quota changes and takeovers."""
+
+    @initialize()
+    def start(self) -> None:
+        self.now = NS_PER_S
+        self.epoch = 1
+        self.limiter = self.new_limiter()
+        self.quotas: dict[Workload, Quota] = {}
+        self.quota_history: list[tuple[int, dict[Workload, Quota]]] = [(0, {})]
+        self.current: dict[str, Process] = {}
+        self.processes: list[Process] = []
+        self.delayed: list[Report] = []
+        self.unwritten: list[Table] = []
+        self.store: dict[str, Table] = {}
+        for router_id in ROUTERS:
+            self.restart(router_id)
+
+    def new_limiter(self) -> Limiter:
+        return Limiter(self.epoch, Terms(LEASE_NS, burst_window_s=30))
+
+    def ns(self) -> MonotonicNs:
+        return MonotonicNs(self.now)
+
+    @rule(router_id=st.sampled_from(ROUTERS))
+    def restart(self, router_id: str) -> None:
+        """The old process may be cut off rather than dead: it stays in the sum until its leases end."""
+        process = Process(router_id, f"p{len(self.processes)}")
+        self.current[router_id] = process
+        self.processes.append(process)
+
+    @rule(
+        router_id=st.sampled_from(ROUTERS),
+        wants=st.tuples(*[st.integers(0, 200)] * 2),
+        delayed=st.booleans(),
+    )
+    def send_report(self, router_id: str, wants: tuple[int, int], delayed: bool) -> None:
+        process = self.current[router_id]
+        if process.left:
+            return
+        process.sent_ns.append(self.now)
+        wanted = {w: Want(Rate(rate), Rate(0), MilliModelUnits(0)) for w, rate in zip(WORKLOADS, wants, strict=True)}
+        report = Report(router_id, process.incarnation_id, len(process.sent_ns), process.applied, wanted)
+        if delayed:
+            self.delayed.append(report)
+        else:
+            self.arrive(report)
+
+    @rule(router_id=st.sampled_from(ROUTERS), wants=st.tuples(*[st.integers(0, 200)] * 2))
+    def healthy_exchange(self, router_id: str, wants: tuple[int, int]) -> None:
+        """A report, its answer written and applied at once: how it goes nearly always."""
+        self.send_report(router_id, wants, delayed=False)
+        self.write(len(self.unwritten))
+        process = self.current[router_id]
+        process.applied = max([process.applied, *(table.version for table in process.written)])
+
+    @precondition(lambda self: self.delayed)
+    @rule(data=st.data(), again=st.booleans())
+    def late_report_arrives(self, data: st.DataObject, again: bool) -> None:
+        report = data.draw(st.sampled_from(self.delayed))
+        if not again:
+            self.delayed.remove(report)
+        self.arrive(report)
+
+    def arrive(self, report: Report) -> None:
+        try:
+            self.unwritten.append(self.limiter.report(report, self.ns()))
+        except ConflictError:
+            assert any(p.incarnation_id == report.incarnation_id for p in self.processes)
+
+    @rule()
+    def tick(self) -> None:
+        actions = self.limiter.tick(self.ns())
+        self.unwritten.extend(actions.tables)
+        for router_id in actions.routers_gone:
+            self.store.pop(router_id, None)
+
+    @rule(count=st.integers(1, 5))
+    def write(self, count: int) -> None:
+        """The leader's commits land, in order."""
+        for table in self.unwritten[:count]:
+            self.store[table.router_id] = table
+            self.process_of(table).written.append(table)
+        del self.unwritten[:count]
+
+    def process_of(self, table: Table) -> Process:
+        return next(p for p in self.processes if p.incarnation_id == table.incarnation_id)
+
+    @rule(data=st.data())
+    def apply(self, data: st.DataObject) -> None:
+        """A router receives any table written for it, by answer or by watch, in any order; it never goes back."""
+        process = data.draw(st.sampled_from(self.processes))
+        newer = [table for table in process.written if table.version > process.applied]
+        if newer:
+            process.applied = data.draw(st.sampled_from(newer)).version
+
+    @rule(router_id=st.sampled_from(ROUTERS))
+    def leave(self, router_id: str) -> None:
+        process = self.current[router_id]
+        process.left = True
+        self.limiter.leave(router_id, process.incarnation_id)
+
+    @rule(granted=st.tuples(*[st.integers(0, 150)] * 2))
+    def change_quotas(self, granted: tuple[int, int]) -> None:
+        self.quotas = {w: Quota(Rate(q), Rate(q // 2)) for w, q in zip(WORKLOADS, granted, strict=True) if q}
+        self.quota_history.append((self.now, self.quotas))
+        self.limiter.set_quotas(self.quotas)
+
+    @rule(seconds=st.sampled_from([0.3, 1.0, 4.0, 9.0, 10.5]))
+    def advance(self, seconds: float) -> None:
+        self.now += round(seconds * NS_PER_S)
+
+    @rule()
+    def takeover(self) -> None:
+        """Another instance wins: what was not written by then never will be."""
+        self.unwritten.clear()
+        self.epoch += 1
+        self.limiter = self.new_limiter()
+        self.limiter.learn(self.store.values(), self.ns())
+        self.limiter.set_quotas(self.quotas)
+
+    @invariant()
+    def worst_case_is_within_the_quota(self) -> None:
+        for workload in WORKLOADS:
+            worst = sum(process.worst_case(workload, self.now) for process in self.processes)
+            assert worst <= self.largest_quota(workload), f"{workload} over-granted"
+
+    def largest_quota(self, workload: Workload) -> int:
+        """The largest quota in force at any time within one counted lease duration."""
+        since, largest = self.now - COUNTED_NS, 0
+        ends = [start for start, _ in self.quota_history[1:]] + [self.now + 1]
+        for (_, quotas), end in zip(self.quota_history, ends, strict=True):
+            if end >= since and workload in quotas:
+                largest = max(largest, quotas[workload].granted)
+        return largest
+
+    @invariant()
+    def limiter_counts_no_less_than_the_world(self) -> None:
+        for workload in WORKLOADS:
+            worst = sum(process.worst_case(workload, self.now) for process in self.processes)
+            assert worst <= self.limiter.outstanding(workload), f"{workload} undercounted"
+
+    @invariant()
+    def safe_rates_stay_within_the_guarantee(self) -> None:
+        for workload, quota in self.quotas.items():
+            newest = [table.leases[workload] for table in self.limiter.tables() if workload in table.leases]
+            if sum(lease.rate for lease in newest) <= quota.granted:
+                assert all(lease.safe_rate >= 0 and lease.burst == lease.rate * 30 // 60 for lease in newest)
+
+
+LimiterMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestLimiter = LimiterMachine.TestCase
+
+
+def count_only_the_newest(session: Session, issued: Issued) -> None:
+    session.release()
+    session.spendable = dict(issued.rates)
+    session._issued = [issued]
+
+
+def learn_nothing(roster: Roster, table: Table, ends_ns: MonotonicNs) -> None:
+    pass
+
+
+LEARN = Roster.learn
+
+
+def learn_without_what_is_outstanding(roster: Roster, table: Table, ends_ns: MonotonicNs) -> None:
+    LEARN(roster, replace(table, outstanding={}), ends_ns)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "bug"),
+    [
+        (Session, "issue", count_only_the_newest),
+        (Roster, "learn", learn_nothing),
+        (Roster, "learn", learn_without_what_is_outstanding),
+    ],
+)
+def test_machine_notices(owner: type, method: str, bug: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that the machine can fail: with one safety rule switched off it finds an over-grant."""
+    monkeypatch.setattr(owner, method, bug)
+    search = settings(
+        max_examples=2_000,
+        stateful_step_count=40,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        derandomize=True,
+    )
+    with pytest.raises(AssertionError, match=r"over-granted|undercounted"):
+        run_state_machine_as_test(LimiterMachine, settings=search)
