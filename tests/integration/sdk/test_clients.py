@@ -22,9 +22,9 @@ from fairlead import (
     UnauthenticatedError,
     UnavailableError,
 )
-from tests.support.waiting import eventually
 from tests.support.fake_platform import FakePlatform
 from tests.support.ports import free_port
+from tests.support.waiting import eventually
 
 KEY = "fl-key-alpha"
 

@@ -51,7 +51,12 @@ class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
         for name in (*LEADERS, "router"):
             self.services.append(
                 admin_pb2.ServiceInstance(
-                    service=name, instance_id=f"{name}-1", address="127.0.0.1:1", leader=name != "router", epoch=7, pid=1
+                    service=name,
+                    instance_id=f"{name}-1",
+                    address="127.0.0.1:1",
+                    leader=name != "router",
+                    epoch=7,
+                    pid=1,
                 )
             )
 

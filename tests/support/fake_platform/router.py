@@ -48,7 +48,7 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer):
     keys: dict[str, str] = field(default_factory=lambda: {"fl-key-alpha": "alpha", "fl-key-beta": "beta"})
     models: list[inference_pb2.ModelInfo] = field(default_factory=lambda: [MODEL])
     refusals: deque[FairleadError] = field(default_factory=deque)
-    """The next tries end with these before the first token."""
+    """The next tries of Generate and StreamGenerate end with these before the first token."""
     break_after_tokens: int | None = None
     """Streams break after so many tokens."""
     stop_silently_after: int | None = None
@@ -67,7 +67,7 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer):
         key = metadata.get("authorization", "").removeprefix("Bearer ")
         if key not in self.keys:
             await abort(context, UnauthenticatedError("this key is unknown: create one", reason=Reason.UNKNOWN_KEY))
-        if self.refusals:
+        if self.refusals and method != "ListModels":
             await abort(context, self.refusals.popleft())
         if method != "ListModels" and request.model not in {model.id for model in self.models}:
             await abort(context, NotFoundError(f"no model {request.model}", reason=Reason.UNKNOWN_MODEL))
