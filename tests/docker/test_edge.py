@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from deploy.docker.edge import Edge, EdgeConfig, connect_order
+from deploy.docker.edge.backends import connect_order
+from deploy.docker.edge.config import EdgeConfig
+from deploy.docker.edge.service import Edge
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
