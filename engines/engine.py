@@ -1,7 +1,7 @@
 """The Engine protocol: the one seam between a replica agent and whatever runs the model.
 
-An adapter (Triton, simulated, OpenAI-compatible, ...) implements it; the agent owns everything else: the priority queue,
-admission, probes, the progress watchdog, registration and load reports.
+An adapter (Triton, simulated, OpenAI-compatible, ...) implements it; the agent owns everything else: the priority
+queue, admission, probes, the progress watchdog, registration and load reports.
 """
 
 from __future__ import annotations

@@ -1,0 +1,137 @@
+"""The replica's own record in the store: what it is, and the state it is in."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+
+from common import keys
+from common.clock import Clock
+from common.registration import Registration
+from common.store import Store
+from engines.agent.notices import Notices
+from engines.engine import EngineDescription
+from fairlead.engine.v1 import engine_pb2
+from model_units.units import MilliModelUnitsPerMinute
+
+State = engine_pb2.ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaIdentity:
+    """What does not change while the agent lives.
+
+    Attributes:
+        model_id: The model it serves.
+        hardware: Hardware label.
+        engine: Engine label.
+        slot: The seat it was started for, or empty.
+        rack: Failure domain, or empty.
+        capacity: What it serves at its latency objective, mMU per minute.
+    """
+
+    model_id: str
+    hardware: str
+    engine: str
+    slot: str
+    rack: str
+    capacity: MilliModelUnitsPerMinute
+
+
+class ReplicaRecord:
+    """Keeps the record at replicas/{id} true: every change is written at once.
+
+    Args:
+        store: Where to.
+        identity: What the replica is.
+        clock: For the start time.
+        changed: Told of every change of state.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        identity: ReplicaIdentity,
+        *,
+        clock: Clock,
+        changed: Notices,
+    ) -> None:
+        self._changed = changed
+        self._replica = engine_pb2.Replica(
+            replica_id=f"{identity.model_id}-{secrets.token_hex(4)}",
+            model_id=identity.model_id,
+            hardware=identity.hardware,
+            engine=identity.engine,
+            capacity_milli_mu_per_minute=identity.capacity,
+            state=State.REPLICA_STATE_STARTING,
+            host=socket.gethostname(),
+            rack=identity.rack,
+            agent_pid=os.getpid(),
+            slot=identity.slot,
+        )
+        self._replica.start_time.FromNanoseconds(clock.wall_ns())
+        self._draining = False
+        self._registration = Registration(
+            store, keys.replica(self._replica.replica_id), self._replica.SerializeToString
+        )
+
+    @property
+    def replica_id(self) -> str:
+        """Unique for every start of an agent."""
+        return self._replica.replica_id
+
+    @property
+    def state(self) -> engine_pb2.ReplicaState.ValueType:
+        """The state in force."""
+        return self._replica.state
+
+    @property
+    def draining(self) -> bool:
+        """Whether the replica was told to drain; it never takes requests again."""
+        return self._draining
+
+    def set_addresses(self, address: str, ops_address: str) -> None:
+        """Says where the agent listens; to be known before `run`.
+
+        Args:
+            address: host:port of its gRPC server.
+            ops_address: host:port of its ops server.
+        """
+        self._replica.address = address
+        self._replica.ops_address = ops_address
+
+    async def run(self) -> None:
+        """Keeps the record in the store until cancelled, then removes it."""
+        await self._registration.run()
+
+    def set_state(self, state: engine_pb2.ReplicaState.ValueType) -> None:
+        """Publishes a state; once draining, only that."""
+        shown = State.REPLICA_STATE_DRAINING if self._draining else state
+        if shown != self._replica.state:
+            self._replica.state = shown
+            self._publish()
+
+    def drain(self) -> None:
+        """Publishes DRAINING, for good."""
+        self._draining = True
+        self.set_state(State.REPLICA_STATE_DRAINING)
+
+    def set_engine(self, description: EngineDescription, process_id: int) -> None:
+        """Publishes what the engine says of itself."""
+        self._replica.engine_version = description.version
+        self._replica.sequences_max = description.sequences_max
+        self._replica.kv_capacity_tokens = description.kv_capacity_tokens
+        self._replica.context_tokens = description.context_tokens
+        self._replica.engine_pid = process_id
+        self._publish()
+
+    def count_restart(self) -> None:
+        """Publishes one restart of the engine more."""
+        self._replica.engine_restarts += 1
+        self._publish()
+
+    def _publish(self) -> None:
+        self._registration.update()
+        self._changed.notify()

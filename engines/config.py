@@ -1,0 +1,74 @@
+"""Settings of a replica: its agent and the engine beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from common.config import CommonConfig, setting
+from engines.agent.core.health import HealthLimits
+from fairlead.errors import InvalidArgumentError
+from model_units.units import REPLICA_CAPACITY
+
+SERVICE: Final = "engines"
+
+SIMULATED: Final = "simulated"
+TRITON: Final = "triton"
+
+_HEALTH: Final = HealthLimits()
+_DEFAULT_HARDWARE: Final = {SIMULATED: "h100", TRITON: "cpu-2core"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig(CommonConfig):
+    """What a replica needs to know."""
+
+    engine: str = setting(SIMULATED, "what runs the model", choices=(SIMULATED, TRITON))
+    model_id: str = setting("", "id of the model it serves; required")
+    hardware: str = setting("", "hardware label; empty means h100 simulated, cpu-2core with Triton")
+    slot: str = setting("", "the seat the actuator started this replica for")
+    rack: str = setting("", "failure domain beyond the host")
+    capacity_milli_mu_per_minute: int = setting(
+        int(REPLICA_CAPACITY), "what it serves at its latency objective, mMU per minute", minimum=1, maximum=10**12
+    )
+    sequences_max: int = setting(0, "most sequences at once; 0 means the engine's default", minimum=0, maximum=2048)
+    queued_max: int = setting(512, "most requests that wait in the agent", minimum=0, maximum=1_000_000)
+    stall_floor_s: float = setting(
+        _HEALTH.stall_floor_s, "least time without a token, with work inside, that means a hang", minimum=0.1
+    )
+    longest_step_s: float = setting(
+        _HEALTH.longest_step_s, "longest legitimate step; five of them raise the stall time", minimum=0
+    )
+    probe_interval_s: float = setting(_HEALTH.probe_interval_s, "pause between probes of an idle engine", minimum=0.1)
+    probe_timeout_s: float = setting(
+        _HEALTH.probe_timeout_s, "a probe without an answer counts as failed once per this time", minimum=0.1
+    )
+    start_max_s: float = setting(600.0, "longest start of the engine before it is tried again", minimum=1)
+    cold_start_s: float = setting(0.0, "simulated engine: how long loading takes", minimum=0, maximum=3600)
+    dialect: str = setting("", "Triton: tensors of our own server's model", choices=("", "ensemble", "llmapi"))
+    endpoint: str = setting("", "Triton: host:port of a running server; empty starts our own")
+    model_name: str = setting("", "Triton: the model's name on a running server; empty finds it")
+    model_directory: str = setting("", "Triton: folder of the model; empty means the tiny model that ships")
+    work_directory: str = setting("", "Triton: where its repository and log go; empty means a temporary folder")
+    kv_capacity_tokens: int = setting(0, "Triton: KV cache, tokens; 0 means the engine's default", minimum=0)
+    threads: int = setting(1, "Triton: inference threads of our own server", minimum=1, maximum=1024)
+    otlp_traces_url: str = setting("", "Triton: OTLP/HTTP URL for our own server's spans; empty for none")
+
+    def __post_init__(self) -> None:
+        if not self.model_id:
+            raise InvalidArgumentError("model_id is required: --model-id names the model this replica serves")
+
+    @property
+    def hardware_label(self) -> str:
+        """The hardware label, with the default filled in."""
+        return self.hardware or _DEFAULT_HARDWARE[self.engine]
+
+    @property
+    def health(self) -> HealthLimits:
+        """How patient the agent is with its engine."""
+        return HealthLimits(
+            stall_floor_s=self.stall_floor_s,
+            longest_step_s=self.longest_step_s,
+            probe_interval_s=self.probe_interval_s,
+            probe_timeout_s=self.probe_timeout_s,
+        )

@@ -1,0 +1,176 @@
+"""Constructs a replica, the agent and its engine, and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+
+from common.clock import SystemClock
+from common.etcd_store import EtcdStore
+from common.logs import get_logger
+from common.ops import OpsServer
+from common.rpc import GrpcServer
+from common.telemetry import Telemetry
+from engines.agent.dispatcher import Dispatcher
+from engines.agent.metrics import AgentMetrics
+from engines.agent.notices import Notices
+from engines.agent.observed import Observer
+from engines.agent.record import ReplicaIdentity, ReplicaRecord
+from engines.agent.reports import LoadReporter
+from engines.agent.service import SERVICE as ENGINE_SERVICE
+from engines.agent.service import EngineServicer
+from engines.agent.supervisor import Supervisor, SupervisorLimits
+from engines.config import SERVICE, SIMULATED, EngineConfig
+from engines.engine import Engine
+from engines.simulated.engine import SimulatedEngine
+from engines.simulated.hardware import hardware
+from engines.simulated.service import SERVICE as FAULT_SERVICE
+from engines.simulated.service import FaultServicer
+from engines.simulated.step_machine import SchedulerLimits
+from fairlead.engine.v1 import engine_pb2_grpc
+from model_units.units import MilliModelUnitsPerMinute
+
+log = get_logger(__name__)
+
+_LOOK_S = 0.05
+_LAST_CALLS_S = 1.0
+
+
+def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
+    """The engine the settings ask for.
+
+    Args:
+        config: The settings.
+        work_directory: A folder of the engine's own.
+
+    Raises:
+        InvalidArgumentError: Its hardware is unknown.
+    """
+    if config.engine == SIMULATED:
+        defaults = SchedulerLimits()
+        return SimulatedEngine(
+            hardware(config.hardware_label),
+            SchedulerLimits(sequences_max=config.sequences_max or defaults.sequences_max),
+            cold_start_s=config.cold_start_s,
+        )
+    # Imported here because a simulated replica needs none of Triton's packages.
+    from engines.triton.adapter import TINY_MODEL, TritonEngine, TritonSettings
+    from engines.triton.tensors import Dialect
+
+    own = TritonSettings(work_directory=work_directory)
+    return TritonEngine(
+        TritonSettings(
+            work_directory=work_directory,
+            endpoint=config.endpoint,
+            dialect=Dialect(config.dialect) if config.dialect else own.dialect,
+            model_directory=Path(config.model_directory) if config.model_directory else TINY_MODEL,
+            model_name=config.model_name,
+            threads=config.threads,
+            sequences_max=config.sequences_max or own.sequences_max,
+            kv_capacity_tokens=config.kv_capacity_tokens or own.kv_capacity_tokens,
+            otlp_traces_url=config.otlp_traces_url,
+        )
+    )
+
+
+async def serve(config: EngineConfig, stop: asyncio.Event) -> None:
+    """Runs the replica until `stop` is set, then finishes what is in flight and ends the engine.
+
+    Args:
+        config: Its settings.
+        stop: Set to end it.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = config.work_directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-engine-"))
+        await _serve(config, build_engine(config, Path(folder)), stop)
+
+
+async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> None:
+    clock = SystemClock()
+    telemetry = Telemetry(SERVICE, config)
+    store = EtcdStore(config.etcd_endpoint)
+    metrics = AgentMetrics(telemetry.registry)
+    changed = Notices()
+    capacity = MilliModelUnitsPerMinute(config.capacity_milli_mu_per_minute)
+    dispatcher = Dispatcher(
+        engine,
+        model_id=config.model_id,
+        queued_max=config.queued_max,
+        capacity=capacity,
+        clock=clock,
+        changed=changed,
+        engine_failed=lambda: supervisor.engine_failed(),
+    )
+    identity = ReplicaIdentity(
+        config.model_id, config.hardware_label, config.engine, config.slot, config.rack, capacity
+    )
+    record = ReplicaRecord(store, identity, clock=clock, changed=changed)
+    supervisor = Supervisor(
+        engine,
+        dispatcher,
+        record,
+        limits=SupervisorLimits(config.health, config.start_max_s),
+        clock=clock,
+        metrics=metrics,
+    )
+    servicer = EngineServicer(
+        model_id=config.model_id,
+        dispatcher=dispatcher,
+        reporter=LoadReporter(record, dispatcher, engine, clock),
+        supervisor=supervisor,
+        record=record,
+        observer=Observer(record.replica_id, telemetry.tracer, metrics, clock),
+        changed=changed,
+    )
+    _watch_gauges(metrics, dispatcher, engine)
+    server = GrpcServer(config, telemetry)
+    server.add(engine_pb2_grpc.add_EngineServiceServicer_to_server, servicer, ENGINE_SERVICE)
+    if isinstance(engine, SimulatedEngine):
+        server.add(engine_pb2_grpc.add_FaultServiceServicer_to_server, FaultServicer(engine), FAULT_SERVICE)
+    ops = OpsServer(
+        config, telemetry.registry, lambda: None if dispatcher.refusal is None else dispatcher.refusal.message
+    )
+    try:
+        record.set_addresses(await server.start(), await ops.start())
+        async with asyncio.TaskGroup() as tasks:
+            registering = tasks.create_task(record.run())
+            supervising = tasks.create_task(supervisor.run())
+            await stop.wait()
+            supervisor.drain()
+            await _finish(dispatcher, config.drain_grace_s)
+            servicer.close()
+            await server.drain_and_stop(_LAST_CALLS_S)
+            supervising.cancel()
+            registering.cancel()
+    finally:
+        await server.drain_and_stop(0.0)
+        await ops.stop()
+        await store.close()
+        telemetry.shutdown()
+
+
+async def _finish(dispatcher: Dispatcher, grace_s: float) -> None:
+    """Waits until nothing is in flight, at most `grace_s` seconds."""
+    log.info("finishing", in_flight=dispatcher.in_flight, grace_s=grace_s)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            while dispatcher.in_flight:  # noqa: ASYNC110  # a few looks at the very end are no loop worth an event
+                await asyncio.sleep(_LOOK_S)
+
+
+def _watch_gauges(metrics: AgentMetrics, dispatcher: Dispatcher, engine: Engine) -> None:
+    metrics.gauge("queued_requests", "Requests waiting in the agent", lambda: dispatcher.load().queued_requests)
+    metrics.gauge("running_requests", "Requests in the engine", lambda: dispatcher.load().running_requests)
+    metrics.gauge(
+        "pending_prefill_milli_mu",
+        "Prefill of requests without a token yet",
+        lambda: dispatcher.load().pending_prefill_milli_mu,
+    )
+    metrics.gauge(
+        "decode_milli_mu", "Decode work left of requests in the engine", lambda: dispatcher.load().decode_milli_mu
+    )
+    metrics.gauge("utilization", "Share of the capacity used in the last ten seconds", dispatcher.utilization)
+    metrics.gauge("kv_used_tokens", "KV cache in use", lambda: engine.kv_used_tokens)
+    metrics.gauge("progress_tokens", "Tokens since the engine started", lambda: engine.progress_tokens)
