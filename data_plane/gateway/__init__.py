@@ -1,0 +1,1 @@
+"""The HTTP front door: OpenAI's API over the router's flow, in the router's process."""

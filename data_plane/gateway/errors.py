@@ -1,0 +1,94 @@
+"""The platform's errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Final
+
+import msgspec
+
+from fairlead.errors import FairleadError, Reason
+
+_TYPES: Final = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    431: "invalid_request_error",
+    499: "cancelled_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+# The codes OpenAI's clients and their users look for; every other reason is its own code in lower case.
+_CODES: Final = {
+    Reason.MISSING_KEY: "invalid_api_key",
+    Reason.UNKNOWN_KEY: "invalid_api_key",
+    Reason.UNKNOWN_MODEL: "model_not_found",
+    Reason.PROMPT_TOO_LONG: "context_length_exceeded",
+    Reason.QUOTA_USED_UP: "rate_limit_exceeded",
+    Reason.QUOTA_HELD: "rate_limit_exceeded",
+    Reason.QUOTA_TOO_SMALL: "insufficient_quota",
+}
+
+# Trying again cannot help, although the status says so to every HTTP client.
+_FINAL: Final = frozenset({Reason.QUOTA_TOO_SMALL})
+
+_PREFIX: Final = re.compile(r"^(sampling|chat)\.")
+
+
+class _Error(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    reason: str
+
+
+class _Body(msgspec.Struct):
+    error: _Error
+
+
+def body(error: FairleadError) -> bytes:
+    """The JSON body of an error answer.
+
+    Args:
+        error: What went wrong.
+    """
+    return render(
+        error.message,
+        status=error.http_status,
+        param=_PREFIX.sub("", error.field) or None,
+        code=_CODES.get(error.reason, error.reason.value.lower()),
+        reason=error.reason.value,
+    )
+
+
+def render(message: str, *, status: int, param: str | None = None, code: str | None, reason: str) -> bytes:
+    """The JSON body of any error answer.
+
+    Args:
+        message: For a person.
+        status: HTTP status; decides the type.
+        param: The field to blame, or None.
+        code: What OpenAI would call it, or None.
+        reason: The platform's reason.
+    """
+    return msgspec.json.encode(_Body(_Error(message, _TYPES.get(status, "server_error"), param, code, reason)))
+
+
+def headers(error: FairleadError) -> dict[str, str]:
+    """When to come back, as HTTP and OpenAI's clients read it."""
+    if error.reason in _FINAL:
+        return {"x-should-retry": "false"}
+    if error.retry_after_s is None:
+        return {}
+    # Rounded up: a client that comes back early is refused again.
+    return {
+        "Retry-After": str(max(1, math.ceil(error.retry_after_s))),
+        "retry-after-ms": str(max(1, math.ceil(error.retry_after_s * 1000))),
+    }

@@ -1,0 +1,137 @@
+"""Answers in OpenAI's shape: whole, and as server-sent events."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from data_plane.router.core.pick import hash64
+from data_plane.router.exchange import Finished, Receipt
+from fairlead.admin.v1 import admin_pb2
+from fairlead.inference.v1 import inference_pb2 as pb
+
+DONE: Final = b"data: [DONE]\n\n"
+
+_encode: Final = msgspec.json.Encoder().encode
+_FINISH: Final = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
+
+
+class Shape:
+    """How one request is answered: as a chat or as a plain completion.
+
+    Args:
+        chat: Chat or plain.
+        receipt: Ids and the replica's engine.
+        created_s: Unix time.
+    """
+
+    def __init__(self, *, chat: bool, receipt: Receipt, created_s: int) -> None:
+        self._chat = chat
+        self._head: dict[str, Any] = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + receipt.request_id,
+            "object": "chat.completion" if chat else "text_completion",
+            "created": created_s,
+            "model": receipt.model_id,
+            "system_fingerprint": f"fp_{hash64(receipt.engine) >> 24:010x}",
+        }
+
+    def whole(self, text: str, finished: Finished) -> bytes:
+        """The JSON body of an answer that is not streamed."""
+        choice = self._choice({"role": "assistant", "content": text, "refusal": None}, "message", text, finished)
+        return _encode({**self._head, "choices": [choice], "usage": usage(finished.usage)})
+
+    def stream(self, *, include_usage: bool) -> Stream:
+        """Renders the same answer piece by piece."""
+        head = dict(self._head)
+        if self._chat:
+            head["object"] = "chat.completion.chunk"
+        return Stream(self, head, include_usage)
+
+    def delta(self, text: str | None, finished: Finished | None, *, first: bool) -> dict[str, Any]:
+        """One choice of a chunk."""
+        delta: dict[str, Any] = {"role": "assistant"} if first else {}
+        if text is not None:
+            delta["content"] = text
+        return self._choice(delta, "delta", text or "", finished)
+
+    def _choice(self, content: dict[str, Any], key: str, text: str, finished: Finished | None) -> dict[str, Any]:
+        reason = _FINISH.get(finished.finish_reason, "stop") if finished else None
+        shared = {"index": 0, "logprobs": None, "finish_reason": reason}
+        return {**shared, key: content} if self._chat else {**shared, "text": text}
+
+
+class Stream:
+    """The chunks of one streamed answer.
+
+    Args:
+        shape: Chat or plain.
+        head: What every chunk repeats.
+        include_usage: Whether a last chunk carries the usage; all others then say null.
+    """
+
+    def __init__(self, shape: Shape, head: dict[str, Any], include_usage: bool) -> None:
+        self._shape = shape
+        self._head = head
+        self._include_usage = include_usage
+        self._frame: tuple[bytes, bytes] | None = None
+        self._first = True
+
+    def piece(self, text: str) -> bytes:
+        """A chunk with new text."""
+        if self._first:
+            self._first = False
+            return self._chunk([self._shape.delta(text, None, first=True)])
+        if self._frame is None:
+            # Everything but the text is the same in every later chunk: encoded once.
+            mark = "\x00"
+            before, after = self._chunk([self._shape.delta(mark, None, first=False)]).split(_encode(mark))
+            self._frame = (before, after)
+        return self._frame[0] + _encode(text) + self._frame[1]
+
+    def end(self, finished: Finished) -> bytes:
+        """The last chunks."""
+        chunks = self._chunk([self._shape.delta(None, finished, first=self._first)])
+        if self._include_usage:
+            chunks += _event({**self._head, "choices": [], "usage": usage(finished.usage)})
+        return chunks + DONE
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
+        nothing = {"usage": None} if self._include_usage else {}
+        return _event({**self._head, "choices": choices, **nothing})
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + _encode(value) + b"\n\n"
+
+
+def error_event(body: bytes) -> bytes:
+    """An error after the stream has begun; nothing comes after it."""
+    return b"data: " + body + b"\n\n"
+
+
+def usage(counts: pb.Usage) -> dict[str, Any]:
+    """Token counts."""
+    return {
+        "prompt_tokens": counts.input_tokens,
+        "completion_tokens": counts.output_tokens,
+        "total_tokens": counts.input_tokens + counts.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": counts.cached_input_tokens},
+    }
+
+
+def model(record: admin_pb2.Model) -> dict[str, Any]:
+    """A model as GET /v1/models lists it."""
+    return {
+        "id": record.model_id,
+        "object": "model",
+        "created": record.create_time.seconds,
+        "owned_by": "fairlead",
+        "context_tokens": record.context_tokens,
+        "output_tokens_max": record.output_tokens_max,
+    }
+
+
+def encode(value: dict[str, Any]) -> bytes:
+    """JSON."""
+    return _encode(value)

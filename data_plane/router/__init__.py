@@ -1,0 +1,1 @@
+"""Axon, the router: checks the key, prices, holds, picks a replica, relays the stream and settles."""

@@ -1,0 +1,193 @@
+"""From a call to an admitted request: authenticate, check, price, hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.clock import Clock
+from data_plane.router.batch_desk import BatchDesk
+from data_plane.router.core import keys, validate
+from data_plane.router.core.demand import Demand
+from data_plane.router.core.holds import BucketKey, BucketView, Hold, Holds, Refusal, Refused
+from data_plane.router.core.pricing import Price, Pricing
+from data_plane.router.core.validate import Checked
+from data_plane.router.exchange import Call, Receipt
+from data_plane.router.tables import Tables
+from fairlead.admin.v1 import admin_pb2
+from fairlead.errors import DeadlineExceededError, QuotaExceededError, Reason
+from fairlead.inference.v1 import inference_pb2 as pb
+from model_units.cost import CostProfile
+
+# A router hears of new leases every second; two of them usually bring a first lease.
+_FIRST_LEASE_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A request that may run, once it holds its price.
+
+    Attributes:
+        request: As it came.
+        tenant_id: Who pays.
+        model: On what.
+        profile: How it is priced.
+        checked: What the checks found.
+        price: The estimate.
+        deadline_ns: Monotonic end.
+    """
+
+    request: pb.GenerateRequest
+    tenant_id: str
+    model: admin_pb2.Model
+    profile: CostProfile
+    checked: Checked
+    price: Price
+    deadline_ns: int
+
+    @property
+    def bucket(self) -> BucketKey:
+        """Whose quota it takes."""
+        return (self.tenant_id, self.model.model_id)
+
+
+class Admission:
+    """The steps before a replica is picked. Everything but the wait of batch requests is synchronous.
+
+    Args:
+        tables: The platform's configuration.
+        pepper: Of the key HMACs.
+        pricing: Estimates.
+        holds: The buckets.
+        demand: Counts what was asked for.
+        desk: Where batch waits.
+        clock: Monotonic time.
+        prompt_bytes_max: Longest prompt.
+        request_timeout_ns: Longest life of a request.
+    """
+
+    def __init__(
+        self,
+        *,
+        tables: Tables,
+        pepper: bytes,
+        pricing: Pricing,
+        holds: Holds,
+        demand: Demand,
+        desk: BatchDesk,
+        clock: Clock,
+        prompt_bytes_max: int,
+        request_timeout_ns: int,
+    ) -> None:
+        self._tables = tables
+        self._pepper = pepper
+        self._pricing = pricing
+        self._holds = holds
+        self._demand = demand
+        self._desk = desk
+        self._clock = clock
+        self._prompt_bytes_max = prompt_bytes_max
+        self._request_timeout_ns = request_timeout_ns
+
+    def authenticate(self, authorization: str | None) -> keys.Caller:
+        """Checks a key and its tenant.
+
+        Raises:
+            UnauthenticatedError: The key or its tenant is unknown.
+            PermissionDeniedError: The tenant is suspended.
+        """
+        caller = keys.authenticate(authorization, self._tables.keys, self._pepper)
+        self._tables.check_tenant(caller.tenant_id)
+        return caller
+
+    def order(self, call: Call, receipt: Receipt) -> Order:
+        """Everything that can be refused without looking at the quota.
+
+        Args:
+            call: As it came.
+            receipt: Learns the tenant and the model as soon as they are known.
+
+        Raises:
+            FairleadError: The request cannot run.
+        """
+        now_ns = self._clock.monotonic_ns()
+        receipt.tenant_id = self.authenticate(call.authorization).tenant_id
+        request = call.request
+        validate.check_form(request)
+        model = self._tables.model(receipt.tenant_id, request.model)
+        receipt.model_id = model.model_id
+        checked = validate.check(request, model, prompt_bytes_max=self._prompt_bytes_max)
+        profile = self._tables.profile(model)
+        price = self._pricing.estimate(
+            profile,
+            tenant_id=receipt.tenant_id,
+            model_id=model.model_id,
+            prompt_bytes=checked.prompt_bytes,
+            messages=checked.messages,
+            max_tokens=checked.max_tokens,
+            runs_to_max=request.sampling.ignore_end_token,
+            bytes_per_token_start=model.bytes_per_token,
+        )
+        validate.check_length(request, price.input_tokens, model)
+        ceiling_ns = now_ns + self._request_timeout_ns
+        deadline_ns = ceiling_ns if call.deadline_ns is None else min(call.deadline_ns, ceiling_ns)
+        if deadline_ns <= now_ns:
+            raise DeadlineExceededError("the deadline had passed when the request arrived")
+        return Order(request, receipt.tenant_id, model, profile, checked, price, deadline_ns)
+
+    async def hold(self, order: Order, receipt: Receipt) -> Hold:
+        """Takes the estimated price out of the tenant's quota; batch waits for it.
+
+        Raises:
+            QuotaExceededError: The quota does not admit it now.
+            DeadlineExceededError: Batch waited in vain.
+        """
+        now_ns = self._clock.monotonic_ns()
+        amount = order.price.cost.total_milli_mu
+        receipt.estimated_milli_mu = amount
+        receipt.estimated_tokens = order.price.input_tokens + order.price.output_tokens
+        self._demand.wanted(order.bucket, amount, now_ns)
+        batch = order.checked.priority == pb.PRIORITY_BATCH
+        answer: Hold | Refused
+        if batch and self._fits(order.bucket, amount, now_ns):
+            answer = await self._desk.wait(order.bucket, amount, order.deadline_ns)
+            now_ns = self._clock.monotonic_ns()
+        else:
+            answer = self._holds.hold(order.bucket, amount, now_ns)
+        receipt.quota = self._holds.view(order.bucket, now_ns)
+        if isinstance(answer, Refused):
+            raise _refused(answer, order.bucket, amount, receipt.quota)
+        return answer
+
+    def _fits(self, bucket: BucketKey, amount_milli_mu: int, now_ns: int) -> bool:
+        """Whether waiting can help at all."""
+        return amount_milli_mu <= self._holds.view(bucket, now_ns).burst_milli_mu
+
+
+def _refused(refused: Refused, bucket: BucketKey, amount_milli_mu: int, quota: BucketView) -> QuotaExceededError:
+    needs = f"the request is estimated at {amount_milli_mu} milli-MU"
+    retry_after_s = refused.retry_after_s
+    reason = Reason.QUOTA_USED_UP
+    match refused.refusal:
+        case Refusal.TOO_SMALL:
+            reason = Reason.QUOTA_TOO_SMALL
+            text = f"{needs}, more than the {quota.burst_milli_mu} this quota can ever save up; shorten it or buy more"
+        case Refusal.HELD:
+            reason = Reason.QUOTA_HELD
+            text = f"{needs}; {quota.held_milli_mu} of the quota are held by {quota.open_holds} requests in flight"
+        case Refusal.NO_LEASE:
+            text = f"{needs} and no quota is granted to this tenant on {bucket[1]!r} at present"
+            retry_after_s = _FIRST_LEASE_RETRY_S
+        case Refusal.USED_UP:
+            text = f"{needs}, {max(0, quota.level_milli_mu)} of the quota are left; it refills continuously"
+    return QuotaExceededError(
+        text,
+        reason=reason,
+        retry_after_s=retry_after_s,
+        subject="/".join(bucket),
+        metadata={
+            "needed_milli_mu": str(amount_milli_mu),
+            "left_milli_mu": str(quota.level_milli_mu),
+            "held_milli_mu": str(quota.held_milli_mu),
+            "rate_milli_mu_per_minute": str(quota.rate_milli_mu_per_minute),
+        },
+    )

@@ -1,0 +1,296 @@
+"""From an admitted request to a stream of messages: pick a replica, relay, and pick another while that is allowed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from opentelemetry.trace import Span, Tracer
+
+from common.clock import Clock
+from common.logs import get_logger
+from data_plane.router import tracing
+from data_plane.router.admission import Order
+from data_plane.router.core.accounts import Accounts
+from data_plane.router.core.continuation import Replay, deterministic
+from data_plane.router.core.fleet import Fleet, Member
+from data_plane.router.core.loads import Report
+from data_plane.router.core.pick import pick
+from data_plane.router.core.retry import RetryBudget
+from data_plane.router.exchange import Finished, Receipt
+from data_plane.router.upstream import Upstream
+from fairlead.engine.v1 import engine_pb2
+from fairlead.errors import FairleadError, QuotaExceededError, Reason, UnavailableError
+
+log = get_logger(__name__)
+
+# A request that kills engines must not reach a third one.
+STARTED_ATTEMPTS_MAX = 2
+ATTEMPTS_MAX = 6
+
+# With these the replica says that it started nothing: another attempt repeats no work and needs no budget.
+_NOTHING_STARTED = frozenset({Reason.SHUTTING_DOWN, Reason.QUEUE_FULL, Reason.NOT_READY})
+
+_NO_REPLICA_RETRY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, kept for a repeated request id.
+
+    Attributes:
+        text: All of it.
+        finished: Its end.
+        replica_id: Who gave it.
+    """
+
+    text: str
+    finished: Finished
+    replica_id: str
+
+
+@dataclass(slots=True)
+class Relay:
+    """One admitted request and what its attempts leave behind.
+
+    Attributes:
+        order: What to run.
+        receipt: Learns the replica.
+        span: Parent of the attempts' spans.
+        excluded: Replicas that failed it.
+        started_attempts: Attempts that may have cost work.
+        delivered_text: What the client has, kept only where the stream can be continued.
+        delivered_tokens: The tokens the client has.
+    """
+
+    order: Order
+    receipt: Receipt
+    span: Span
+    excluded: set[str] = field(default_factory=set)
+    started_attempts: int = 0
+    delivered_text: list[str] = field(default_factory=list)
+    delivered_tokens: int = 0
+
+
+class Attempts:
+    """Relays requests from replicas.
+
+    Args:
+        fleet: The replicas.
+        subset: Replica ids assigned to a (model, tenant).
+        upstream: How a replica is reached.
+        accounts: Counts retries.
+        tracer: Of this process.
+        clock: Monotonic time.
+    """
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        subset: Callable[[str, str], Sequence[str]],
+        upstream: Upstream,
+        accounts: Accounts,
+        tracer: Tracer,
+        clock: Clock,
+    ) -> None:
+        self._fleet = fleet
+        self._subset = subset
+        self._upstream = upstream
+        self._accounts = accounts
+        self._tracer = tracer
+        self._clock = clock
+        self._budgets: dict[str, RetryBudget] = {}
+
+    def settled(self, model_id: str, milli_mu: int, now_ns: int) -> None:
+        """Settled work feeds the model's retry budget."""
+        self._budget(model_id).settled(milli_mu, now_ns)
+
+    async def run(self, relay: Relay) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
+        """Streams one request's answer from one replica after another until one finishes it.
+
+        Yields:
+            Messages that are new to the client; the last one has a finish reason.
+
+        Raises:
+            UnavailableError: No replica, or none that finished it: NO_REPLICA, REPLICA_LOST or STREAM_BROKEN.
+            FairleadError: What the replica answered.
+        """
+        failure: FairleadError | None = None
+        while True:
+            member = self._pick(relay, failure)
+            try:
+                async with aclosing(self._attempt(relay, member)) as messages:
+                    async for message in messages:
+                        yield message
+                return
+            except (UnavailableError, QuotaExceededError) as error:
+                failure = error
+            self._after_failure(relay, member, failure)
+
+    def _pick(self, relay: Relay, failure: FairleadError | None) -> Member:
+        order, receipt = relay.order, relay.receipt
+        now_ns = self._clock.monotonic_ns()
+        model_id = order.model.model_id
+        choice = pick(
+            self._fleet.candidates(model_id, self._subset(model_id, order.tenant_id), now_ns),
+            prefill_milli_mu=order.price.cost.prefill_milli_mu,
+            decode_milli_mu=order.price.cost.decode_milli_mu,
+            session_id=order.request.session_id,
+            request_id=receipt.request_id,
+            excluded=relay.excluded,
+        )
+        member = self._fleet.get(choice.replica_id) if choice else None
+        if member is None:
+            raise self._given_up(relay, failure)
+        record = member.record
+        receipt.replica_id = record.replica_id
+        receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
+        receipt.attempts += 1
+        return member
+
+    async def _attempt(self, relay: Relay, member: Member) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
+        order, cost = relay.order, relay.order.price.cost
+        span, metadata = tracing.start_attempt(
+            self._tracer, relay.span, member.record.replica_id, relay.receipt.attempts
+        )
+        dispatch = member.load.dispatch(cost.prefill_milli_mu, cost.decode_milli_mu, self._clock.monotonic_ns())
+        failure: BaseException | None = None
+        replay = Replay("".join(relay.delivered_text), relay.delivered_tokens) if relay.delivered_tokens else None
+        keep_text = deterministic(order.request)
+        started = False
+        try:
+            stream = self._upstream.generate(
+                member.record, _engine_request(relay), deadline_ns=order.deadline_ns, metadata=metadata
+            )
+            async with aclosing(stream):
+                async for message in stream:
+                    if message.HasField("load"):
+                        self._report(message.load)
+                    if not started:
+                        started = True
+                        member.load.started(dispatch)
+                    if replay is not None:
+                        message = _skip(replay, message)
+                    relay.delivered_tokens += message.output_tokens
+                    if keep_text:
+                        relay.delivered_text.append(message.text)
+                    yield message
+                    if message.finish_reason:
+                        return
+            raise UnavailableError("the replica ended the stream without finishing it", reason=Reason.REPLICA_LOST)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            member.load.ended(dispatch)
+            tracing.finish_attempt(span, failure)
+
+    def _report(self, load: engine_pb2.LoadReport) -> None:
+        report = Report(load.sequence, load.pending_prefill_milli_mu, load.decode_milli_mu)
+        self._fleet.report(load.replica_id, report, load.state, self._clock.monotonic_ns())
+
+    def _after_failure(self, relay: Relay, member: Member, error: FairleadError) -> None:
+        """Decides whether another replica may try; returns if so.
+
+        Raises:
+            UnavailableError: No.
+        """
+        now_ns = self._clock.monotonic_ns()
+        order, replica_id = relay.order, member.record.replica_id
+        nothing_started = error.reason in _NOTHING_STARTED
+        if error.reason is not Reason.QUEUE_FULL:
+            self._fleet.failed(replica_id, now_ns)
+        relay.excluded.add(replica_id)
+        relay.started_attempts += not nothing_started
+        budget = self._budget(order.model.model_id)
+        allowed = (
+            (not relay.delivered_tokens or deterministic(order.request))
+            and relay.started_attempts < STARTED_ATTEMPTS_MAX
+            and relay.receipt.attempts < ATTEMPTS_MAX
+            and (nothing_started or budget.allow(order.price.cost.total_milli_mu, now_ns))
+        )
+        log.warning(
+            "attempt failed",
+            request_id=relay.receipt.request_id,
+            replica_id=replica_id,
+            attempt=relay.receipt.attempts,
+            reason=error.reason.value,
+            error=error.message,
+            output_tokens=relay.delivered_tokens,
+            retried=allowed,
+        )
+        if not allowed:
+            raise self._given_up(relay, error)
+        self._accounts.retries[order.model.model_id, error.reason.value] += 1
+
+    def _given_up(self, relay: Relay, failure: FairleadError | None) -> FairleadError:
+        model_id, facts = relay.order.model.model_id, {"attempts": str(relay.receipt.attempts)}
+        if relay.delivered_tokens:
+            return UnavailableError(
+                f"the stream broke after {relay.delivered_tokens} tokens; what arrived was charged",
+                reason=Reason.STREAM_BROKEN,
+                metadata={**facts, "output_tokens": str(relay.delivered_tokens)},
+            )
+        if failure is None:
+            return UnavailableError(
+                f"no replica of {model_id!r} can take the request now",
+                reason=Reason.NO_REPLICA,
+                metadata=facts,
+                retry_after_s=_NO_REPLICA_RETRY_S,
+            )
+        if isinstance(failure, QuotaExceededError):
+            return UnavailableError(
+                f"every replica of {model_id!r} that was tried is full",
+                reason=Reason.QUEUE_FULL,
+                metadata=facts,
+                retry_after_s=failure.retry_after_s or _NO_REPLICA_RETRY_S,
+            )
+        return UnavailableError(
+            "the replica was lost before the first token and no other could take over; nothing was charged",
+            reason=Reason.REPLICA_LOST,
+            metadata=facts,
+            retry_after_s=_NO_REPLICA_RETRY_S,
+        )
+
+    def _budget(self, model_id: str) -> RetryBudget:
+        budget = self._budgets.get(model_id)
+        if budget is None:
+            budget = self._budgets[model_id] = RetryBudget(self._clock.monotonic_ns())
+        return budget
+
+
+def _engine_request(relay: Relay) -> engine_pb2.EngineGenerateRequest:
+    order = relay.order
+    request_id = relay.receipt.request_id
+    if order.request.request_id:
+        # Two tenants may name their requests alike, and a client may cancel and send one again at once; a replica must
+        # never see one id twice at a time.
+        request_id += "-" + secrets.token_hex(4)
+    message = engine_pb2.EngineGenerateRequest(
+        request_id=request_id,
+        tenant_id=order.tenant_id,
+        request=order.request,
+        priority=order.checked.priority,
+        prefill_milli_mu=order.price.cost.prefill_milli_mu,
+        decode_milli_mu=order.price.cost.decode_milli_mu,
+    )
+    message.request.sampling.max_tokens = order.checked.max_tokens
+    return message
+
+
+def _skip(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> engine_pb2.EngineGenerateResponse:
+    """What of a second run's message is new to the client.
+
+    Raises:
+        UnavailableError: The second run says something else than the first; reason STREAM_BROKEN.
+    """
+    text, tokens = replay.feed(message.text, message.output_tokens)
+    if not replay.agrees or (message.finish_reason and not replay.caught_up):
+        raise UnavailableError("the second replica's text differs from what was delivered", reason=Reason.STREAM_BROKEN)
+    fresh = engine_pb2.EngineGenerateResponse()
+    fresh.CopyFrom(message)
+    fresh.text, fresh.output_tokens = text, tokens
+    return fresh

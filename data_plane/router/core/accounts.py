@@ -1,0 +1,103 @@
+"""The router's books: every request is received once and finished once, with one outcome.
+
+    received = finished + in flight        at every moment
+    finished = completed + failed + refused + cancelled
+
+`completed` and `failed` were admitted. Plain integers, rendered into metrics at scrape.
+"""
+
+from __future__ import annotations
+
+import bisect
+import enum
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+
+class Outcome(enum.Enum):
+    """How a request ended. Exactly one per request."""
+
+    COMPLETED = "completed"
+    """Answered to its end (or replayed from the idempotency window)."""
+    FAILED = "failed"
+    """Admitted, then ended by an error."""
+    REFUSED = "refused"
+    """Not admitted."""
+    CANCELLED = "cancelled"
+    """The client went away or cancelled."""
+
+
+LATENCY_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+TOKEN_TIME_BOUNDS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+
+
+class Histogram:
+    """Counts per bucket, and the sum.
+
+    Args:
+        bounds: Upper bounds, ascending; values above the last fall into a bucket of their own.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        self.counts[bisect.bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+
+class Accounts:
+    """Counters of one router process.
+
+    Attributes:
+        received: Requests by (tenant, model); empty strings until they are known to exist.
+        finished: Requests by (tenant, model, outcome, reason).
+        settled_milli_mu: Charged work by (tenant, model).
+        input_tokens: Prompt tokens of completed requests by (tenant, model).
+        output_tokens: Tokens relayed by (tenant, model).
+        retries: Attempts on another replica by (model, reason).
+        time_to_first_token_s: From arrival to the first token, by model.
+        time_per_output_token_s: Mean gap between tokens of one completed request, by model.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.finished: Counter[tuple[str, str, Outcome, str]] = Counter()
+        self.settled_milli_mu: Counter[tuple[str, str]] = Counter()
+        self.input_tokens: Counter[tuple[str, str]] = Counter()
+        self.output_tokens: Counter[tuple[str, str]] = Counter()
+        self.retries: Counter[tuple[str, str]] = Counter()
+        self.time_to_first_token_s: dict[str, Histogram] = {}
+        self.time_per_output_token_s: dict[str, Histogram] = {}
+        self._finished_total = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests received and not finished."""
+        return self.received - self._finished_total
+
+    def finish(self, tenant_id: str, model_id: str, outcome: Outcome, reason: str) -> None:
+        """Counts the one end of a request; `reason` is empty for completed ones."""
+        self.finished[tenant_id, model_id, outcome, reason] += 1
+        self._finished_total += 1
+
+    def first_token(self, model_id: str, seconds: float) -> None:
+        """Notes a time to first token."""
+        self._histogram(self.time_to_first_token_s, model_id, LATENCY_BOUNDS_S).observe(seconds)
+
+    def token_time(self, model_id: str, seconds: float) -> None:
+        """Notes a request's mean time per output token."""
+        self._histogram(self.time_per_output_token_s, model_id, TOKEN_TIME_BOUNDS_S).observe(seconds)
+
+    @staticmethod
+    def _histogram(by_model: dict[str, Histogram], model_id: str, bounds: Sequence[float]) -> Histogram:
+        histogram = by_model.get(model_id)
+        if histogram is None:
+            histogram = by_model[model_id] = Histogram(bounds)
+        return histogram

@@ -1,0 +1,191 @@
+"""The replicas a router knows, and what it believes of each.
+
+Two sources speak about a replica: its record in the store, and the load stream from its agent. The stream is the truth
+about life: a record that vanished because the store was away stays usable while its agent keeps reporting, and a record
+that is still listed is doubtful once its agent has fallen silent.
+
+    stream        record listed          record gone
+    up            what the agent says    what the agent says
+    untried       what the record says   forgotten
+    silent        doubtful               forgotten
+    refused       closed                 forgotten
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from data_plane.router.core.loads import ReplicaLoad, Report
+from data_plane.router.core.pick import Candidate, Health, choose_pool
+from fairlead.engine.v1 import engine_pb2
+
+_NS_PER_S: Final = 1_000_000_000
+
+REPORT_STALE_S: Final = 5.0
+"""Agents report every second; five missed reports are a silence, not a hiccup of a busy machine."""
+
+UNTRIED_GRACE_S: Final = 3.0
+"""A replica that was just discovered is believed this long before its first report."""
+
+_STATE_HEALTH: Final[dict[int, Health]] = {
+    engine_pb2.REPLICA_STATE_READY: Health.READY,
+    engine_pb2.REPLICA_STATE_UNHEALTHY: Health.DOUBTFUL,
+}
+
+
+class Link(enum.Enum):
+    """The load stream of a replica."""
+
+    UNTRIED = "untried"
+    """Not connected yet."""
+    UP = "up"
+    """Reports arrive."""
+    SILENT = "silent"
+    """It broke or nobody answers: the replica or the network."""
+    REFUSED = "refused"
+    """Nothing listens at its address: the process is gone."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One known replica.
+
+    Attributes:
+        record: As last written to the store.
+        load: Its load as this router knows it.
+        known_ns: Since when it is known.
+        listed: Whether the store lists it now.
+        link: Its load stream.
+        state: What the agent last said, or 0 before its first report.
+        heard_ns: When the last report arrived.
+        failed_ns: When a request last failed on it; it is doubtful until a later report.
+    """
+
+    record: engine_pb2.Replica
+    load: ReplicaLoad
+    known_ns: int
+    listed: bool = True
+    link: Link = Link.UNTRIED
+    state: int = 0
+    heard_ns: int = 0
+    failed_ns: int = 0
+
+
+class Fleet:
+    """All replicas of all models this router knows."""
+
+    def __init__(self) -> None:
+        self._members: dict[str, Member] = {}
+        self._by_model: dict[str, set[str]] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(list(self._members.values()))
+
+    def get(self, replica_id: str) -> Member | None:
+        """The replica, if it is known."""
+        return self._members.get(replica_id)
+
+    def enlist(self, record: engine_pb2.Replica, now_ns: int) -> None:
+        """The store lists a replica (again, or with a new record)."""
+        member = self._members.get(record.replica_id)
+        if member is None:
+            member = Member(record, ReplicaLoad(record.replica_id), now_ns)
+            self._members[record.replica_id] = member
+            self._by_model.setdefault(record.model_id, set()).add(record.replica_id)
+        member.record = record
+        member.listed = True
+
+    def delist(self, replica_id: str, now_ns: int) -> None:
+        """The store no longer lists a replica."""
+        member = self._members.get(replica_id)
+        if member is not None:
+            member.listed = False
+            self._forget_if_gone(member, now_ns)
+
+    def report(self, replica_id: str, report: Report, state: int, now_ns: int) -> None:
+        """A report arrived, on the load stream or with an answer.
+
+        Args:
+            replica_id: From whom.
+            report: The load.
+            state: engine.v1.ReplicaState.
+            now_ns: When it arrived.
+        """
+        member = self._members.get(replica_id)
+        if member is not None and member.load.report(report, now_ns):
+            member.state, member.heard_ns = state, now_ns
+
+    def link(self, replica_id: str, link: Link, now_ns: int) -> None:
+        """The load stream of a replica came up or went down."""
+        member = self._members.get(replica_id)
+        if member is not None:
+            member.link = link
+            self._forget_if_gone(member, now_ns)
+
+    def failed(self, replica_id: str, now_ns: int) -> None:
+        """A request failed on a replica in a way that casts doubt on it."""
+        member = self._members.get(replica_id)
+        if member is not None:
+            member.failed_ns = now_ns
+
+    def sweep(self, now_ns: int) -> None:
+        """Forgets unlisted replicas whose streams have fallen silent. To be called about once a second."""
+        for member in list(self._members.values()):
+            self._forget_if_gone(member, now_ns)
+
+    def health(self, member: Member, now_ns: int) -> Health:
+        """What the router believes of a replica."""
+        if member.link is Link.REFUSED:
+            return Health.CLOSED
+        if member.link is Link.UNTRIED:
+            believed = _STATE_HEALTH.get(member.record.state, Health.CLOSED)
+            fresh = now_ns - member.known_ns <= UNTRIED_GRACE_S * _NS_PER_S
+            return believed if fresh or believed is Health.CLOSED else Health.DOUBTFUL
+        believed = _STATE_HEALTH.get(member.state or member.record.state, Health.CLOSED)
+        if believed is not Health.READY:
+            return believed
+        silent = member.link is Link.SILENT or now_ns - member.heard_ns > REPORT_STALE_S * _NS_PER_S
+        doubted = member.failed_ns > member.heard_ns
+        return Health.DOUBTFUL if silent or doubted else Health.READY
+
+    def candidates(self, model_id: str, subset: Iterable[str], now_ns: int) -> list[Candidate]:
+        """The replicas a workload may use, as `pick` wants them.
+
+        Args:
+            model_id: The model.
+            subset: Replica ids of the workload's assignment; empty where there is none.
+            now_ns: Monotonic now.
+        """
+        pool = choose_pool(subset, self._by_model.get(model_id, set()))
+        return [self._candidate(self._members[replica_id], now_ns) for replica_id in pool]
+
+    def count(self, model_id: str, now_ns: int) -> dict[Health, int]:
+        """Known replicas of a model by what is believed of them."""
+        counts = dict.fromkeys(Health, 0)
+        for replica_id in self._by_model.get(model_id, ()):
+            counts[self.health(self._members[replica_id], now_ns)] += 1
+        return counts
+
+    def _candidate(self, member: Member, now_ns: int) -> Candidate:
+        return Candidate(
+            replica_id=member.record.replica_id,
+            hash64=member.load.hash64,
+            health=self.health(member, now_ns),
+            capacity_milli_mu_per_minute=member.record.capacity_milli_mu_per_minute,
+            pending_prefill_milli_mu=member.load.pending_prefill_milli_mu,
+            decode_milli_mu=member.load.decode_milli_mu,
+        )
+
+    def _forget_if_gone(self, member: Member, now_ns: int) -> None:
+        alive = member.link is Link.UP and now_ns - member.heard_ns <= REPORT_STALE_S * _NS_PER_S
+        if member.listed or alive:
+            return
+        replica_id, model_id = member.record.replica_id, member.record.model_id
+        self._members.pop(replica_id, None)
+        of_model = self._by_model.get(model_id, set())
+        of_model.discard(replica_id)
+        if not of_model:
+            self._by_model.pop(model_id, None)

@@ -1,0 +1,112 @@
+"""The router's side of the rate limiter: says each second what it wants, applies what it is granted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import grpc.aio
+
+from common.clock import Clock
+from common.logs import get_logger
+from common.rpc import LeaderClient
+from data_plane.router.batch_desk import BatchDesk
+from data_plane.router.core.demand import Demand
+from data_plane.router.core.holds import Holds
+from data_plane.router.lease_desk import LeaseDesk
+from fairlead.errors import FairleadError, from_rpc_error
+from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
+
+log = get_logger(__name__)
+
+_REPORT_INTERVAL_S = 1.0
+_REPORT_INTERVAL_S_MAX = 5.0
+_CALL_TIMEOUT_S = 1.5
+
+
+class LimiterClient:
+    """Reports wants to the leading rate limiter.
+
+    Args:
+        leader: Finds it.
+        leases: Numbers reports, applies answers.
+        demand: What tenants want.
+        holds: What requests in flight hold.
+        desk: What waits.
+        clock: Monotonic time.
+        router_id: This router.
+        incarnation_id: This process.
+    """
+
+    def __init__(
+        self,
+        *,
+        leader: LeaderClient,
+        leases: LeaseDesk,
+        demand: Demand,
+        holds: Holds,
+        desk: BatchDesk,
+        clock: Clock,
+        router_id: str,
+        incarnation_id: str,
+    ) -> None:
+        self._leader = leader
+        self._leases = leases
+        self._demand = demand
+        self._holds = holds
+        self._desk = desk
+        self._clock = clock
+        self._router_id = router_id
+        self._incarnation_id = incarnation_id
+        self._failing = False
+
+    async def run(self) -> None:
+        """Reports until cancelled."""
+        while True:
+            interval_s = _REPORT_INTERVAL_S
+            try:
+                interval_s = await self._report()
+                if self._failing:
+                    log.info("rate limiter answers again")
+                self._failing = False
+            except FairleadError as error:
+                # A standby, a limiter that is gone or a defect of it: the leases run on, then the safe rates.
+                self._note_failure(error)
+            await asyncio.sleep(interval_s * random.uniform(0.9, 1.0))
+
+    async def _report(self) -> float:
+        """Sends one report; returns seconds until the next."""
+        channel = self._leader.channel()
+        now_ns = self._clock.monotonic_ns()
+        rows = self._demand.report(now_ns, held=self._holds.held(), waiting=self._desk.waiting())
+        epoch, number = self._leases.applied
+        request = quota_pb2.ReportWantsRequest(
+            router_id=self._router_id,
+            incarnation_id=self._incarnation_id,
+            applied_epoch=epoch,
+            applied_table_number=number,
+            wants=[
+                quota_pb2.Want(
+                    tenant_id=row.tenant_id,
+                    model_id=row.model_id,
+                    wants_milli_mu_per_minute=row.wants_milli_mu_per_minute,
+                    used_milli_mu_per_minute=row.used_milli_mu_per_minute,
+                    held_milli_mu=row.held_milli_mu,
+                )
+                for row in rows
+            ],
+            report_number=self._leases.next_report(),
+        )
+        try:
+            answer = await quota_pb2_grpc.RateLimiterServiceStub(channel).ReportWants(request, timeout=_CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as failure:
+            raise from_rpc_error(failure) from failure
+        self._leases.take(answer.leases)
+        self._desk.look()
+        interval_s = answer.refresh_interval.ToNanoseconds() / 1e9 or _REPORT_INTERVAL_S
+        return float(min(_REPORT_INTERVAL_S_MAX, interval_s))
+
+    def _note_failure(self, error: FairleadError) -> None:
+        if not self._failing:
+            log.warning("rate limiter does not answer", reason=error.reason.value, error=error.message)
+        self._failing = True

@@ -1,0 +1,118 @@
+"""Renders the router's books as Prometheus metrics, at scrape and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from common.clock import Clock
+from data_plane.router.batch_desk import BatchDesk
+from data_plane.router.core.accounts import Accounts, Histogram
+from data_plane.router.core.fleet import Fleet
+from data_plane.router.core.holds import Holds
+
+PREFIX = "fairlead_router_"
+
+
+class RouterCollector(Collector):
+    """A prometheus_client collector over plain integers.
+
+    Args:
+        accounts: Counters.
+        holds: Buckets.
+        fleet: Replicas.
+        desk: Waiting batch requests.
+        models: Ids of the models there are, for gauges.
+        clock: Monotonic time.
+    """
+
+    def __init__(
+        self,
+        *,
+        accounts: Accounts,
+        holds: Holds,
+        fleet: Fleet,
+        desk: BatchDesk,
+        models: Callable[[], Iterable[str]],
+        clock: Clock,
+    ) -> None:
+        self._accounts = accounts
+        self._holds = holds
+        self._fleet = fleet
+        self._desk = desk
+        self._models = models
+        self._clock = clock
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        yield from self._requests()
+        yield from self._work()
+        yield from self._gauges()
+        accounts = self._accounts
+        yield _histogram("time_to_first_token_seconds", "Arrival to first token.", accounts.time_to_first_token_s)
+        yield _histogram("time_per_output_token_seconds", "Mean gap per request.", accounts.time_per_output_token_s)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: names are found at the first scrape, and registering must not read the books."""
+        return ()
+
+    def _requests(self) -> Iterator[Metric]:
+        received = CounterMetricFamily(PREFIX + "requests_received", "Requests that arrived.")
+        received.add_metric([], self._accounts.received)
+        yield received
+        finished = CounterMetricFamily(
+            PREFIX + "requests_finished",
+            "Requests by their one outcome.",
+            labels=["tenant", "model", "outcome", "reason"],
+        )
+        for (tenant_id, model_id, outcome, reason), count in self._accounts.finished.items():
+            finished.add_metric([tenant_id, model_id, outcome.value, reason], count)
+        yield finished
+        retries = CounterMetricFamily(PREFIX + "retries", "Attempts on another replica.", labels=["model", "reason"])
+        for labels, count in self._accounts.retries.items():
+            retries.add_metric(list(labels), count)
+        yield retries
+
+    def _work(self) -> Iterator[Metric]:
+        for name, text, counts in (
+            ("settled_milli_mu", "Charged work, thousandths of a model unit.", self._accounts.settled_milli_mu),
+            ("input_tokens", "Prompt tokens of answered requests.", self._accounts.input_tokens),
+            ("output_tokens", "Tokens relayed.", self._accounts.output_tokens),
+        ):
+            family = CounterMetricFamily(PREFIX + name, text, labels=["tenant", "model"])
+            for labels, count in counts.items():
+                family.add_metric(list(labels), count)
+            yield family
+
+    def _gauges(self) -> Iterator[Metric]:
+        now_ns = self._clock.monotonic_ns()
+        yield GaugeMetricFamily(PREFIX + "requests_in_flight", "Received, not finished.", self._accounts.in_flight)
+        yield GaugeMetricFamily(PREFIX + "open_holds", "Requests that hold quota.", self._holds.open_holds)
+        held = GaugeMetricFamily(PREFIX + "held_milli_mu", "Held by requests in flight.", labels=["tenant", "model"])
+        for labels, amount in self._holds.held().items():
+            held.add_metric(list(labels), amount)
+        yield held
+        waiting = GaugeMetricFamily(
+            PREFIX + "batch_waiting_milli_mu", "Batch work that waits for quota.", labels=["tenant", "model"]
+        )
+        for labels, amount in self._desk.waiting().items():
+            waiting.add_metric(list(labels), amount)
+        yield waiting
+        replicas = GaugeMetricFamily(PREFIX + "replicas", "Known replicas by belief.", labels=["model", "health"])
+        for model_id in self._models():
+            for health, count in self._fleet.count(model_id, now_ns).items():
+                replicas.add_metric([model_id, health.value], count)
+        yield replicas
+
+
+def _histogram(name: str, text: str, by_model: dict[str, Histogram]) -> Metric:
+    family = HistogramMetricFamily(PREFIX + name, text, labels=["model"])
+    for model_id, histogram in by_model.items():
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        family.add_metric([model_id], buckets, histogram.sum)
+    return family

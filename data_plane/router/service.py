@@ -1,0 +1,147 @@
+"""The inference API over gRPC: translates between the wire and the flow, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc.aio
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from common.clock import NS_PER_S, Clock
+from common.telemetry import extract
+from data_plane.router.core.pricing import Pricing
+from data_plane.router.exchange import Call, Delta, Finished, Receipt
+from data_plane.router.flow import Exchange, Flow
+from data_plane.router.tables import Tables
+from fairlead.inference.v1 import inference_pb2 as pb
+from fairlead.inference.v1 import inference_pb2_grpc
+
+ServicerContext = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """See inference.proto.
+
+    Args:
+        flow: Runs requests.
+        tables: For ListModels.
+        pricing: For the bytes per token a client may estimate with.
+        clock: Monotonic time.
+    """
+
+    def __init__(self, flow: Flow, tables: Tables, pricing: Pricing, clock: Clock) -> None:
+        self._flow = flow
+        self._tables = tables
+        self._pricing = pricing
+        self._clock = clock
+
+    async def Generate(self, request: pb.GenerateRequest, context: ServicerContext) -> pb.GenerateResponse:
+        """See inference.proto."""
+        exchange = self._open(request, context)
+        texts: list[str] = []
+        response = pb.GenerateResponse()
+        try:
+            async with aclosing(exchange.events()) as events:
+                async for event in events:
+                    if isinstance(event, Delta):
+                        texts.append(event.text)
+                    else:
+                        response = _whole(exchange.receipt, "".join(texts), event)
+        finally:
+            context.set_trailing_metadata(_trailers(exchange.receipt))
+        return response
+
+    async def StreamGenerate(
+        self, request: pb.GenerateRequest, context: ServicerContext
+    ) -> AsyncIterator[pb.StreamGenerateResponse]:
+        """See inference.proto."""
+        exchange = self._open(request, context)
+        first = True
+        try:
+            async with aclosing(exchange.events()) as events:
+                async for event in events:
+                    if isinstance(event, Delta):
+                        message = pb.StreamGenerateResponse(text=event.text, output_tokens=event.output_tokens)
+                        if first:
+                            first = False
+                            message.request_id = exchange.receipt.request_id
+                            message.replica_id = exchange.receipt.replica_id
+                        yield message
+                    else:
+                        # Trailers before the last message: a client may stop reading after it.
+                        context.set_trailing_metadata(_trailers(exchange.receipt))
+                        yield _last(exchange.receipt, event)
+        finally:
+            context.set_trailing_metadata(_trailers(exchange.receipt))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: ServicerContext) -> pb.ListModelsResponse:
+        """See inference.proto."""
+        caller = self._flow.admission.authenticate(_authorization(context))
+        return pb.ListModelsResponse(
+            models=[
+                pb.ModelInfo(
+                    id=model.model_id,
+                    context_tokens=model.context_tokens,
+                    output_tokens_max=model.output_tokens_max,
+                    bytes_per_token=self._pricing.bytes_per_token(model.model_id, model.bytes_per_token),
+                    create_time_s=model.create_time.seconds,
+                )
+                for model in self._tables.models_of(caller.tenant_id)
+            ]
+        )
+
+    def _open(self, request: pb.GenerateRequest, context: ServicerContext) -> Exchange:
+        left_s = context.time_remaining()
+        deadline_ns = None if left_s is None else self._clock.monotonic_ns() + int(left_s * NS_PER_S)
+        return self._flow.open(Call(request, _authorization(context), deadline_ns, _parent(context)))
+
+
+def _authorization(context: ServicerContext) -> str | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization":
+            return value if isinstance(value, str) else None
+    return None
+
+
+def _parent(context: ServicerContext) -> Context:
+    current = trace.get_current_span()
+    if current.get_span_context().is_valid:
+        return trace.set_span_in_context(current, Context())
+    return extract(context.invocation_metadata() or ())
+
+
+def _trailers(receipt: Receipt) -> tuple[tuple[str, str], ...]:
+    return (
+        ("fairlead-request-id", receipt.request_id),
+        ("fairlead-replica", receipt.replica_id),
+        ("fairlead-estimated-milli-mu", str(receipt.estimated_milli_mu)),
+        ("fairlead-settled-milli-mu", str(receipt.settled_milli_mu)),
+        ("fairlead-quota-left-milli-mu", str(receipt.quota_left_milli_mu)),
+    )
+
+
+def _whole(receipt: Receipt, text: str, finished: Finished) -> pb.GenerateResponse:
+    return pb.GenerateResponse(
+        request_id=receipt.request_id,
+        model=receipt.model_id,
+        text=text,
+        finish_reason=finished.finish_reason,
+        usage=finished.usage,
+        cost=finished.cost,
+        replica_id=receipt.replica_id,
+    )
+
+
+def _last(receipt: Receipt, finished: Finished) -> pb.StreamGenerateResponse:
+    return pb.StreamGenerateResponse(
+        request_id=receipt.request_id,
+        finish_reason=finished.finish_reason,
+        usage=finished.usage,
+        cost=finished.cost,
+        replica_id=receipt.replica_id,
+    )

@@ -1,0 +1,106 @@
+"""What the router copies out of the store, kept current, kept on disk, and handed to the parts that need it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from common import keys
+from common.clock import Clock
+from common.mirror import Mirror
+from common.store import Store
+from data_plane.router.core.fleet import Fleet
+from data_plane.router.lease_desk import LeaseDesk
+from data_plane.router.tables import Tables
+from fairlead.admin.v1 import admin_pb2
+from fairlead.engine.v1 import engine_pb2
+from fairlead.quota.v1 import quota_pb2
+from fairlead.sharding.v1 import sharding_pb2
+from model_units.profiles import ProfileCatalogue
+
+M = TypeVar("M", bound=Message)
+
+
+class RouterState:
+    """The mirrors of one router.
+
+    Args:
+        store: Where from.
+        router_id: Whose lease table to follow.
+        state_dir: Folder for snapshots, or None for none.
+        clock: For ages.
+    """
+
+    def __init__(self, store: Store, *, router_id: str, state_dir: Path | None, clock: Clock) -> None:
+        self._store = store
+        self._state_dir = state_dir
+        self._clock = clock
+        self.api_keys = self._mirror(keys.API_KEYS, admin_pb2.ApiKey)
+        self.tenants = self._mirror(keys.TENANTS, admin_pb2.Tenant)
+        self.models = self._mirror(keys.MODELS, admin_pb2.Model)
+        self.policies = self._mirror(keys.POLICIES, admin_pb2.Reservation)
+        self.assignments = self._mirror(keys.ASSIGNMENTS, sharding_pb2.Assignment)
+        self.replicas = self._mirror(keys.REPLICAS, engine_pb2.Replica)
+        self.leaders = self._mirror(keys.LEADERS, admin_pb2.ServiceInstance)
+        self.leases = self._mirror(keys.lease(router_id), quota_pb2.LeaseTable)
+
+    @property
+    def _mirrors(self) -> tuple[Mirror[Any], ...]:
+        configured = (self.api_keys, self.tenants, self.models, self.policies)
+        return (*configured, self.assignments, self.replicas, self.leaders, self.leases)
+
+    def missing(self) -> str | None:
+        """Says what the router cannot serve without: neither the store nor a snapshot gave it yet."""
+        if all(mirror.usable for mirror in self._mirrors):
+            return None
+        return "waiting for the first copy of the configuration: etcd does not answer and there is no snapshot"
+
+    def tables(self, profiles: ProfileCatalogue) -> Tables:
+        """Look-ups over the mirrors."""
+        return Tables(
+            keys=self.api_keys.items,
+            tenants=self.tenants.items,
+            models=self.models.items,
+            policies=self.policies.items,
+            assignments=self.assignments.items,
+            profiles=profiles,
+        )
+
+    def feed_fleet(self, fleet: Fleet, changed: Callable[[], None]) -> None:
+        """Keeps a fleet in step with the records of the replicas; `changed` is called after every change."""
+
+        def on_change(replica_id: str, record: engine_pb2.Replica | None) -> None:
+            now_ns = self._clock.monotonic_ns()
+            if record is None:
+                fleet.delist(replica_id, now_ns)
+            else:
+                fleet.enlist(record, now_ns)
+            changed()
+
+        self.replicas.on_change(on_change)
+
+    def feed_leases(self, desk: LeaseDesk) -> None:
+        """Hands every lease table that comes through the store to the desk."""
+
+        def on_change(rest_of_key: str, table: quota_pb2.LeaseTable | None) -> None:
+            # The prefix of one router's key may begin another's: "router-1" and "router-10".
+            if table is not None and not rest_of_key:
+                desk.take(table)
+
+        self.leases.on_change(on_change)
+
+    async def run(self) -> None:
+        """Keeps every mirror current until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for mirror in self._mirrors:
+                tasks.create_task(mirror.run())
+
+    def _mirror(self, prefix: str, kind: type[M]) -> Mirror[M]:
+        path = None
+        if self._state_dir is not None:
+            path = self._state_dir / (prefix.removeprefix(keys.PREFIX).strip("/").replace("/", "-") + ".snapshot")
+        return Mirror(self._store, prefix, kind.FromString, snapshot_path=path, clock=self._clock)

@@ -1,0 +1,106 @@
+"""The platform's configuration as one router sees it: keys, tenants, models, policies and assignments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fairlead.admin.v1 import admin_pb2
+from fairlead.errors import NotFoundError, PermissionDeniedError, Reason, UnauthenticatedError, UnavailableError
+from fairlead.sharding.v1 import sharding_pb2
+from model_units.cost import CostProfile
+from model_units.profiles import ProfileCatalogue
+
+
+class Tables:
+    """Look-ups over live mappings; whoever owns the mappings changes them in place.
+
+    Args:
+        keys: admin.ApiKey by key id.
+        tenants: admin.Tenant by tenant id.
+        models: admin.Model by model id.
+        policies: admin.Reservation by "model/tenant".
+        assignments: sharding.Assignment by model id.
+        profiles: Cost profiles.
+    """
+
+    def __init__(
+        self,
+        *,
+        keys: Mapping[str, admin_pb2.ApiKey],
+        tenants: Mapping[str, admin_pb2.Tenant],
+        models: Mapping[str, admin_pb2.Model],
+        policies: Mapping[str, admin_pb2.Reservation],
+        assignments: Mapping[str, sharding_pb2.Assignment],
+        profiles: ProfileCatalogue,
+    ) -> None:
+        self.keys = keys
+        self._tenants = tenants
+        self._models = models
+        self._policies = policies
+        self._assignments = assignments
+        self._profiles = profiles
+        self._subsets: dict[str, tuple[sharding_pb2.Assignment, dict[str, Sequence[str]]]] = {}
+
+    def check_tenant(self, tenant_id: str) -> None:
+        """Refuses a tenant that is gone or suspended.
+
+        Raises:
+            UnauthenticatedError: The key outlived its tenant.
+            PermissionDeniedError: Reason TENANT_SUSPENDED.
+        """
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            raise UnauthenticatedError("the key's tenant does not exist any more", reason=Reason.UNKNOWN_TENANT)
+        if tenant.suspended:
+            raise PermissionDeniedError(
+                "this tenant is suspended; ask the platform's operators", reason=Reason.TENANT_SUSPENDED
+            )
+
+    def model(self, tenant_id: str, model_id: str) -> admin_pb2.Model:
+        """A model the tenant may use.
+
+        Raises:
+            NotFoundError: There is no such model; reason UNKNOWN_MODEL.
+            PermissionDeniedError: The tenant has no reservation on it; reason MODEL_NOT_ALLOWED.
+        """
+        model = self._models.get(model_id)
+        if model is None:
+            raise NotFoundError(
+                f"there is no model {model_id[:128]!r}; list the models to see yours",
+                reason=Reason.UNKNOWN_MODEL,
+                field="model",
+            )
+        if f"{model_id}/{tenant_id}" not in self._policies:
+            raise PermissionDeniedError(
+                f"this tenant has no reservation on {model_id!r}; ask the platform's operators for one",
+                reason=Reason.MODEL_NOT_ALLOWED,
+            )
+        return model
+
+    def models_of(self, tenant_id: str) -> list[admin_pb2.Model]:
+        """The models a tenant may use, sorted by id."""
+        return [
+            model for model_id, model in sorted(self._models.items()) if f"{model_id}/{tenant_id}" in self._policies
+        ]
+
+    def profile(self, model: admin_pb2.Model) -> CostProfile:
+        """The model's cost profile.
+
+        Raises:
+            UnavailableError: It names one that this router does not have; that is for the operators to mend.
+        """
+        try:
+            return self._profiles.resolve(model.profile_id, model.engine.hardware)
+        except NotFoundError as error:
+            raise UnavailableError(f"model {model.model_id!r} cannot be priced: {error.message}") from error
+
+    def subset(self, model_id: str, tenant_id: str) -> Sequence[str]:
+        """The replicas assigned to a workload; empty where there is no assignment."""
+        assignment = self._assignments.get(model_id)
+        if assignment is None:
+            return ()
+        cached = self._subsets.get(model_id)
+        if cached is None or cached[0] is not assignment:
+            cached = (assignment, {each.tenant_id: tuple(each.replica_ids) for each in assignment.subsets})
+            self._subsets[model_id] = cached
+        return cached[1].get(tenant_id) or assignment.default_replica_ids

@@ -1,0 +1,279 @@
+"""Constructs a router with its gateway, and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from common import keys
+from common.clock import Clock, SystemClock
+from common.etcd_store import EtcdStore
+from common.logs import get_logger
+from common.ops import OpsServer
+from common.registration import Registration
+from common.rpc import GrpcServer, LeaderClient
+from common.store import Store
+from common.telemetry import Telemetry
+from data_plane.gateway.app import Gateway
+from data_plane.gateway.server import HttpServer
+from data_plane.router.admission import Admission
+from data_plane.router.attempts import Answer, Attempts
+from data_plane.router.batch_desk import BatchDesk
+from data_plane.router.config import RouterConfig
+from data_plane.router.core.accounts import Accounts
+from data_plane.router.core.batch_queue import BatchQueue
+from data_plane.router.core.demand import Demand
+from data_plane.router.core.fleet import Fleet
+from data_plane.router.core.holds import Hold, Holds
+from data_plane.router.core.idempotency import IdempotencyWindow
+from data_plane.router.core.keys import PEPPER_BYTES_MIN
+from data_plane.router.core.pricing import Pricing
+from data_plane.router.flow import Books, Flow
+from data_plane.router.lease_desk import LeaseDesk
+from data_plane.router.limiter_client import LimiterClient
+from data_plane.router.load import LoadWatch
+from data_plane.router.metrics import RouterCollector
+from data_plane.router.service import SERVICE_NAME, InferenceService
+from data_plane.router.state import RouterState
+from data_plane.router.tables import Tables
+from data_plane.router.upstream import Upstream
+from data_plane.router.upstream_grpc import Channels, GrpcUpstream
+from fairlead.admin.v1 import admin_pb2
+from fairlead.errors import InvalidArgumentError
+from fairlead.inference.v1 import inference_pb2_grpc
+from model_units.length import OutputLengthEstimator
+from model_units.profiles import built_in_profiles
+from model_units.text import BytesPerToken
+
+SERVICE = "router"
+
+_FIRST_LEASE_WAIT_S = 3.0
+
+log = get_logger(__name__)
+
+
+class Router:
+    """The parts of one router that the front doors and the background loops share.
+
+    Args:
+        config: The settings.
+        tables: The platform's configuration.
+        upstream: How replicas are reached.
+        pepper: Of the key HMACs.
+        telemetry: Tracer and registry.
+        clock: Time.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        *,
+        tables: Tables,
+        upstream: Upstream,
+        pepper: bytes,
+        telemetry: Telemetry,
+        clock: Clock,
+    ) -> None:
+        self.tables = tables
+        self.holds, self.demand, self.fleet = Holds(), Demand(), Fleet()
+        self.accounts = Accounts()
+        self.pricing = Pricing(OutputLengthEstimator(), BytesPerToken())
+        queue: BatchQueue[Hold] = BatchQueue(
+            waiting_max=config.batch_waiting_max, waiting_per_tenant_max=config.batch_waiting_per_tenant_max
+        )
+        self.desk = BatchDesk(queue, self.holds, clock)
+        admission = Admission(
+            tables=tables,
+            pepper=pepper,
+            pricing=self.pricing,
+            holds=self.holds,
+            demand=self.demand,
+            desk=self.desk,
+            clock=clock,
+            prompt_bytes_max=config.prompt_bytes_max,
+            request_timeout_ns=int(config.request_timeout_s_max * 1e9),
+        )
+        attempts = Attempts(
+            fleet=self.fleet,
+            subset=tables.subset,
+            upstream=upstream,
+            accounts=self.accounts,
+            tracer=telemetry.tracer,
+            clock=clock,
+        )
+        answers: IdempotencyWindow[Answer] = IdempotencyWindow(answer_bytes_max=config.answers_kept_bytes_max)
+        books = Books(self.accounts, self.holds, self.demand, self.pricing, answers)
+        self.flow = Flow(admission=admission, attempts=attempts, books=books, tracer=telemetry.tracer, clock=clock)
+
+
+def read_pepper(path: str) -> bytes:
+    """Reads the platform's pepper.
+
+    Raises:
+        InvalidArgumentError: There is none, or it is too short.
+    """
+    if not path:
+        raise InvalidArgumentError("key_pepper_file must name the file that the control plane uses too")
+    try:
+        pepper = Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgumentError(f"key_pepper_file {path}: {error.strerror}") from error
+    if len(pepper) < PEPPER_BYTES_MIN:
+        raise InvalidArgumentError(f"key_pepper_file {path} must hold at least {PEPPER_BYTES_MIN} random bytes")
+    return pepper
+
+
+async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
+    """Runs a router until `stop` is set, then drains it.
+
+    Args:
+        config: Its settings.
+        stop: Set to end it.
+    """
+    pepper = read_pepper(config.key_pepper_file)
+    clock, telemetry, store = SystemClock(), Telemetry(SERVICE, config), EtcdStore(config.etcd_endpoint)
+    router_id = config.instance_id or f"{SERVICE}-{secrets.token_hex(4)}"
+    incarnation_id = secrets.token_hex(8)
+    channels = Channels()
+    state = RouterState(
+        store, router_id=router_id, state_dir=Path(config.state_dir) if config.state_dir else None, clock=clock
+    )
+    router = Router(
+        config,
+        tables=state.tables(built_in_profiles()),
+        upstream=GrpcUpstream(channels, clock, token_timeout_s=config.token_timeout_s),
+        pepper=pepper,
+        telemetry=telemetry,
+        clock=clock,
+    )
+    watch = LoadWatch(router.fleet, channels, clock, router_id=router_id)
+    leases = LeaseDesk(router.holds, clock, router_id=router_id, incarnation_id=incarnation_id)
+    state.feed_fleet(router.fleet, watch.update)
+    state.feed_leases(leases)
+    leader = LeaderClient(state.leaders, "ratelimiter")
+    limiter = LimiterClient(
+        leader=leader,
+        leases=leases,
+        demand=router.demand,
+        holds=router.holds,
+        desk=router.desk,
+        clock=clock,
+        router_id=router_id,
+        incarnation_id=incarnation_id,
+    )
+    telemetry.registry.register(
+        RouterCollector(
+            accounts=router.accounts,
+            holds=router.holds,
+            fleet=router.fleet,
+            desk=router.desk,
+            models=lambda: sorted(state.models.items),
+            clock=clock,
+        )
+    )
+    doors = FrontDoors(config, router, telemetry, clock, state.missing)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            background = [tasks.create_task(run()) for run in (state.run, watch.run, router.desk.run, limiter.run)]
+            await doors.serve(stop, store, router_id, leases=leases, missing=state.missing, tasks=tasks)
+            for task in background:
+                task.cancel()
+    finally:
+        await leader.close()
+        await channels.close()
+        await store.close()
+        telemetry.shutdown()
+
+
+class FrontDoors:
+    """The gRPC and HTTP servers of one router: opened when it can serve, drained before it ends.
+
+    Args:
+        config: The settings.
+        router: What they serve.
+        telemetry: Tracer and registry.
+        clock: Time.
+        missing: Says what the router still waits for.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        router: Router,
+        telemetry: Telemetry,
+        clock: Clock,
+        missing: Callable[[], str | None],
+    ) -> None:
+        self._config = config
+        self._missing = missing
+        self._opened = False
+        self._draining = False
+        self._grpc = GrpcServer(config, telemetry, reuse_port=True)
+        servicer = InferenceService(router.flow, router.tables, router.pricing, clock)
+        self._grpc.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
+        gateway = Gateway(router.flow, router.tables, clock, body_bytes_max=config.body_bytes_max)
+        self._http = HttpServer(
+            gateway, host=config.bind_host, port=config.http_port, reuse_port=True, grace_s=config.drain_grace_s
+        )
+        self._ops = OpsServer(config, telemetry.registry, self._readiness)
+
+    async def serve(
+        self,
+        stop: asyncio.Event,
+        store: Store,
+        router_id: str,
+        *,
+        leases: LeaseDesk,
+        missing: Callable[[], str | None],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Opens the doors, registers, waits for `stop`, drains."""
+        ops_address = await self._ops.start()
+        try:
+            await _until(lambda: missing() is None, stop, None)
+            await _until(lambda: leases.usable, stop, _FIRST_LEASE_WAIT_S)
+            if stop.is_set():
+                return
+            grpc_address, http_port = await self._grpc.start(), await self._http.start()
+            self._opened = True
+            me = admin_pb2.ServiceInstance(
+                service=SERVICE,
+                instance_id=router_id,
+                address=grpc_address,
+                ops_address=ops_address,
+                pid=os.getpid(),
+            )
+            me.start_time.GetCurrentTime()
+            registration = Registration(store, keys.service(SERVICE, router_id), me.SerializeToString)
+            registered = tasks.create_task(registration.run())
+            # What lives until the end need not be looked at by every collection.
+            gc.collect()
+            gc.freeze()
+            log.info("serving", grpc=grpc_address, http_port=http_port, ops=ops_address, router_id=router_id)
+            await stop.wait()
+            self._draining = True
+            registered.cancel()
+            log.info("draining", grace_s=self._config.drain_grace_s)
+            await asyncio.gather(self._grpc.drain_and_stop(self._config.drain_grace_s), self._http.drain_and_stop())
+        finally:
+            await self._ops.stop()
+
+    def _readiness(self) -> str | None:
+        if self._draining:
+            return "draining"
+        return self._missing() or (None if self._opened else "waiting for the first leases")
+
+
+async def _until(done: Callable[[], bool], stop: asyncio.Event, timeout_s: float | None) -> None:
+    """Waits for a condition that no event announces, until `stop` or for `timeout_s`."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while not done() and not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.02):
+                        await stop.wait()
