@@ -95,7 +95,13 @@ def run(command: Sequence[str | Path], environ: Mapping[str, str] | None = None)
     """
     words = [str(word) for word in command]
     done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
+        words,
+        cwd=CHECKOUT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environ,
     )
     if done.returncode:
         tail = "\n".join(f"    {line}" for line in done.stdout.splitlines()[-15:])
@@ -252,14 +258,45 @@ def make_all(*, tests: bool, triton_wanted: str) -> None:
                 progress.say(f"no Triton here: {error}")
 
 
+def lock_all() -> None:
+    """Resolves every requirements/*.in into its hash-locked file.
+
+    Raises:
+        BuildError: uv cannot be had, or a requirement cannot be met.
+    """
+    progress = Progress()
+    uv = fetch_uv(progress)
+    if uv is None:
+        raise BuildError("locking needs uv")
+    for source in sorted(REQUIREMENTS.glob("*.in")):
+        progress.say(f"locking {source.name}")
+        # Triton's environment takes pytriton without what its Python wrapper asks for; see triton.in.
+        options = ["--no-deps"] if source.stem == "triton" else []
+        command = [
+            "pip",
+            "compile",
+            "--quiet",
+            "--generate-hashes",
+            "--universal",
+            "--python-version",
+            "3.11",
+            *options,
+        ]
+        run([uv, *command, f"requirements/{source.name}", "-o", f"requirements/{source.stem}.lock"])
+
+
 def main(argv: Sequence[str]) -> int:
     """Makes the environments; with arguments after `--`, becomes build/venv's Python with them."""
     end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="bootstrap.py", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tests", action="store_true", help="also what tests, lint and code generation need")
     parser.add_argument("--triton", choices=("auto", "yes", "no"), default="no", help="also the CPU Triton")
+    parser.add_argument("--lock", action="store_true", help="resolve the requirements anew, and nothing else")
     options = parser.parse_args(argv[:end])
     try:
+        if options.lock:
+            lock_all()
+            return 0
         make_all(tests=options.tests, triton_wanted=options.triton)
     except BuildError as error:
         sys.stderr.write(

@@ -47,8 +47,13 @@ class Sources:
     targets: Mirror[capacity_pb2.CapacityTarget]
     replicas: Mirror[engine_pb2.Replica]
 
+    @property
+    def synced(self) -> bool:
+        """Whether each has been read from the store itself: an unread view is not an empty one."""
+        return all(mirror.synced for mirror in (self.models, self.targets, self.replicas))
+
     async def wait_synced(self) -> None:
-        """Returns once each has been read from the store itself: an unread view is not an empty one."""
+        """Returns once `synced` is true."""
         for mirror in (self.models, self.targets, self.replicas):
             await mirror.wait_synced()
 
@@ -65,7 +70,6 @@ class Autoscaler:
         look_interval_s: Longest pause between two looks.
         clock: For the decisions.
         metrics: What is published.
-        on_leadership: Called whenever this instance begins or ends to lead.
     """
 
     def __init__(
@@ -79,7 +83,6 @@ class Autoscaler:
         look_interval_s: float,
         clock: Clock,
         metrics: AutoscalerMetrics,
-        on_leadership: Callable[[], None],
     ) -> None:
         self._election = election
         self._sources = sources
@@ -89,7 +92,6 @@ class Autoscaler:
         self._look_interval_s = look_interval_s
         self._clock = clock
         self._metrics = metrics
-        self._on_leadership = on_leadership
         self._scalers: dict[str, ModelScaler] = {}
         self._busy: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._in_flight: dict[str, int] = {}
@@ -103,17 +105,13 @@ class Autoscaler:
             while True:
                 await self._sources.wait_synced()
                 await self._election.wait_leader()
-                self._show_leadership(True)
+                self._metrics.leading.set(1)
                 # What a former leadership remembered is stale: start over, and hold for a stable window.
                 self._scalers.clear()
                 while self._election.is_leader:
                     await self._look(tasks)
                     await self._pause()
-                self._show_leadership(False)
-
-    def _show_leadership(self, leading: bool) -> None:
-        self._metrics.leading.set(leading)
-        self._on_leadership()
+                self._metrics.leading.set(0)
 
     async def _pause(self) -> None:
         self._wake.clear()

@@ -17,6 +17,7 @@ class AutoscalerConfig(CommonConfig):
 
     state_dir: str = setting("build/run/replicas", "folder of the seat files; must outlive this process")
     log_dir: str = setting("build/run/logs", "folder of the replicas' logs")
+    election_ttl_s: int = setting(5, "a dead leader is replaced after about this long, seconds", minimum=1, maximum=60)
     look_interval_s: float = setting(1.0, "longest pause between two looks", minimum=0.05, maximum=60)
     stable_window_s: float = setting(
         _DEFAULT.stable_window_s, "a need must be lower for this long before a replica is removed", minimum=0

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import secrets
 from pathlib import Path
 
 from common import keys
 from common.clock import SystemClock
 from common.etcd_store import EtcdStore
-from common.leadership import Election
+from common.member import Member
 from common.mirror import Mirror
 from common.ops import OpsServer
-from common.registration import Registration
 from common.rpc import GrpcServer
 from common.telemetry import Telemetry
 from data_plane.autoscaler.agent_command import agent_command
@@ -48,59 +45,25 @@ async def serve(config: AutoscalerConfig, stop: asyncio.Event) -> None:
         config: Its settings.
         stop: Set to end it.
     """
-    telemetry = Telemetry(SERVICE, config)
-    store = EtcdStore(config.etcd_endpoint)
-    metrics = AutoscalerMetrics(telemetry.registry)
+    store, telemetry = EtcdStore(config.etcd_endpoint), Telemetry(SERVICE, config)
     sources = Sources(
         models=Mirror(store, keys.MODELS, admin_pb2.Model.FromString),
         targets=Mirror(store, keys.TARGETS, capacity_pb2.CapacityTarget.FromString),
         replicas=Mirror(store, keys.REPLICAS, engine_pb2.Replica.FromString),
     )
-    mirrors = (sources.models, sources.targets, sources.replicas)
-
-    def readiness() -> str | None:
-        return None if all(mirror.synced for mirror in mirrors) else "the store has not been read yet"
-
-    # It serves no API of its own: this server is for health checks and reflection.
-    server = GrpcServer(config, telemetry)
-    ops = OpsServer(config, telemetry.registry, readiness)
-    me = admin_pb2.ServiceInstance(
-        service=SERVICE,
-        instance_id=config.instance_id or f"{SERVICE}-{secrets.token_hex(4)}",
-        address=await server.start(),
-        ops_address=await ops.start(),
-        pid=os.getpid(),
-    )
-    me.start_time.GetCurrentTime()
-    election = Election(store, SERVICE, me)
-
-    def current() -> bytes:
-        now = admin_pb2.ServiceInstance()
-        now.CopyFrom(me)
-        now.leader, now.epoch = election.is_leader, election.epoch
-        return now.SerializeToString()
-
-    registration = Registration(store, keys.service(SERVICE, me.instance_id), current)
+    member = Member(SERVICE, config, store, telemetry, election_ttl_s=config.election_ttl_s)
     autoscaler = Autoscaler(
-        election=election,
+        election=member.election,
         sources=sources,
         actuator=local_process_actuator(config),
         drain=drain,
         policy=config.policy(),
         look_interval_s=config.look_interval_s,
         clock=SystemClock(),
-        metrics=metrics,
-        on_leadership=registration.update,
+        metrics=AutoscalerMetrics(telemetry.registry),
     )
-    loops = (*(mirror.run for mirror in mirrors), election.run, registration.run, autoscaler.run)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(loop()) for loop in loops]
-            await stop.wait()
-            for task in running:
-                task.cancel()
-    finally:
-        await server.drain_and_stop(0.0)
-        await ops.stop()
-        await store.close()
-        telemetry.shutdown()
+    # It serves no API of its own: this server is for health checks and reflection.
+    server = GrpcServer(config, telemetry)
+    ops = OpsServer(config, telemetry.registry, lambda: None if sources.synced else "the store has not been read yet")
+    loops = (sources.models.run, sources.targets.run, sources.replicas.run, autoscaler.run)
+    await member.serve(stop, server, ops, loops)

@@ -1,0 +1,80 @@
+# Everything one does here. Needs make and Python 3.11 or newer; the rest is built into build/ from hash-locked files.
+#   make run                              the whole platform on this machine
+#   make run ENGINE=sim REPLICAS=8        on simulated H100 replicas instead of Triton
+#   make run HTTP_PORT=9080 GRPC_PORT=9081 ADMIN_PORT=9082     on other ports; 0 takes any free one
+PYTHON ?= python3
+ENGINE ?=
+REPLICAS ?=
+HTTP_PORT ?=
+GRPC_PORT ?=
+ADMIN_PORT ?=
+STANDBYS ?=
+REPLAY ?=
+RUN_DIR ?=
+TESTS ?= tests
+TRACES ?=
+DURATION_S ?= 180
+
+BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
+WITH_TESTS = $(PYTHON) deploy/bootstrap.py --tests
+VENV = build/venv/bin
+PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_plane engines deploy tools benchmarks
+TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-unit lint format type proto verify-proto lock bench-live image up down clean
+
+help: ## This list
+	@sed -n '2,5s/^# \{0,1\}//p' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+run: ## The platform here: ENGINE=triton|sim REPLICAS=n STANDBYS=1 REPLAY=seconds (0: none) RUN_DIR=dir
+	@$(BOOTSTRAP) --triton $(TRITON) -- -m deploy.local --engine "$(ENGINE)" --replicas "$(REPLICAS)" \
+		--http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)" --admin-port "$(ADMIN_PORT)" \
+		--standbys "$(STANDBYS)" --replay "$(REPLAY)" --run-dir "$(RUN_DIR)"
+
+test: ## Every test: unit, stateful, real etcd, real Triton, end to end, Docker where there is an engine
+	@$(BOOTSTRAP) --tests --triton auto -- -m pytest $(TESTS)
+
+test-unit: ## The tests that take seconds
+	@$(BOOTSTRAP) --tests -- -m pytest -q tests/unit tests/stateful
+
+lint: ## Style, imports, likely mistakes
+	@$(WITH_TESTS)
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+
+format: ## Brings all files into the house's format
+	@$(WITH_TESTS)
+	$(VENV)/ruff format .
+
+type: ## Static types, strict
+	@$(WITH_TESTS)
+	$(VENV)/mypy $(PACKAGES)
+
+proto: ## Generates the stubs from protos/
+	@$(WITH_TESTS)
+	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python tools/generate_stubs.py
+
+verify-proto: ## Checks that the stubs are those of protos/
+	@$(WITH_TESTS)
+	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python tools/generate_stubs.py --verify
+
+lock: ## Resolves requirements/*.in into hash-locked files (needs the package index)
+	@$(PYTHON) deploy/bootstrap.py --lock
+
+bench-live: ## Three minutes of recorded traffic on Triton and on simulated replicas: TRACES=dir DURATION_S=n
+	@TRACES="$(TRACES)" DURATION_S="$(DURATION_S)" $(BOOTSTRAP) --tests --triton auto -- -m benchmarks.live
+
+image: ## The container image
+	docker compose build
+
+up: ## The platform in containers
+	docker compose up --detach --wait
+
+down: ## Ends the platform in containers; its volumes stay
+	docker compose down
+
+clean: ## Removes build/ and every cache
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
