@@ -79,6 +79,9 @@ class Limiter:
         """
         for table in tables:
             self._roster.learn(table, self._end_of(now, table.lease_ns))
+            if table.version.epoch == self.epoch:
+                # This leadership's own, from before it had to start over: numbers must go on growing.
+                self._table_number = max(self._table_number, table.version.number)
 
     def set_quotas(self, quotas: Mapping[Workload, Quota]) -> None:
         """Replaces all quotas; a workload that is absent has none."""
@@ -159,14 +162,13 @@ class Limiter:
         """What all routers together could be spending of a workload, milli-MU per minute."""
         return self._roster.held(workload)
 
-    def tables(self) -> list[Table]:
-        """The newest table of every live router that has one, sorted by router."""
-        return [session.table for session in self._roster.live() if session.table is not None]
+    def quotas(self) -> dict[Workload, Rate]:
+        """What is granted of every workload, milli-MU per minute."""
+        return {workload: quota.granted for workload, quota in self._quotas.items()}
 
-    @property
-    def routers_live(self) -> int:
-        """Routers that hold or may get leases."""
-        return len(self._roster.live())
+    def routers(self) -> list[str]:
+        """Routers that hold or may get leases, sorted."""
+        return [session.router_id for session in self._roster.live()]
 
     def _absorb(self, changes: Changes) -> None:
         if changes.membership:

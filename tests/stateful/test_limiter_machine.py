@@ -24,7 +24,7 @@ from model_units.units import MilliModelUnitsPerMinute as Rate
 from ratelimiter.core.lease import Limiter, Terms
 from ratelimiter.core.roster import Roster
 from ratelimiter.core.session import Issued, Session
-from ratelimiter.core.values import NO_TABLE, Quota, Report, Table, Version, Want, Workload
+from ratelimiter.core.values import NO_TABLE, Lease, Quota, Report, Table, Version, Want, Workload
 
 LEASE_NS = 10 * NS_PER_S
 # The limiter's guard: it counts a lease 1 % longer than the router does.
@@ -46,16 +46,21 @@ class Process:
 
     def worst_case(self, workload: Workload, now: int) -> int:
         """The most it could be spending: any unexpired table it applies now or could still come to apply."""
-        if self.left:
-            return 0
-        rates = [
-            int(table.leases[workload].rate)
+        return max((int(lease.rate) for lease in self._possible(workload, now)), default=0)
+
+    def worst_safe_rate(self, workload: Workload, now: int) -> int:
+        """The highest safe rate among the same tables."""
+        return max((int(lease.safe_rate) for lease in self._possible(workload, now)), default=0)
+
+    def _possible(self, workload: Workload, now: int) -> list[Lease]:
+        return [
+            table.leases[workload]
             for table in self.written
-            if workload in table.leases
+            if not self.left
+            and workload in table.leases
             and table.version >= self.applied
             and self.sent_ns[table.report_number - 1] + LEASE_NS > now
         ]
-        return max(rates, default=0)
 
 
 class LimiterMachine(RuleBasedStateMachine):
@@ -202,10 +207,11 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @invariant()
     def safe_rates_stay_within_the_guarantee(self) -> None:
+        """At a steady quota, no mix of tables that routers may hold promises more than the guarantee."""
         for workload, quota in self.quotas.items():
-            newest = [table.leases[workload] for table in self.limiter.tables() if workload in table.leases]
-            if sum(lease.rate for lease in newest) <= quota.granted:
-                assert all(lease.safe_rate >= 0 and lease.burst == lease.rate * 30 // 60 for lease in newest)
+            if self.now - self.quota_history[-1][0] > COUNTED_NS:
+                safe = sum(process.worst_safe_rate(workload, self.now) for process in self.processes)
+                assert safe <= quota.guaranteed
 
 
 LimiterMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -1,0 +1,124 @@
+"""Protobuf messages <-> the core's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from common.clock import WallNs
+from fairlead.capacity.v1 import capacity_pb2
+from fairlead.errors import InvalidArgumentError
+from fairlead.quota.v1 import quota_pb2
+from model_units.units import MilliModelUnits
+from model_units.units import MilliModelUnitsPerMinute as Rate
+from ratelimiter.core.values import Lease, Quota, Report, Table, Version, Want, Workload
+
+
+def quotas_from(tables: Iterable[capacity_pb2.QuotaTable]) -> dict[Workload, Quota]:
+    """The stored quotas of all models; rows without a grant are left out."""
+    return {
+        Workload(quota.model_id, quota.tenant_id): Quota(
+            Rate(quota.granted_milli_mu_per_minute), Rate(quota.guaranteed_milli_mu_per_minute)
+        )
+        for table in tables
+        for quota in table.quotas
+        if quota.granted_milli_mu_per_minute > 0
+    }
+
+
+def report_from(request: quota_pb2.ReportWantsRequest) -> Report:
+    """A router's report.
+
+    Raises:
+        InvalidArgumentError: A field is missing or out of range; the message names it.
+    """
+    if not request.router_id or "/" in request.router_id:
+        raise InvalidArgumentError("router_id is required and must not contain '/'", field="router_id")
+    if not request.incarnation_id:
+        raise InvalidArgumentError("incarnation_id is required", field="incarnation_id")
+    if request.report_number < 1:
+        raise InvalidArgumentError("report_number counts from 1", field="report_number")
+    return Report(
+        router_id=request.router_id,
+        incarnation_id=request.incarnation_id,
+        number=request.report_number,
+        applied=Version(request.applied_epoch, request.applied_table_number),
+        wants=_wants_from(request.wants),
+    )
+
+
+def _wants_from(wants: Iterable[quota_pb2.Want]) -> Mapping[Workload, Want]:
+    by_workload: dict[Workload, Want] = {}
+    for index, want in enumerate(wants):
+        rates = (want.wants_milli_mu_per_minute, want.used_milli_mu_per_minute, want.held_milli_mu)
+        if min(rates) < 0 or not want.tenant_id or not want.model_id:
+            raise InvalidArgumentError(
+                f"wants[{index}] needs a tenant, a model and amounts of 0 or more", field=f"wants[{index}]"
+            )
+        workload = Workload(want.model_id, want.tenant_id)
+        by_workload[workload] = Want(Rate(rates[0]), Rate(rates[1]), MilliModelUnits(rates[2]))
+    return by_workload
+
+
+def wants_to(demand: Mapping[Workload, Want]) -> list[quota_pb2.Want]:
+    """Demand over all routers, for the allocator."""
+    return [
+        quota_pb2.Want(
+            tenant_id=workload.tenant_id,
+            model_id=workload.model_id,
+            wants_milli_mu_per_minute=want.wants,
+            used_milli_mu_per_minute=want.used,
+            held_milli_mu=want.held,
+        )
+        for workload, want in sorted(demand.items())
+    ]
+
+
+def table_to(table: Table, granted_wall_ns: WallNs) -> quota_pb2.LeaseTable:
+    """A lease table as it is stored and answered."""
+    message = quota_pb2.LeaseTable(
+        router_id=table.router_id,
+        incarnation_id=table.incarnation_id,
+        epoch=table.version.epoch,
+        table_number=table.version.number,
+        report_number=table.report_number,
+        leases=[
+            quota_pb2.Lease(
+                tenant_id=workload.tenant_id,
+                model_id=workload.model_id,
+                rate_milli_mu_per_minute=lease.rate,
+                burst_milli_mu=lease.burst,
+                safe_rate_milli_mu_per_minute=lease.safe_rate,
+            )
+            for workload, lease in table.leases.items()
+        ],
+        outstanding=[
+            quota_pb2.Lease(tenant_id=workload.tenant_id, model_id=workload.model_id, rate_milli_mu_per_minute=rate)
+            for workload, rate in table.outstanding.items()
+        ],
+    )
+    message.lease_duration.FromNanoseconds(table.lease_ns)
+    message.grant_time.FromNanoseconds(granted_wall_ns)
+    return message
+
+
+def table_from(message: quota_pb2.LeaseTable) -> Table:
+    """A stored lease table, as an earlier leader wrote it."""
+    return Table(
+        router_id=message.router_id,
+        incarnation_id=message.incarnation_id,
+        version=Version(message.epoch, message.table_number),
+        report_number=message.report_number,
+        lease_ns=message.lease_duration.ToNanoseconds(),
+        leases={
+            Workload(lease.model_id, lease.tenant_id): Lease(
+                Rate(lease.rate_milli_mu_per_minute),
+                MilliModelUnits(lease.burst_milli_mu),
+                Rate(lease.safe_rate_milli_mu_per_minute),
+            )
+            for lease in message.leases
+        },
+        outstanding={
+            Workload(lease.model_id, lease.tenant_id): Rate(lease.rate_milli_mu_per_minute)
+            for lease in message.outstanding
+        },
+    )
