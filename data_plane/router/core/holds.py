@@ -256,8 +256,9 @@ class Holds:
             return BucketView(0, 0, 0, 0, 0, 0)
         bucket.refill(now_ns, self._expires_ns)
         terms = bucket.terms
+        level = bucket.level // NS_PER_MINUTE
         return BucketView(
-            level_milli_mu=bucket.level // NS_PER_MINUTE,
+            level_milli_mu=level if terms else min(0, level),
             held_milli_mu=bucket.held,
             settled_milli_mu=bucket.settled,
             burst_milli_mu=terms.burst_milli_mu if terms else 0,
