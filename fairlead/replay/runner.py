@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fairlead.errors import InvalidArgumentError, NotFoundError, Reason
+from fairlead.errors import InvalidArgumentError
 from fairlead.replay.deal import deal, group_of
 from fairlead.replay.prompts import LengthScale, PromptMaker, choose_scale, describe_scale
 from fairlead.replay.recorder import Recorder
 from fairlead.replay.report import Outcome, ReplayReport, percentiles, tenant_report
 from fairlead.replay.traces import TraceRequest
 from fairlead.sdk.async_client import AsyncClient
+from fairlead.sdk.model_choice import choose_model
 from fairlead.sdk.results import ModelInfo
 from fairlead.sdk.retries import RetryPolicy
 from fairlead.sdk.settings import Tls
@@ -147,28 +148,6 @@ def _connect(target: ReplayTarget, options: ReplayOptions) -> AsyncClient:
         deadline_s=options.deadline_s,
         retries=RetryPolicy(attempts_max=options.attempts_max),
     )
-
-
-def choose_model(name: str, models: Sequence[ModelInfo], who: str) -> ModelInfo:
-    """Finds the model to use among those a tenant may use.
-
-    Args:
-        name: The model's id; empty to take the only one.
-        models: As listed by the platform.
-        who: The tenant, for the message.
-
-    Raises:
-        NotFoundError: It is not among them, or there is not exactly one to take.
-    """
-    ids = ", ".join(model.id for model in models) or "none"
-    if name:
-        for model in models:
-            if model.id == name:
-                return model
-        raise NotFoundError(f"{who} may not use the model {name}; it may use: {ids}", reason=Reason.UNKNOWN_MODEL)
-    if len(models) == 1:
-        return models[0]
-    raise NotFoundError(f"name the model to use; {who} may use: {ids}", reason=Reason.UNKNOWN_MODEL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import IO, NoReturn
+from typing import IO, NoReturn, cast
 
 from fairlead.errors import InvalidArgumentError
 
@@ -124,7 +124,7 @@ def _open(path: Path | str | None, stack: ExitStack) -> IO[bytes]:
         raise InvalidArgumentError(f"cannot read the trace {path}: {error.strerror}", field="trace") from None
     head = stream.read(2)
     stream.seek(0)
-    return stack.enter_context(gzip.GzipFile(fileobj=stream)) if head == _GZIP_MAGIC else stream
+    return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if head == _GZIP_MAGIC else stream
 
 
 class _Rows:

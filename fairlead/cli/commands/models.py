@@ -1,0 +1,180 @@
+"""fairlead models: what the platform serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+from google.protobuf import json_format
+
+from fairlead.admin.v1 import admin_pb2
+from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, stdin_text, yes_option
+from fairlead.cli.connection import AdminConnection, new_request_id
+from fairlead.cli.output import Column, Row, message_row, plain
+from fairlead.errors import InvalidArgumentError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _engine(value: Any) -> str:
+    return f"{value['engine']} on {value['hardware']}" if value else plain(value)
+
+
+COLUMNS = (
+    Column("model_id", "model"),
+    Column("display_name", "name"),
+    Column("engine", "engine", _engine),
+    Column("context_tokens", "context"),
+    Column("output_tokens_max", "most output"),
+    Column("target_utilization", "target use"),
+    Column("replicas_min", "replicas min"),
+    Column("replicas_max", "max"),
+)
+_ENGINE_FIELDS = ("engine", "hardware", "sequences_max", "dialect", "endpoint")
+
+
+@root.group()
+def models() -> None:
+    """Create, read, change and delete models."""
+
+
+def model_options(function: Function) -> Function:
+    """Adds an option for every field of a model."""
+    options = [
+        click.option(
+            "-f", "--file", type=click.Path(path_type=Path), help="YAML or JSON with the fields; - for stdin."
+        ),
+        click.option("--display-name", help="For people; at most 200 characters."),
+        click.option("--engine", type=click.Choice(["triton", "simulated"]), help="What its replicas run."),
+        click.option("--hardware", help="Hardware label of the cost profile, such as cpu-2core or h100-tp4."),
+        click.option("--sequences-max", type=int, help="Most sequences at once; 0 for the engine's default."),
+        click.option("--dialect", help="Triton's tensors: ensemble, llmapi, or empty to ask the server."),
+        click.option("--endpoint", metavar="HOST:PORT", help="A running Triton the platform does not start."),
+        click.option("--profile-id", help="Cost profile, such as llama-3.1-8b/h100/1."),
+        click.option("--context-tokens", type=int, help="Longest prompt plus output."),
+        click.option("--output-tokens-max", type=int, help="Most output tokens of one request."),
+        click.option("--output-tokens-default", type=int, help="Output tokens where a request sets no limit."),
+        click.option("--bytes-per-token", type=float, help="Bytes of text per token, a start value."),
+        click.option("--target-utilization", type=float, help="Share of live capacity that may be promised, up to 1."),
+        click.option("--replicas-min", type=int, help="Fewest replicas."),
+        click.option("--replicas-max", type=int, help="Most replicas."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@models.command("create")
+@click.argument("model_id", required=False)
+@model_options
+@dry_run_option
+@pass_invocation
+def create(invocation: Invocation, /, model_id: str | None, file: Path | None, dry_run: bool, **fields: Any) -> None:
+    """Create a model from options, from a file, or from both (options win)."""
+    model = admin_pb2.Model()
+    _fill(model, file, fields)
+    if model_id:
+        model.model_id = model_id
+    if not model.model_id:
+        raise click.UsageError("name the model: fairlead models create MODEL_ID ..., or model_id in the file")
+    request = admin_pb2.CreateModelRequest(model=model, validate_only=dry_run, request_id=new_request_id())
+    with invocation.admin() as connection:
+        created = connection.call(connection.admin.CreateModel, request)
+    invocation.output.row(message_row(created), COLUMNS)
+    invocation.output.done(
+        f"model {model.model_id} created; next: fairlead quota set TENANT {model.model_id} --reserved MU",
+        dry_run=dry_run,
+    )
+
+
+@models.command("get")
+@click.argument("model_id")
+@pass_invocation
+def get(invocation: Invocation, model_id: str) -> None:
+    """Show one model. With -o yaml, the output is a file for create and update."""
+    with invocation.admin() as connection:
+        row = message_row(_read(connection, model_id))
+    invocation.output.row(row, [*COLUMNS, *_rest(row)])
+
+
+@models.command("list")
+@pass_invocation
+def list_(invocation: Invocation) -> None:
+    """List all models."""
+    with invocation.admin() as connection:
+        rows = [message_row(model) for model in connection.models()]
+    invocation.output.rows(rows, COLUMNS, empty="no models yet: fairlead models create --help")
+
+
+@models.command("update")
+@click.argument("model_id")
+@model_options
+@dry_run_option
+@pass_invocation
+def update(invocation: Invocation, /, model_id: str, file: Path | None, dry_run: bool, **fields: Any) -> None:
+    """Change a model; what is not given stays."""
+    if file is None and all(value is None for value in fields.values()):
+        raise click.UsageError("nothing to change: give at least one option, or -f FILE")
+    with invocation.admin() as connection:
+        model = _read(connection, model_id)
+        etag = model.etag
+        _fill(model, file, fields)
+        model.model_id, model.etag = model_id, etag
+        request = admin_pb2.UpdateModelRequest(model=model, validate_only=dry_run, request_id=new_request_id())
+        changed = connection.call(connection.admin.UpdateModel, request)
+    invocation.output.row(message_row(changed), COLUMNS)
+    invocation.output.done(f"model {model_id} changed", dry_run=dry_run)
+
+
+@models.command("delete")
+@click.argument("model_id")
+@yes_option
+@dry_run_option
+@pass_invocation
+def delete(invocation: Invocation, model_id: str, yes: bool, dry_run: bool) -> None:
+    """Delete a model that no reservation names. Its replicas are stopped."""
+    confirm(f"Delete model {model_id} and stop its replicas?", yes=yes, dry_run=dry_run)
+    request = admin_pb2.DeleteModelRequest(model_id=model_id, validate_only=dry_run, request_id=new_request_id())
+    with invocation.admin() as connection:
+        connection.call(connection.admin.DeleteModel, request)
+    invocation.output.row({"model_id": model_id, "dry_run": dry_run}, COLUMNS[:1])
+    invocation.output.done(f"model {model_id} deleted", dry_run=dry_run)
+
+
+def _read(connection: AdminConnection, model_id: str) -> admin_pb2.Model:
+    return connection.call(connection.admin.GetModel, admin_pb2.GetModelRequest(model_id=model_id))
+
+
+def _rest(row: Row) -> list[Column]:
+    shown = {column.field for column in COLUMNS}
+    return [Column(field, field.replace("_", " ")) for field in row if field not in shown]
+
+
+def _fill(model: admin_pb2.Model, file: Path | None, fields: dict[str, Any]) -> None:
+    if file is not None:
+        _merge_file(model, file)
+    for name, value in fields.items():
+        if value is not None:
+            setattr(model.engine if name in _ENGINE_FIELDS else model, name, value)
+
+
+def _merge_file(model: admin_pb2.Model, file: Path) -> None:
+    try:
+        text = stdin_text() if str(file) == "-" else file.read_text()
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(f"{file} is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidArgumentError(f"{file} must hold the fields of one model, such as model_id: my-model")
+    # What `get` prints and the server sets is taken for what it is.
+    data = {key: value for key, value in data.items() if key not in ("create_time", "etag")}
+    try:
+        json_format.ParseDict(data, model)
+    except (json_format.ParseError, TypeError) as error:
+        known = ", ".join(field.name for field in model.DESCRIPTOR.fields)
+        raise InvalidArgumentError(f"{file}: {error}; fields of a model: {known}") from None

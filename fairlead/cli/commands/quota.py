@@ -1,0 +1,178 @@
+"""fairlead quota: what tenants bought, what they are granted now, who holds the leases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.live import Live
+
+from fairlead.admin.v1 import admin_pb2
+from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, yes_option
+from fairlead.cli.connection import AdminConnection, new_request_id
+from fairlead.cli.output import Column, Row, message_row, mu, table_of
+from fairlead.cli.quotas import read_quotas
+from fairlead.errors import NotFoundError
+
+RESERVATION = (
+    Column("tenant_id", "tenant"),
+    Column("model_id", "model"),
+    Column("reserved_milli_mu_per_minute", "reserved MU/min", mu),
+    Column("burst_ceiling_milli_mu_per_minute", "burst", mu),
+    Column("tier", "tier"),
+    Column("weight", "weight"),
+)
+LEASES = (
+    Column("router_id", "router"),
+    Column("rate_milli_mu_per_minute", "rate MU/min", mu),
+    Column("burst_milli_mu", "burst MU", mu),
+    Column("safe_rate_milli_mu_per_minute", "safe rate", mu),
+)
+
+
+def _leases(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ", ".join(f"{lease['router_id']} {mu(lease['rate_milli_mu_per_minute'])}" for lease in value) or "none"
+
+
+COLUMNS = (
+    *RESERVATION[:3],
+    Column("guaranteed_milli_mu_per_minute", "guaranteed", mu),
+    Column("granted_milli_mu_per_minute", "granted", mu),
+    Column("burst_ceiling_milli_mu_per_minute", "burst", mu),
+    Column("wants_milli_mu_per_minute", "wants", mu),
+    Column("used_milli_mu_per_minute", "used", mu),
+    Column("leases", "leases", _leases),
+)
+
+
+@root.group()
+def quota() -> None:
+    """Set, show and watch quotas. All figures are model units per minute (MU/min)."""
+
+
+@quota.command("set")
+@click.argument("tenant_id")
+@click.argument("model_id")
+@click.option("--reserved", type=click.FloatRange(0), help="Guaranteed MU/min; 0 is best effort only.")
+@click.option("--burst", type=click.FloatRange(0), help="Ceiling including lent capacity, MU/min.  [default: reserved]")
+@click.option("--tier", type=click.IntRange(1, 9), help="1 is served first in a shortfall.  [default: 5]")
+@click.option("--weight", type=click.IntRange(1, 1000), help="Weight among equals.  [default: 1]")
+@dry_run_option
+@pass_invocation
+def set_(
+    invocation: Invocation,
+    tenant_id: str,
+    model_id: str,
+    reserved: float | None,
+    burst: float | None,
+    tier: int | None,
+    weight: int | None,
+    dry_run: bool,
+) -> None:
+    """Reserve MU/min of a model for a tenant, or change what it has; what is not given stays."""
+    with invocation.admin() as connection:
+        found = _reservation(connection, tenant_id, model_id)
+        if found is None and reserved is None:
+            raise click.UsageError(f"{tenant_id} has no quota on {model_id} yet: give --reserved MU")
+        wanted = found or admin_pb2.Reservation(tenant_id=tenant_id, model_id=model_id)
+        if reserved is not None:
+            wanted.reserved_milli_mu_per_minute = round(reserved * 1000)
+        if burst is not None:
+            wanted.burst_ceiling_milli_mu_per_minute = round(burst * 1000)
+        elif wanted.burst_ceiling_milli_mu_per_minute < wanted.reserved_milli_mu_per_minute:
+            wanted.burst_ceiling_milli_mu_per_minute = wanted.reserved_milli_mu_per_minute
+        wanted.tier = tier or wanted.tier
+        wanted.weight = weight or wanted.weight
+        request = admin_pb2.SetReservationRequest(
+            reservation=wanted, validate_only=dry_run, request_id=new_request_id()
+        )
+        row = message_row(connection.call(connection.admin.SetReservation, request))
+    invocation.output.row(row, RESERVATION)
+    invocation.output.done(f"quota of {tenant_id} on {model_id} set", dry_run=dry_run)
+
+
+@quota.command("get")
+@click.argument("tenant_id")
+@click.argument("model_id")
+@pass_invocation
+def get(invocation: Invocation, tenant_id: str, model_id: str) -> None:
+    """Show one quota with its leases."""
+    output = invocation.output
+    with invocation.admin() as connection:
+        rows = _read(invocation, connection, tenant_id, model_id)
+    if not rows:
+        raise NotFoundError(f"{tenant_id} has no quota on {model_id}: fairlead quota set {tenant_id} {model_id}")
+    output.row(rows[0], COLUMNS[:-1])
+    if output.for_people and rows[0]["leases"]:
+        output.console.print(table_of(rows[0]["leases"], LEASES))
+
+
+@quota.command("list")
+@click.option("--tenant", default="", help="Only this tenant's.")
+@click.option("--model", default="", help="Only this model's.")
+@pass_invocation
+def list_(invocation: Invocation, tenant: str, model: str) -> None:
+    """List quotas: reserved, guaranteed, granted, wanted, used, and the leases of each router."""
+    with invocation.admin() as connection:
+        rows = _read(invocation, connection, tenant, model)
+    invocation.output.rows(rows, COLUMNS, empty="no quotas: fairlead quota set TENANT MODEL --reserved MU")
+
+
+@quota.command("watch")
+@click.option("--tenant", default="", help="Only this tenant's.")
+@click.option("--model", default="", help="Only this model's.")
+@click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between looks.")
+@click.option("--count", type=click.IntRange(1), help="Stop after so many looks.")
+@pass_invocation
+def watch(invocation: Invocation, tenant: str, model: str, interval: float, count: int | None) -> None:
+    """Show quotas as they change, until Ctrl-C. With -o json, one line per look."""
+    output = invocation.output
+    with invocation.admin() as connection, Live(console=output.console, auto_refresh=False) as live:
+        looks = 0
+        while True:
+            rows = _read(invocation, connection, tenant, model, quiet=looks > 0)
+            if output.for_people:
+                live.update(table_of(rows, COLUMNS), refresh=True)
+            else:
+                output.line(rows)
+            looks += 1
+            if looks == count:
+                return
+            time.sleep(interval)
+
+
+@quota.command("delete")
+@click.argument("tenant_id")
+@click.argument("model_id")
+@yes_option
+@dry_run_option
+@pass_invocation
+def delete(invocation: Invocation, tenant_id: str, model_id: str, yes: bool, dry_run: bool) -> None:
+    """Delete a quota: the tenant loses access to the model."""
+    confirm(f"Delete the quota of {tenant_id} on {model_id}? It loses access to the model.", yes=yes, dry_run=dry_run)
+    request = admin_pb2.DeleteReservationRequest(
+        tenant_id=tenant_id, model_id=model_id, validate_only=dry_run, request_id=new_request_id()
+    )
+    with invocation.admin() as connection:
+        connection.call(connection.admin.DeleteReservation, request)
+    invocation.output.row({"tenant_id": tenant_id, "model_id": model_id, "dry_run": dry_run}, RESERVATION[:2])
+    invocation.output.done(f"quota of {tenant_id} on {model_id} deleted", dry_run=dry_run)
+
+
+def _reservation(connection: AdminConnection, tenant_id: str, model_id: str) -> admin_pb2.Reservation | None:
+    request = admin_pb2.ListReservationsRequest(tenant_id=tenant_id, model_id=model_id)
+    found = connection.call(connection.admin.ListReservations, request).reservations
+    return found[0] if found else None
+
+
+def _read(
+    invocation: Invocation, connection: AdminConnection, tenant_id: str, model_id: str, *, quiet: bool = False
+) -> Sequence[Row]:
+    rows, missing = read_quotas(connection, tenant_id, model_id)
+    for problem in () if quiet else missing:
+        invocation.output.note(problem)
+    return rows

@@ -1,0 +1,266 @@
+"""Administration: every command does its RPC, prints stable fields, and fails in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fairlead import UnavailableError
+from fairlead.errors import Reason
+from tests.support.fake_platform import FakePlatform
+from tests.unit.cli.conftest import Command
+
+
+def test_tenants_from_creation_to_deletion(command: Command, platform: FakePlatform) -> None:
+    """A tenant is created, read, renamed, suspended, let in again and deleted."""
+    created = command.json("tenants", "create", "beta", "--display-name", "Beta")
+    assert created == {
+        "tenant_id": "beta",
+        "display_name": "Beta",
+        "suspended": False,
+        "create_time": None,
+        "etag": "1",
+    }
+    assert [row["tenant_id"] for row in command.json("tenants", "list")] == ["alpha", "beta"]
+    assert command.json("tenants", "update", "beta", "--display-name", "B")["display_name"] == "B"
+    assert command.json("tenants", "suspend", "beta")["suspended"] is True
+    assert command.json("tenants", "get", "beta")["suspended"] is True
+    assert command.json("tenants", "resume", "beta")["suspended"] is False
+    deleted = command.json("tenants", "delete", "beta", "--yes")
+    assert (deleted["keys_revoked"], deleted["reservations_deleted"]) == (1, 2)
+    assert set(platform.control.tenants) == {"alpha"}
+
+
+def test_long_lists_are_read_page_by_page(command: Command, platform: FakePlatform) -> None:
+    """Nothing is lost behind the first page."""
+    for number in range(1500):
+        platform.control.tenants[f"t{number}"] = type(platform.control.tenants["alpha"])(tenant_id=f"t{number}")
+    assert len(command.json("tenants", "list")) == 1501
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tenants create beta",
+        "tenants suspend alpha",
+        "tenants delete alpha",
+        "keys create alpha",
+        "models create m2 --engine simulated",
+        "models update tiny --replicas-max 9",
+        "models delete tiny",
+        "quota set alpha tiny --reserved 70",
+        "quota delete alpha tiny",
+        "replicas drain tiny-r1",
+    ],
+)
+def test_dry_run_changes_nothing(command: Command, platform: FakePlatform, line: str) -> None:
+    """--dry-run asks the server to check only, needs no --yes, and says so."""
+    before = json.dumps([sorted(platform.control.tenants), sorted(platform.control.keys)]), str(platform.control.models)
+    result = command.run(*line.split(), "--dry-run")
+    assert "dry run, nothing was changed" in result.stderr
+    assert [request.validate_only for request in platform.control.mutations] == [True]
+    after = json.dumps([sorted(platform.control.tenants), sorted(platform.control.keys)]), str(platform.control.models)
+    assert before == after
+
+
+def test_deleting_asks_first(command: Command, platform: FakePlatform) -> None:
+    """Without a terminal to ask at, nothing is deleted without --yes."""
+    for line in ("tenants delete alpha", "models delete tiny", "quota delete alpha tiny", "replicas drain tiny-r1"):
+        assert "--yes" in command.error(*line.split(), exit_code=2)
+    assert platform.control.mutations == []
+
+
+def test_a_secret_is_printed_once(command: Command) -> None:
+    """The new key's secret is in the answer to create and in no list."""
+    created = command.json("keys", "create", "alpha", "--display-name", "ci")
+    assert created["secret_key"] == "fl-key0-secret"
+    assert "key_hmac" not in created
+    (listed,) = command.json("keys", "list", "alpha")
+    assert "secret_key" not in listed
+    command.run("keys", "revoke", "key0", "--yes")
+    assert command.json("keys", "list") == []
+    assert "never shown again" in command.run("keys", "create", "alpha").stderr
+
+
+def test_models_from_options_and_files(command: Command, tmp_path: Path) -> None:
+    """A model comes from options, from YAML, or from what `get -o yaml` printed; options win."""
+    line = "models create m2 --engine triton --hardware cpu-2core --context-tokens 512 --target-utilization 0.7"
+    created = command.json(*line.split())
+    assert created["engine"]["hardware"] == "cpu-2core"
+    assert created["target_utilization"] == 0.7
+    printed = command.run("models", "get", "m2", "-o", "yaml").stdout
+    assert yaml.safe_load(printed) == command.json("models", "get", "m2")
+    file = tmp_path / "m3.yaml"
+    file.write_text(printed.replace("m2", "m3"))
+    copied = command.json("models", "create", "-f", str(file), "--context-tokens", "1024")
+    assert (copied["model_id"], copied["context_tokens"], copied["engine"]["engine"]) == ("m3", 1024, "triton")
+    updated = command.json("models", "update", "m3", "--replicas-max", "4")
+    assert (updated["replicas_max"], updated["context_tokens"]) == (4, 1024)
+    piped = command.json("models", "create", "m4", "-f", "-", stdin="context_tokens: 7\n")
+    assert piped["context_tokens"] == 7
+    command.run("models", "delete", "m4", "--yes")
+    assert [row["model_id"] for row in command.json("models", "list")] == ["m2", "m3", "tiny"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("model_id: [", "not YAML"),
+        ("just text", "fields of one model"),
+        ("model_id: x\ncolour: red", 'no field named "colour"'),
+        ("model_id: x\ncontext_tokens: many", "context_tokens"),
+    ],
+)
+def test_a_wrong_model_file_is_explained(command: Command, tmp_path: Path, text: str, problem: str) -> None:
+    """The error names the file and what is wrong in it."""
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    message = command.error("models", "create", "x", "-f", str(file), exit_code=2)
+    assert problem in message
+    assert "bad.yaml" in message
+    assert "none.yaml" in command.error("models", "create", "x", "-f", "none.yaml", exit_code=2)
+
+
+def test_quota_set_keeps_what_is_not_given(command: Command) -> None:
+    """A new quota's ceiling is its reservation; later changes touch only what they name."""
+    first = command.json("quota", "set", "beta", "tiny", "--reserved", "60")
+    assert first["reserved_milli_mu_per_minute"] == first["burst_ceiling_milli_mu_per_minute"] == 60_000
+    second = command.json("quota", "set", "beta", "tiny", "--burst", "120.5", "--tier", "2")
+    assert second["reserved_milli_mu_per_minute"] == 60_000
+    assert (second["burst_ceiling_milli_mu_per_minute"], second["tier"]) == (120_500, 2)
+    third = command.json("quota", "set", "beta", "tiny", "--reserved", "200")
+    assert third["burst_ceiling_milli_mu_per_minute"] == 200_000
+    assert "give --reserved" in command.error("quota", "set", "gamma", "tiny", "--burst", "1", exit_code=2)
+
+
+def test_quota_get_joins_reservation_grant_and_leases(command: Command, platform: FakePlatform) -> None:
+    """One object holds what was bought, what is granted, what is used, and who may spend it."""
+    row = command.json("quota", "get", "alpha", "tiny")
+    assert row.pop("model_shortfall_milli_mu_per_minute") == 0
+    assert row == {
+        "tenant_id": "alpha",
+        "model_id": "tiny",
+        "reserved_milli_mu_per_minute": 60_000,
+        "burst_ceiling_milli_mu_per_minute": 120_000,
+        "tier": 0,
+        "weight": 0,
+        "etag": "1",
+        "guaranteed_milli_mu_per_minute": 60_000,
+        "granted_milli_mu_per_minute": 65_000,
+        "wants_milli_mu_per_minute": 20_000,
+        "used_milli_mu_per_minute": 12_000,
+        "leases": [
+            {
+                "router_id": "router-1",
+                "rate_milli_mu_per_minute": 60_000,
+                "burst_milli_mu": 30_000,
+                "safe_rate_milli_mu_per_minute": 60_000,
+            }
+        ],
+    }
+    assert command.json("quota", "list", "--tenant", "alpha")[0].items() >= row.items()
+    assert "router-1" in command.run("quota", "get", "alpha", "tiny").stdout
+    platform.control.without_limiter = True
+    result = command.run("quota", "list")
+    assert "65.0" in result.stdout
+    assert "the rate limiter cannot be asked now" in result.stderr
+    assert command.json("quota", "list")[0]["leases"] is None
+    assert "no quota on" in command.error("quota", "get", "nobody", "tiny", exit_code=5)
+
+
+def test_quota_watch_prints_a_line_per_look(command: Command) -> None:
+    """Programs get JSON Lines, people a table that changes in place."""
+    line = "quota watch --interval 0.1 --count 3"
+    looks = command.run("-o", "json", *line.split()).stdout.splitlines()
+    assert [json.loads(look)[0]["tenant_id"] for look in looks] == ["alpha"] * 3
+    assert "alpha" in command.run(*line.split()).stdout
+
+
+def test_capacity_show_and_plan(command: Command) -> None:
+    """Have, sold and used with bars; the plan answers without selling."""
+    (row,) = command.json("capacity", "show")
+    assert (row["have_milli_mu_per_minute"], row["sold_milli_mu_per_minute"]) == (80_000, 60_000)
+    assert row["quotas"][0]["tenant_id"] == "alpha"
+    assert "75%" in command.run("capacity", "show").stdout
+    plan = command.json("capacity", "plan", "alpha", "tiny", "--reserved", "300")
+    assert (plan["sellable"], plan["headroom_milli_mu_per_minute"]) == (False, -280_000)
+    assert "would be sold" in command.run("capacity", "plan", "alpha", "tiny", "--reserved", "10").stdout
+
+
+def test_replicas_assignments_services(command: Command) -> None:
+    """What runs where, and a drain."""
+    (replica,) = command.json("replicas", "list", "--model", "tiny")
+    assert (replica["state"], replica["capacity_milli_mu_per_minute"]) == ("ready", 100_000)
+    assert command.json("replicas", "drain", "tiny-r1", "--yes")["state"] == "draining"
+    assert "draining" in command.run("replicas", "list").stdout
+    (assignment,) = command.json("assignments")
+    assert assignment["generation"] == {"incarnation": 1, "number": 17}
+    assert "(others)" in command.run("assignments").stdout
+    services = command.json("services")
+    assert {row["service"] for row in services if row["leader"]} == {
+        "autoscaler",
+        "capacity",
+        "control-plane",
+        "ratelimiter",
+    }
+    assert "router" in command.run("services").stdout
+
+
+def test_empty_lists_say_what_comes_next(command: Command, platform: FakePlatform) -> None:
+    """A newcomer's first look at an empty platform names the next command."""
+    control = platform.control
+    for table in (control.tenants, control.models, control.reservations, control.replicas):
+        table.clear()  # type: ignore[attr-defined]
+    assert "fairlead tenants create" in command.run("tenants", "list").stdout
+    assert "fairlead quota set" in command.run("quota", "list").stdout
+    assert command.json("replicas", "list") == []
+    assert command.json("capacity", "show") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "exit_code", "said"),
+    [
+        ("tenants get nobody", 5, "fairlead tenants list"),
+        ("tenants create alpha", 6, "exists"),
+        ("tenants create BAD", 2, "lower case"),
+        ("models get huge", 5, "fairlead models list"),
+        ("replicas drain nobody --yes", 5, "fairlead replicas list"),
+        ("tenants update alpha", 2, "nothing to change"),
+        ("models update tiny", 2, "nothing to change"),
+        ("models create", 2, "name the model"),
+        ("quota set alpha tiny --reserved -1", 2, "--reserved"),
+    ],
+)
+def test_refusals_are_one_line_with_what_to_do(command: Command, line: str, exit_code: int, said: str) -> None:
+    """Each kind of refusal has its exit code and names the remedy."""
+    assert said in command.error(*line.split(), exit_code=exit_code)
+
+
+def test_errors_as_json(command: Command) -> None:
+    """Programs get the error as an object on standard error and nothing on standard output."""
+    result = command.run("tenants", "get", "nobody", "-o", "json", exit_code=5)
+    assert result.stdout == ""
+    error = json.loads(result.stderr)["error"]
+    assert (error["code"], error["reason"]) == ("NOT_FOUND", "UNKNOWN_TENANT")
+    assert set(error) == {"code", "reason", "message", "hint", "field", "retry_after_s", "metadata"}
+    usage = json.loads(command.run("-o", "json", "tenants", "gte", exit_code=2).stderr)["error"]
+    assert "did you mean get" in usage["message"]
+
+
+def test_a_refused_token_and_a_silent_server(command: Command, platform: FakePlatform, tmp_path: Path) -> None:
+    """The two first mistakes of an administrator are told apart."""
+    wrong = tmp_path / "wrong.token"
+    wrong.write_text("nonsense")
+    assert "fairlead doctor" in command.error("tenants", "list", "--admin-token-file", str(wrong), exit_code=4)
+    missing = command.error("tenants", "list", "--admin-token-file", str(tmp_path / "none"), exit_code=2)
+    assert "cannot read the admin token file" in missing
+    assert "cannot reach the control plane" in command.error(
+        "tenants", "list", "--admin-address", "127.0.0.1:9", exit_code=3
+    )
+    message = command.error("tenants", "list", "--admin-address", platform.address, exit_code=3)
+    assert "does not serve the admin API" in message
+    platform.control.failure = UnavailableError("etcd is gone", reason=Reason.STORE_UNAVAILABLE, retry_after_s=2.0)
+    assert "come back in 2.0 s" in command.error("tenants", "list", exit_code=3)
