@@ -36,7 +36,7 @@ async def first_requests(site: Site, model: admin_pb2.Model, keys: dict[str, str
         StartError: A tenant is not served by the deadline; the message holds the last error.
     """
     for tenant, key in keys.items():
-        async with fairlead.AsyncClient(f"{HOST}:{site.ports.grpc}", api_key=key) as client:
+        async with fairlead.AsyncClient(f"{HOST}:{site.ports.grpc}", api_key=key, tls=False) as client:
             while True:
                 try:
                     await client.generate("Hello", model=model.model_id, max_tokens=2, deadline_s=REQUEST_DEADLINE_S)
@@ -85,7 +85,7 @@ async def show_replay(
     console.say(f"\nReplaying {duration_s:g} s of recorded traffic ({len(trace.requests)} requests of {trace.name}):")
     targets = [ReplayTarget(tenant, key, model.model_id) for tenant, key in keys.items()]
     options = ReplayOptions(
-        [f"{HOST}:{site.ports.grpc}"], in_flight_max=REPLAY_IN_FLIGHT_MAX, deadline_s=REQUEST_DEADLINE_S
+        [f"{HOST}:{site.ports.grpc}"], in_flight_max=REPLAY_IN_FLIGHT_MAX, deadline_s=REQUEST_DEADLINE_S, tls=False
     )
     screen = RichConsole(file=sys.stdout)
     columns = (BarColumn(), TextColumn("{task.completed}/{task.total} due  {task.description}"), TimeElapsedColumn())
