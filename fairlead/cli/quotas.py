@@ -70,6 +70,7 @@ def read_quotas(
         key = (reservation.model_id, reservation.tenant_id)
         quota = granted.get(key)
         row = message_row(reservation)
+        del row["model_shortfall_milli_mu_per_minute"]  # only in the answer to a change
         row |= {field: getattr(quota, field) if quota is not None else None for field in _FROM_ALLOCATOR}
         row["leases"] = leases.get(key, []) if leases_known else None
         rows.append(row)

@@ -93,6 +93,11 @@ def set_(
         row = message_row(connection.call(connection.admin.SetReservation, request))
     invocation.output.row(row, RESERVATION)
     invocation.output.done(f"quota of {tenant_id} on {model_id} set", dry_run=dry_run)
+    short = row["model_shortfall_milli_mu_per_minute"]
+    if short:
+        invocation.output.note(
+            f"{mu(short)} MU/min more is sold of {model_id} than its live capacity covers: fairlead capacity show"
+        )
 
 
 @quota.command("get")
@@ -173,6 +178,6 @@ def _read(
     invocation: Invocation, connection: AdminConnection, tenant_id: str, model_id: str, *, quiet: bool = False
 ) -> Sequence[Row]:
     rows, missing = read_quotas(connection, tenant_id, model_id)
-    for problem in () if quiet else missing:
+    for problem in missing if rows and not quiet else ():
         invocation.output.note(problem)
     return rows

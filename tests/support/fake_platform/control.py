@@ -192,7 +192,11 @@ class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
     async def SetReservation(self, request: Any, context: Any) -> Any:
         wanted = request.reservation
         key = (wanted.model_id, wanted.tenant_id)
-        return await self._put(self.reservations, key, wanted, request, context, create=key not in self.reservations)
+        stored = await self._put(self.reservations, key, wanted, request, context, create=key not in self.reservations)
+        sold = sum(entry.reserved_milli_mu_per_minute for entry in self.reservations.values())
+        answer = admin_pb2.Reservation(model_shortfall_milli_mu_per_minute=max(0, sold - 80_000))
+        answer.MergeFrom(stored)
+        return answer
 
     async def ListReservations(self, request: Any, context: Any) -> Any:
         await self.check(context)
