@@ -1,0 +1,136 @@
+"""One address for people: the leaders' read-only calls, answered here by asking the leader.
+
+ReportDemand and ReportWants are for the platform's own processes, which find the leaders themselves; they are not
+forwarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+import grpc.aio
+
+from common import keys
+from common.logs import get_logger
+from common.rpc import LeaderClient
+from common.store import Store
+from control_plane.core import check
+from fairlead.admin.v1 import admin_pb2
+from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
+from fairlead.errors import FairleadError, PermissionDeniedError, from_rpc_error
+from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
+from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
+
+R = TypeVar("R")
+
+log = get_logger(__name__)
+
+_CALL_TIMEOUT_S = 3.0
+# A note in the answer to a mutation that is already stored: not worth a wait.
+_SHORTFALL_TIMEOUT_S = 1.0
+
+
+async def ask(call: Callable[[], Awaitable[R]]) -> R:
+    """Makes a call to another service.
+
+    Raises:
+        FairleadError: What the other service raised, or that it cannot be reached.
+    """
+    try:
+        return await call()
+    except grpc.aio.AioRpcError as failure:
+        raise from_rpc_error(failure) from failure
+
+
+class CapacityForwarder(capacity_pb2_grpc.CapacityServiceServicer):
+    """CapacityService by way of the leading allocator.
+
+    Args:
+        leader: Finds it.
+    """
+
+    def __init__(self, leader: LeaderClient) -> None:
+        self._leader = leader
+
+    def _stub(self) -> capacity_pb2_grpc.CapacityServiceAsyncStub:
+        return capacity_pb2_grpc.CapacityServiceStub(self._leader.channel())
+
+    async def ListCapacity(
+        self, request: capacity_pb2.ListCapacityRequest, context: Any
+    ) -> capacity_pb2.ListCapacityResponse:
+        """See CapacityService."""
+        return await ask(lambda: self._stub().ListCapacity(request, timeout=_CALL_TIMEOUT_S))
+
+    async def PlanReservation(
+        self, request: capacity_pb2.PlanReservationRequest, context: Any
+    ) -> capacity_pb2.PlanReservationResponse:
+        """See CapacityService."""
+        return await ask(lambda: self._stub().PlanReservation(request, timeout=_CALL_TIMEOUT_S))
+
+    async def ReportDemand(
+        self, request: capacity_pb2.ReportDemandRequest, context: Any
+    ) -> capacity_pb2.ReportDemandResponse:
+        """Refused."""
+        raise PermissionDeniedError("demand is reported to the leading capacity allocator itself")
+
+    async def shortfall(self, reservation: admin_pb2.Reservation) -> int:
+        """What live capacity leaves uncovered with this reservation, milli-MU per minute; 0 where nobody can say."""
+        request = capacity_pb2.PlanReservationRequest(
+            model_id=reservation.model_id,
+            tenant_id=reservation.tenant_id,
+            reserved_milli_mu_per_minute=reservation.reserved_milli_mu_per_minute,
+        )
+        try:
+            plan = await ask(lambda: self._stub().PlanReservation(request, timeout=_SHORTFALL_TIMEOUT_S))
+        except FairleadError as error:
+            log.warning("shortfall unknown", model=reservation.model_id, error=error.message)
+            return 0
+        return max(0, -plan.headroom_milli_mu_per_minute)
+
+
+class RateLimiterForwarder(quota_pb2_grpc.RateLimiterServiceServicer):
+    """RateLimiterService by way of the leading rate limiter.
+
+    Args:
+        leader: Finds it.
+    """
+
+    def __init__(self, leader: LeaderClient) -> None:
+        self._leader = leader
+
+    async def ListLeases(self, request: quota_pb2.ListLeasesRequest, context: Any) -> quota_pb2.ListLeasesResponse:
+        """See RateLimiterService."""
+        return await ask(
+            lambda: quota_pb2_grpc.RateLimiterServiceStub(self._leader.channel()).ListLeases(
+                request, timeout=_CALL_TIMEOUT_S
+            )
+        )
+
+    async def ReportWants(self, request: quota_pb2.ReportWantsRequest, context: Any) -> quota_pb2.ReportWantsResponse:
+        """Refused."""
+        raise PermissionDeniedError("routers report to the leading rate limiter itself")
+
+
+class ShardingService(sharding_pb2_grpc.ShardingServiceServicer):
+    """ShardingService from the store.
+
+    Args:
+        store: Where assignments are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def ListAssignments(
+        self, request: sharding_pb2.ListAssignmentsRequest, context: Any
+    ) -> sharding_pb2.ListAssignmentsResponse:
+        """See ShardingService."""
+        if request.model_id:
+            check.model_id(request.model_id)
+        listing = await self._store.list(keys.ASSIGNMENTS)
+        assignments: Iterable[sharding_pb2.Assignment] = (
+            sharding_pb2.Assignment.FromString(entry.value) for entry in listing.entries
+        )
+        wanted = [assignment for assignment in assignments if request.model_id in ("", assignment.model_id)]
+        return sharding_pb2.ListAssignmentsResponse(assignments=sorted(wanted, key=lambda a: a.model_id))

@@ -1,0 +1,102 @@
+"""Constructs the control plane and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+from common import keys
+from common.clock import Clock, SystemClock
+from common.etcd_store import EtcdStore
+from common.member import Member
+from common.mirror import Mirror
+from common.ops import OpsServer
+from common.rpc import GrpcServer, LeaderClient
+from common.store import Store
+from common.telemetry import Telemetry
+from control_plane.auth import AdminAuth
+from control_plane.config import SERVICE, ControlPlaneConfig
+from control_plane.directory import Directory
+from control_plane.forward import CapacityForwarder, RateLimiterForwarder, ShardingService
+from control_plane.metrics import ControlPlaneMetrics
+from control_plane.models import Models, Reservations
+from control_plane.records import Tables
+from control_plane.service import AdminService
+from control_plane.sharder import FleetViews, Sharder
+from control_plane.tenants import ApiKeys, Tenants
+from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
+from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
+from fairlead.engine.v1 import engine_pb2
+from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
+from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
+from model_units.profiles import built_in_profiles
+
+
+def admin_service(
+    store: Store, clock: Clock, pepper: bytes, capacity: CapacityForwarder, metrics: ControlPlaneMetrics
+) -> AdminService:
+    """The admin API on a store."""
+    tables = Tables(store)
+    return AdminService(
+        tenants=Tenants(tables, clock),
+        api_keys=ApiKeys(tables, clock, pepper, secrets.token_bytes),
+        models=Models(tables, clock, built_in_profiles()),
+        reservations=Reservations(tables, capacity.shortfall),
+        directory=Directory(tables),
+        clock=clock,
+        metrics=metrics,
+    )
+
+
+async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
+    """Runs the control plane until `stop` is set.
+
+    Args:
+        config: Its settings.
+        stop: Set to end it.
+    """
+    pepper, token = config.pepper(), config.admin_token()
+    clock, store, telemetry = SystemClock(), EtcdStore(config.etcd_endpoint), Telemetry(SERVICE, config)
+    leaders = Mirror(store, keys.LEADERS, admin_pb2.ServiceInstance.FromString)
+    views = FleetViews(
+        replicas=Mirror(store, keys.REPLICAS, engine_pb2.Replica.FromString),
+        models=Mirror(store, keys.MODELS, admin_pb2.Model.FromString),
+        reservations=Mirror(store, keys.POLICIES, admin_pb2.Reservation.FromString),
+    )
+    metrics = ControlPlaneMetrics(telemetry.registry)
+    member = Member(SERVICE, config, store, telemetry, election_ttl_s=config.election_ttl_s)
+    capacity_leader, limiter_leader = LeaderClient(leaders, "capacity"), LeaderClient(leaders, "ratelimiter")
+    capacity = CapacityForwarder(capacity_leader)
+    server = GrpcServer(config, telemetry, interceptors=[AdminAuth(token)])
+    server.add(
+        admin_pb2_grpc.add_AdminServiceServicer_to_server,
+        admin_service(store, clock, pepper, capacity, metrics),
+        admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+    )
+    server.add(
+        capacity_pb2_grpc.add_CapacityServiceServicer_to_server,
+        capacity,
+        capacity_pb2.DESCRIPTOR.services_by_name["CapacityService"].full_name,
+    )
+    server.add(
+        quota_pb2_grpc.add_RateLimiterServiceServicer_to_server,
+        RateLimiterForwarder(limiter_leader),
+        quota_pb2.DESCRIPTOR.services_by_name["RateLimiterService"].full_name,
+    )
+    server.add(
+        sharding_pb2_grpc.add_ShardingServiceServicer_to_server,
+        ShardingService(store),
+        sharding_pb2.DESCRIPTOR.services_by_name["ShardingService"].full_name,
+    )
+    sharder = Sharder(store, views, member.election, config, clock, metrics)
+
+    def readiness() -> str | None:
+        return None if views.synced and leaders.synced else "the store has not been read yet"
+
+    ops = OpsServer(config, telemetry.registry, readiness)
+    mirrors = (leaders.run, views.replicas.run, views.models.run, views.reservations.run)
+    try:
+        await member.serve(stop, server, ops, (*mirrors, sharder.run))
+    finally:
+        await capacity_leader.close()
+        await limiter_leader.close()
