@@ -39,6 +39,9 @@ from fairlead.sdk.steps import Deliver, Open, Read, Send, StreamSteps, UnaryStep
 from fairlead.sdk.tracing import CallSpan, Tracing
 from fairlead.sdk.transport import Outgoing, Request
 
+_REASONS_OF_ONE_ROUTER = frozenset({Reason.UNSPECIFIED, Reason.NOT_READY, Reason.SHUTTING_DOWN})
+"""Where UNAVAILABLE speaks of the router itself: another one can do better. NO_REPLICA is the same everywhere."""
+
 
 class ClientCore:
     """Everything a client decides, for any number of calls at once.
@@ -198,13 +201,14 @@ class Tries:
             FairleadError: There is none: `error`, worded for the caller.
         """
         now_s = self._now_s()
-        if isinstance(error, UnavailableError):
+        of_this_router = isinstance(error, UnavailableError) and error.reason in _REASONS_OF_ONE_ROUTER
+        if of_this_router:
             self._book.report_failure(self._address, now_s)
         delay_s = retry_delay(
             self._policy,
             error,
             attempts=self.attempts,
-            elsewhere=self._book.has_fresh(now_s),
+            elsewhere=of_this_router and self._book.has_fresh(now_s),
             left_s=None if self._plan.ends_s is None else self._plan.ends_s - now_s,
             jitter=self._draw(),
         )

@@ -214,7 +214,7 @@ def test_empty_lists_say_what_comes_next(command: Command, platform: FakePlatfor
     """A newcomer's first look at an empty platform names the next command."""
     control = platform.control
     for table in (control.tenants, control.models, control.reservations, control.replicas):
-        table.clear()  # type: ignore[attr-defined]
+        table.clear()
     assert "fairlead tenants create" in command.run("tenants", "list").stdout
     assert "fairlead quota set" in command.run("quota", "list").stdout
     assert command.json("replicas", "list") == []

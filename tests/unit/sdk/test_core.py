@@ -87,6 +87,14 @@ def test_a_failed_router_is_replaced_by_the_next() -> None:
     assert transport.sent[0].request is transport.sent[1].request
 
 
+def test_what_no_router_can_cure_keeps_the_router() -> None:
+    """A missing replica is waited for with a backoff; the router that said so is not avoided."""
+    errors = [UnavailableError("none", reason=Reason.NO_REPLICA) for _ in range(3)]
+    transport = ScriptedTransport(*errors, inference_pb2.GenerateResponse(text="ok"))
+    assert client(transport).generate("x", model="tiny").attempts == 4
+    assert [outgoing.address for outgoing in transport.sent] == ["a:1", "b:1", "a:1", "b:1"]
+
+
 def test_tries_are_counted_and_bounded() -> None:
     """After attempts_max tries the last error is raised, and it says how many there were."""
     transport = ScriptedTransport(*[UnavailableError("down") for _ in range(3)])

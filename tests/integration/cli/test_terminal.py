@@ -1,0 +1,192 @@
+"""The command on a real terminal: progress, live views, questions, Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fake_platform import FakePlatform
+
+ROOT = Path(__file__).resolve().parents[3]
+CODE = "from fairlead.cli import main; main()"
+
+
+class Terminal:
+    """A `fairlead` process whose input and output are a pseudo-terminal."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, *args: str) -> None:
+        self._end, other = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CODE, *args],
+            stdin=other,
+            stdout=other,
+            stderr=other,
+            cwd=folder,
+            env={
+                **os.environ,
+                "TERM": "xterm",
+                "COLUMNS": "160",
+                "LINES": "50",
+                "PYTHONPATH": str(ROOT),
+                **environment,
+            },
+            start_new_session=True,
+        )
+        os.close(other)
+        self._shown = ""
+
+    def wait_for(self, text: str, timeout_s: float = 20.0) -> str:
+        """Reads until `text` is shown; returns everything shown so far, without control sequences."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.shown:
+            left = deadline - time.monotonic()
+            assert left > 0, f"not shown within {timeout_s} s: {text!r}; shown: {self.shown[-2000:]!r}"
+            if not self._read(left):
+                assert text in self.shown, f"ended without {text!r}; shown: {self.shown[-2000:]!r}"
+        return self.shown
+
+    @property
+    def shown(self) -> str:
+        return re.sub(r"\x1b[\[?][0-9;?]*[a-zA-Z]", "", self._shown)
+
+    def _read(self, timeout_s: float) -> bool:
+        if select.select([self._end], [], [], timeout_s)[0]:
+            try:
+                data = os.read(self._end, 65536)
+            except OSError:  # the other end is closed
+                return False
+            self._shown += data.decode(errors="replace")
+            return bool(data)
+        return True
+
+    def type(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def end(self) -> int:
+        """Reads to the end and returns the exit code."""
+        while self._read(20.0):
+            if self.process.poll() is not None and not select.select([self._end], [], [], 0)[0]:
+                break
+        return self.process.wait(20)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._end)
+
+
+@pytest.fixture
+def platform() -> Iterator[FakePlatform]:
+    with FakePlatform() as running:
+        running.control.seed()
+        yield running
+
+
+@pytest.fixture
+def terminal(platform: FakePlatform, tmp_path: Path) -> Iterator[object]:
+    """Starts `fairlead` on a terminal, pointed at a fake platform."""
+    (tmp_path / "token").write_text(platform.control.token)
+    environment = {
+        "FAIRLEAD_ADDRESS": platform.address,
+        "FAIRLEAD_ADMIN_ADDRESS": platform.admin_address,
+        "FAIRLEAD_ADMIN_TOKEN_FILE": str(tmp_path / "token"),
+        "FAIRLEAD_API_KEY": "fl-key-alpha",
+        "HOME": str(tmp_path),
+    }
+    started: list[Terminal] = []
+
+    def start(*args: str) -> Terminal:
+        started.append(Terminal(environment, tmp_path, *args))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+
+
+def test_deleting_asks_and_no_means_no(terminal, platform: FakePlatform) -> None:
+    """On a terminal the question is asked; n leaves everything as it was, y deletes."""
+    refused = terminal("tenants", "delete", "alpha")
+    refused.wait_for("Delete tenant alpha with its keys and reservations? [y/N]")
+    refused.type("n\n")
+    assert refused.end() == 130
+    assert "alpha" in platform.control.tenants
+    agreed = terminal("tenants", "delete", "alpha")
+    agreed.wait_for("[y/N]")
+    agreed.type("y\n")
+    assert agreed.end() == 0
+    assert "alpha" not in platform.control.tenants
+
+
+def test_a_conversation_turn_by_turn(terminal, platform: FakePlatform) -> None:
+    """Each turn carries the whole conversation and one session; Ctrl-D ends it."""
+    talk = terminal("chat", "--max-tokens", "2")
+    talk.wait_for("end with Ctrl-D")
+    talk.type("first question\n")
+    talk.wait_for("2 out")
+    talk.type("second question\n")
+    shown = talk.wait_for("replica replica-1")
+    assert "w0 w1" in shown
+    while len([seen for seen in platform.router.seen if seen.method == "StreamGenerate"]) < 2:
+        talk.wait_for("second question")
+        talk._read(0.1)
+    talk.type("\x04")
+    assert talk.end() == 0
+    first, second = [seen.request for seen in platform.router.seen if seen.method == "StreamGenerate"]
+    assert [turn.content for turn in second.chat.messages] == ["first question", "w0 w1", "second question"]
+    assert first.session_id == second.session_id != ""
+    assert first.request_id != second.request_id
+
+
+def test_a_replay_shows_its_progress_and_ends_cleanly_on_interrupt(terminal, platform: FakePlatform) -> None:
+    """Ctrl-C cancels what is in flight and prints the table of what was sent."""
+    platform.router.hold = asyncio.Event()
+    running = terminal("replay", "--speed", "1")
+    running.wait_for("in flight;")
+    while not any(seen.method == "StreamGenerate" for seen in platform.router.seen):
+        running._read(0.1)
+    running.process.send_signal(signal.SIGINT)
+    shown = running.wait_for("interrupted: the rest of the trace was not sent")
+    assert running.end() == 0
+    assert "TTFT ms" in shown
+    assert "difference 0: as it must be" in shown
+    assert "Traceback" not in shown
+
+
+def test_top_refreshes_until_interrupted(terminal, platform: FakePlatform) -> None:
+    """The view changes with the platform, and Ctrl-C ends it without a traceback."""
+    view = terminal("top", "--interval", "0.2")
+    view.wait_for("tiny-r1")
+    platform.control.replicas["tiny-r2"] = type(platform.control.replicas["tiny-r1"])(
+        replica_id="tiny-r2", model_id="tiny"
+    )
+    view.wait_for("tiny-r2")
+    view.process.send_signal(signal.SIGINT)
+    assert view.end() == 130
+    assert "Traceback" not in view.shown
+
+
+def test_an_interrupt_stops_a_generation(terminal, platform: FakePlatform) -> None:
+    """Ctrl-C in the middle of a text cancels the request at the router."""
+    platform.router.hold = asyncio.Event()
+    talking = terminal("generate", "hello")
+    talking.wait_for("w0")
+    talking.process.send_signal(signal.SIGINT)
+    assert talking.end() == 130
+    assert "interrupted" in talking.shown
+    deadline = time.monotonic() + 10
+    while not platform.router.cancelled and time.monotonic() < deadline:
+        talking._read(0.05)
+    assert len(platform.router.cancelled) == 1
