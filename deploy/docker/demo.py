@@ -1,191 +1,152 @@
 """Gives a fresh compose platform something to do: a model, two tenants with different quotas, and their API keys.
 
-    python -m deploy.docker.demo create   creates what is missing through the admin API and leaves the rest alone
+    python -m deploy.docker.demo create   creates what is missing through the admin API: the same demo as `make run`
+    python -m deploy.docker.demo gpu      gives the demo's tenants access to the model of the GPU profile
     python -m deploy.docker.demo keys     prints addresses and API keys as JSON
 
-The keys lie in their own volume, readable by this program only: an API key is shown once by the admin API and must not
-stand in a container's log.
+The keys lie in a volume of their own: the admin API shows a key once, and it must not stand in a container's log.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import grpc
+import grpc.aio
 
-from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
-from fairlead.errors import AlreadyExistsError, FailedPreconditionError, FairleadError, UnavailableError, from_rpc_error
+from deploy.local.demo import TARGET_UTILIZATION, TENANTS, AdminApi, demo_model, seed
+from deploy.local.secret_files import SecretFiles, read_demo_keys
+from fairlead.admin.v1 import admin_pb2
+from fairlead.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    FairleadError,
+    InvalidArgumentError,
+    UnavailableError,
+)
+from model_units.units import REPLICA_CAPACITY
 
-Answer = TypeVar("Answer")
-
-KEY_NAME = "compose demo"
 PATIENCE_S = 60.0
 """The control plane is healthy before `create` starts; this is for one that restarts in between."""
 
 
-@dataclass(frozen=True, slots=True)
-class DemoTenant:
-    """A tenant and what it may use, in model units per minute (one replica serves 100)."""
+def model_of(environ: Mapping[str, str]) -> admin_pb2.Model:
+    """Returns the demo model of ENGINE for REPLICAS replicas.
 
-    tenant_id: str
-    display_name: str
-    reserved_mu_per_minute: int
-    burst_ceiling_mu_per_minute: int
+    Raises:
+        InvalidArgumentError: ENGINE or REPLICAS is not usable.
+    """
+    engine, replicas = environ["ENGINE"], environ["REPLICAS"]
+    if engine not in ("triton", "sim"):
+        raise InvalidArgumentError(f"ENGINE is {engine!r}; it must be triton or sim")
+    if not replicas.isdecimal() or not int(replicas):
+        raise InvalidArgumentError(f"REPLICAS is {replicas!r}; it must be a number from 1")
+    return demo_model(engine, int(replicas))
 
 
-TENANTS = (
-    DemoTenant("gold", "Demo tenant with most of one replica reserved", 50, 400),
-    DemoTenant("bronze", "Demo tenant with a small reservation and a low ceiling", 10, 60),
-)
-
-MODELS = {
-    "triton": admin_pb2.Model(
-        model_id="tiny-llama",
-        display_name="Random 0.4 M parameter Llama on Triton, CPU",
-        engine=admin_pb2.EngineSpec(engine="triton", hardware="cpu-2core"),
-        profile_id="tiny-llama/cpu-2core/1",
-        context_tokens=4096,
-        output_tokens_max=2048,
-        output_tokens_default=64,
-        bytes_per_token=3.0,
-    ),
-    "sim": admin_pb2.Model(
-        model_id="llama-3.1-8b",
-        display_name="Llama 3.1 8B on simulated H100s",
-        engine=admin_pb2.EngineSpec(engine="simulated", hardware="h100"),
-        profile_id="llama-3.1-8b/h100/1",
-        context_tokens=131_072,
-        output_tokens_max=16_384,
-        output_tokens_default=256,
-        bytes_per_token=4.0,
-    ),
-    "gpu": admin_pb2.Model(
-        model_id=os.environ.get("GPU_MODEL") or "llama-3.1-8b-gpu",
+def gpu_model_of(environ: Mapping[str, str]) -> admin_pb2.Model:
+    """Returns the model that NVIDIA's Triton serves in the GPU profile."""
+    return admin_pb2.Model(
+        model_id=environ["GPU_MODEL"],
         display_name="TensorRT-LLM on NVIDIA's Triton",
-        engine=admin_pb2.EngineSpec(engine="triton", hardware="h100", endpoint="triton-gpu:8001"),
-        profile_id="llama-3.1-8b/h100/1",
+        engine=admin_pb2.EngineSpec(engine="triton", hardware=environ["GPU_HARDWARE"], endpoint="triton-gpu:8001"),
         context_tokens=8192,
         output_tokens_max=4096,
         output_tokens_default=256,
         bytes_per_token=4.0,
-    ),
-}
+        target_utilization=TARGET_UTILIZATION,
+        replicas_min=1,
+        replicas_max=1,
+    )
 
 
-class Admin:
-    """The admin API, patient with a control plane that is not there yet.
-
-    Args:
-        address: host:port.
-        token: The admin token.
-    """
-
-    def __init__(self, address: str, token: str) -> None:
-        self.stub = admin_pb2_grpc.AdminServiceStub(grpc.insecure_channel(address))
-        self._metadata = (("authorization", f"Bearer {token}"),)
-
-    def call(self, method: Callable[..., Answer], request: object) -> Answer:
-        """Calls a method, again while nobody answers.
-
-        Raises:
-            FairleadError: The call was refused, or nobody answered for a minute.
-        """
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                return method(request, metadata=self._metadata, timeout=10.0)
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-                if not isinstance(failure, UnavailableError) or time.monotonic() > deadline:
-                    raise failure from error
-                time.sleep(min(1.0, failure.retry_after_s or 0.5))
-
-    def create(self, method: Callable[..., object], request: object, what: str) -> None:
-        """Creates something unless it exists, and says which of the two it was."""
-        try:
-            self.call(method, request)
-        except AlreadyExistsError:
-            print(f"{what}: kept")
-        else:
-            print(f"{what}: created")
-
-
-def create(admin: Admin, engine: str, keys: Path) -> None:
-    """Creates the model, the tenants, their reservations and keys where they are missing.
-
-    Args:
-        admin: Where to.
-        engine: "triton", "sim" or "gpu": which model.
-        keys: Folder of the key files.
+async def add_gpu_model(api: AdminApi, model: admin_pb2.Model) -> None:
+    """Creates the model, and reservations for the demo's tenants where they have none.
 
     Raises:
-        FairleadError: The admin API refused something.
+        FairleadError: The admin API refused.
     """
-    model = MODELS[engine]
-    stub = admin.stub
-    admin.create(stub.CreateModel, admin_pb2.CreateModelRequest(model=model), f"model {model.model_id}")
+    try:
+        await api.call("CreateModel", admin_pb2.CreateModelRequest(model=model))
+    except AlreadyExistsError:
+        print(f"model {model.model_id}: kept")
+    have = REPLICA_CAPACITY * TARGET_UTILIZATION
     for tenant in TENANTS:
-        record = admin_pb2.Tenant(tenant_id=tenant.tenant_id, display_name=tenant.display_name)
-        admin.create(stub.CreateTenant, admin_pb2.CreateTenantRequest(tenant=record), f"tenant {tenant.tenant_id}")
-        _reserve(admin, model.model_id, tenant)
-        print(f"key of {tenant.tenant_id}: {'created' if _make_key(admin, tenant.tenant_id, keys) else 'kept'}")
+        asked = admin_pb2.ListReservationsRequest(tenant_id=tenant.tenant_id, model_id=model.model_id)
+        if (await api.call("ListReservations", asked)).reservations:
+            continue
+        reservation = admin_pb2.Reservation(
+            tenant_id=tenant.tenant_id,
+            model_id=model.model_id,
+            reserved_milli_mu_per_minute=int(have * tenant.reserved_share),
+            burst_ceiling_milli_mu_per_minute=int(have * tenant.burst_share),
+        )
+        await api.call("SetReservation", admin_pb2.SetReservationRequest(reservation=reservation))
 
 
-def _reserve(admin: Admin, model_id: str, tenant: DemoTenant) -> None:
-    asked = admin_pb2.ListReservationsRequest(tenant_id=tenant.tenant_id, model_id=model_id)
-    if admin.call(admin.stub.ListReservations, asked).reservations:
-        return
-    reservation = admin_pb2.Reservation(
-        tenant_id=tenant.tenant_id,
-        model_id=model_id,
-        reserved_milli_mu_per_minute=tenant.reserved_mu_per_minute * 1000,
-        burst_ceiling_milli_mu_per_minute=tenant.burst_ceiling_mu_per_minute * 1000,
-    )
-    admin.call(admin.stub.SetReservation, admin_pb2.SetReservationRequest(reservation=reservation))
+async def with_patience(address: str, token: str, work: Callable[[AdminApi], Awaitable[object]]) -> None:
+    """Does idempotent work at the admin API, from the start again while nobody answers.
+
+    Raises:
+        FairleadError: The admin API refused, or nobody answered for a minute.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    async with grpc.aio.insecure_channel(address) as channel:
+        while True:
+            try:
+                await work(AdminApi(channel, token))
+            except UnavailableError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(1.0)
+            else:
+                return
 
 
-def _make_key(admin: Admin, tenant_id: str, keys: Path) -> bool:
-    """Makes sure that the tenant's key file holds a live key; returns whether a new one was needed."""
-    path = keys / tenant_id
-    live = admin.call(admin.stub.ListApiKeys, admin_pb2.ListApiKeysRequest(tenant_id=tenant_id)).api_keys
-    if path.exists() and path.read_text().split("-")[1] in {key.key_id for key in live}:
-        return False
-    # The volume with the key files was lost while etcd's was kept: nobody knows the secrets of our earlier keys.
-    for key in live:
-        if key.display_name == KEY_NAME:
-            admin.call(admin.stub.RevokeApiKey, admin_pb2.RevokeApiKeyRequest(key_id=key.key_id))
-    request = admin_pb2.CreateApiKeyRequest(tenant_id=tenant_id, display_name=KEY_NAME)
-    secret = admin.call(admin.stub.CreateApiKey, request).secret_key
-    partial = keys / f".{tenant_id}.partial"
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(secret)
-    partial.rename(path)
-    return True
-
-
-def describe(keys: Path, engine: str, host: str, http_port: int, grpc_port: int) -> dict[str, object]:
+def describe(files: SecretFiles, environ: Mapping[str, str]) -> dict[str, object]:
     """Returns addresses and keys for people and scripts.
 
     Raises:
         FailedPreconditionError: The keys were not created yet.
     """
-    missing = [tenant.tenant_id for tenant in TENANTS if not (keys / tenant.tenant_id).exists()]
-    if missing:
-        raise FailedPreconditionError(f"no key of {', '.join(missing)} yet: see `docker compose logs setup`")
-    model_id = MODELS[engine].model_id
-    tenants = {
-        tenant.tenant_id: {"key": (keys / tenant.tenant_id).read_text(), "model": model_id} for tenant in TENANTS
+    keys, model_id = read_demo_keys(files), model_of(environ).model_id
+    if not keys:
+        raise FailedPreconditionError("there are no demo keys yet: see `docker compose logs setup`")
+    host = environ["PUBLISH_ADDRESS"]
+    return {
+        "http": f"http://{host}:{environ['HTTP_PORT']}",
+        "grpc": f"{host}:{environ['GRPC_PORT']}",
+        "admin": f"{host}:{environ['ADMIN_PORT']}",
+        "tenants": {tenant_id: {"key": key, "model": model_id} for tenant_id, key in keys.items()},
     }
-    return {"http": f"http://{host}:{http_port}", "grpc": f"{host}:{grpc_port}", "tenants": tenants}
+
+
+def run(verb: str, environ: Mapping[str, str]) -> None:
+    """Does what one of the three verbs says.
+
+    Raises:
+        FairleadError: It cannot be done.
+    """
+    admin = Path(environ.get("ADMIN_DIR", ""))
+    files = SecretFiles(Path(), admin / "admin-token", Path(environ["KEYS_DIR"]) / "demo-keys.json")
+    if verb == "keys":
+        print(json.dumps(describe(files, environ), indent=2))
+        return
+    address, token = environ["FAIRLEAD_ADMIN_ADDRESS"], files.admin_token.read_text().strip()
+    if verb == "gpu":
+        model = gpu_model_of(environ)
+        asyncio.run(with_patience(address, token, lambda api: add_gpu_model(api, model)))
+    else:
+        model = model_of(environ)
+        asyncio.run(with_patience(address, token, lambda api: seed(api, model, files)))
+    print(f"Model {model.model_id} is there for the tenants {', '.join(tenant.tenant_id for tenant in TENANTS)}.")
+    print("Addresses and API keys: docker compose run --rm keys")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,20 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status.
     """
     parser = argparse.ArgumentParser(prog="demo", description=main.__doc__)
-    parser.add_argument("verb", choices=("create", "keys"))
-    verb = parser.parse_args(argv).verb
-    environ = os.environ
-    engine, keys = environ.get("ENGINE", "triton"), Path(environ["KEYS_DIR"])
+    parser.add_argument("verb", choices=("create", "gpu", "keys"))
     try:
-        if engine not in MODELS:
-            raise FailedPreconditionError(f"ENGINE is {engine!r}; it must be one of triton, sim")
-        if verb == "create":
-            token = (Path(environ["ADMIN_DIR"]) / "admin-token").read_text().strip()
-            create(Admin(environ["FAIRLEAD_ADMIN_ADDRESS"], token), engine, keys)
-            print("The API keys: docker compose run --rm keys")
-        else:
-            host, ports = environ["PUBLISH_ADDRESS"], (int(environ["HTTP_PORT"]), int(environ["GRPC_PORT"]))
-            print(json.dumps(describe(keys, engine, host, *ports), indent=2))
+        run(parser.parse_args(argv).verb, os.environ)
     except FairleadError as error:
         print(f"{error.reason.value}: {error.message}", file=sys.stderr)
         return 1

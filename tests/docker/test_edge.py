@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
@@ -19,6 +19,11 @@ from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
 ADDRESSES = st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"])
+
+
+@pytest.fixture(autouse=True)
+def _brisk_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.docker.edge.backends.PROBE_INTERVAL_S", 0.05)
 
 
 class Container:
@@ -103,6 +108,7 @@ async def running() -> AsyncIterator[Platform]:
             await container.kill()
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(ADDRESSES, st.booleans()), st.dictionaries(ADDRESSES, st.integers(0, 5)), st.integers(0, 99))
 def test_order_prefers_ready_and_idle(ready: dict[str, bool], connections: dict[str, int], turn: int) -> None:
     """Proves that only ready containers are tried while there is one, fewest connections first, and none twice."""
@@ -131,6 +137,18 @@ async def test_bytes_pass_unchanged_both_ways() -> None:
         assert received.result() == sent
         writer.close()
         await eventually(lambda: not platform.edge.routers.connections.total(), what="nothing counted as open")
+
+
+async def test_client_that_speaks_first() -> None:
+    """Proves that what a client sends, and ends, before its relay stands is delivered: most clients do."""
+    async with running() as platform:
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", platform.port)
+            writer.write(b"GET / HTTP/1.1")
+            writer.write_eof()
+            async with asyncio.timeout(5):
+                assert (await reader.read()).endswith(b"GET / HTTP/1.1")
+            writer.close()
 
 
 async def test_connections_spread() -> None:

@@ -11,8 +11,10 @@ from typing import cast
 class Half(asyncio.Protocol):
     """One of a relay's two connections: what it receives leaves at its peer, no faster than the peer takes it.
 
+    Until it has a peer it keeps what arrives and reads no more: uvloop reads once even where `connection_made` pauses.
+
     Args:
-        opened: Called once the connection stands, with nothing read from it yet; None for the side towards a container.
+        opened: Called once the connection stands; None for the side towards a container.
     """
 
     def __init__(self, opened: Callable[[Half], None] | None = None) -> None:
@@ -20,11 +22,18 @@ class Half(asyncio.Protocol):
         self.closed = asyncio.Event()
         self._opened = opened
         self._transport: asyncio.Transport
+        self._early = b""
+        self._ended = False
 
     def join(self, peer: Half) -> None:
         """Starts relaying between the two."""
         self.peer, peer.peer = peer, self
         for half in (self, peer):
+            if half._early:
+                half.data_received(half._early)
+                half._early = b""
+            if half._ended and not half.eof_received():
+                half.close()
             if half.closed.is_set():
                 half.connection_lost(None)
             else:
@@ -43,11 +52,17 @@ class Half(asyncio.Protocol):
             self._opened(self)
 
     def data_received(self, data: bytes) -> None:  # noqa: D102
-        if (out := self._out()) is not None:
+        if self.peer is None:
+            self._early += data
+            self._transport.pause_reading()
+        elif (out := self._out()) is not None:
             out.write(data)
 
     def eof_received(self) -> bool:
         """A client that has said everything may still wait for its answer; a container that ends has ended."""
+        if self.peer is None:
+            self._ended = True
+            return True
         if self._opened is not None and (out := self._out()) is not None:
             out.write_eof()
             return True

@@ -1,0 +1,1 @@
+"""What runs in the containers of compose.yaml besides the services."""
