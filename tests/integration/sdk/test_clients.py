@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -19,10 +24,12 @@ from fairlead import (
     QuotaExceededError,
     Reason,
     RetryPolicy,
+    Tls,
     UnauthenticatedError,
     UnavailableError,
 )
-from tests.support.fake_platform import FakePlatform
+from fairlead.inference.v1 import inference_pb2_grpc
+from tests.support.fake_platform import FakePlatform, FakeRouter
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 
@@ -193,3 +200,35 @@ def test_without_an_opentelemetry_sdk_nothing_is_sent(platform: FakePlatform) ->
     with Client(platform.address, api_key=KEY) as client:
         client.generate("x", model="tiny", max_tokens=1)
     assert "traceparent" not in platform.router.seen[0].metadata
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for router.test, with its key beside it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    line = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {certificate}"
+    line += " -days 2 -subj /CN=router.test -addext subjectAltName=DNS:router.test"
+    subprocess.run(line.split(), check=True, capture_output=True)
+    return certificate
+
+
+async def test_tls_with_an_authority_of_ones_own(certificate: Path) -> None:
+    """A server's certificate is checked against the CA file that was given, and against nothing else."""
+    key = certificate.with_name("key.pem")
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(FakeRouter(), server)
+    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
+    address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
+    await server.start()
+    try:
+        trusted = Tls(ca_file=certificate, server_name="router.test")
+        async with AsyncClient(address, api_key=KEY, tls=trusted) as client:
+            assert [model.id for model in await client.list_models()] == ["tiny"]
+        once = RetryPolicy(attempts_max=1)
+        async with AsyncClient(address, api_key=KEY, tls=Tls(server_name="router.test"), retries=once) as client:
+            with pytest.raises(UnavailableError, match="cannot reach a router"):
+                await client.list_models()
+    finally:
+        await server.stop(0)
