@@ -203,23 +203,22 @@ def test_without_an_opentelemetry_sdk_nothing_is_sent(platform: FakePlatform) ->
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate for router.test, with its key beside it."""
+def certified(tmp_path: Path) -> tuple[Path, grpc.ServerCredentials]:
+    """A certificate for router.test, and the credentials of a server that shows it."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     line = f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} -out {certificate}"
     line += " -days 2 -subj /CN=router.test -addext subjectAltName=DNS:router.test"
     subprocess.run(line.split(), check=True, capture_output=True)
-    return certificate
+    return certificate, grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
 
 
-async def test_tls_with_an_authority_of_ones_own(certificate: Path) -> None:
+async def test_tls_with_an_authority_of_ones_own(certified: tuple[Path, grpc.ServerCredentials]) -> None:
     """A server's certificate is checked against the CA file that was given, and against nothing else."""
-    key = certificate.with_name("key.pem")
+    certificate, credentials = certified
     server = grpc.aio.server()
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(FakeRouter(), server)
-    credentials = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
     address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
     await server.start()
     try:
