@@ -11,34 +11,16 @@ from typing import Final, cast
 from common.clock import NS_PER_S, Clock
 from engines.agent.core.load import Load, LoadAccount, UtilizationWindow
 from engines.agent.core.queue import AdmissionQueue, Priority, QueueLimits, Ticket
+from engines.agent.job import Job, Refusal, prompt_bytes
 from engines.agent.notices import Notices
-from engines.engine import Engine, EngineDescription, EngineRequest, Finish, Prompt, TokenBatch
-from fairlead.errors import FairleadError, QuotaExceededError, Reason, UnavailableError
+from engines.engine import Engine, EngineDescription, Finish, TokenBatch
+from fairlead.errors import FairleadError, InvalidArgumentError, QuotaExceededError, Reason, UnavailableError
 from model_units.length import OutputLengthEstimator
 from model_units.text import BytesPerToken
 from model_units.units import MilliModelUnitsPerMinute
 
 _QUEUE_RETRY_S: Final = 1.0
 _BYTES_PER_TOKEN_START: Final = 4.0
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One request as the agent got it.
-
-    Attributes:
-        request: What the engine is to do; its id need not be unique here.
-        tenant_id: Who pays; empty for the agent's own probes.
-        prefill_milli_mu: The router's price of the prefill part, mMU.
-        decode_milli_mu: The router's estimate of the decode part, mMU.
-        on_admitted: Called when the request goes into the engine, with the seconds it waited.
-    """
-
-    request: EngineRequest
-    tenant_id: str = ""
-    prefill_milli_mu: int = 0
-    decode_milli_mu: int = 0
-    on_admitted: Callable[[float], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -101,10 +83,10 @@ class Dispatcher:
         self._runs: dict[str, _Run] = {}
         self._count = 0
         self._reading = 0
-        self._refusal: FairleadError | None = UnavailableError("the engine is starting", reason=Reason.NOT_READY)
+        self._refusal: Refusal | None = Refusal("the engine is starting", Reason.NOT_READY)
 
     @property
-    def refusal(self) -> FairleadError | None:
+    def refusal(self) -> Refusal | None:
         """Why requests are refused, or None when they are taken."""
         return self._refusal
 
@@ -115,8 +97,12 @@ class Dispatcher:
 
     @property
     def awaited(self) -> int:
-        """Requests of others that wait for the engine now; one whose reader is slow does not."""
-        return self._queue.waiting + self._reading
+        """Requests that wait for the engine now, the agent's own probes not counted.
+
+        0 while every request inside is held up by its own reader: then the engine owes nobody anything, and those in
+        the queue wait for the readers.
+        """
+        return self._reading + self._queue.waiting if self._reading else 0
 
     def load(self) -> Load:
         """The load now."""
@@ -137,14 +123,14 @@ class Dispatcher:
         """Takes requests from now on."""
         self._refusal = None
 
-    def close(self, refusal: FairleadError) -> None:
+    def close(self, refusal: Refusal) -> None:
         """Refuses requests from now on; those in flight go on."""
         self._refusal = refusal
 
-    def interrupt_all(self, error: FairleadError) -> None:
-        """Ends everything in flight with `error`."""
+    def interrupt_all(self, refusal: Refusal) -> None:
+        """Ends everything in flight."""
         for run in list(self._runs.values()):
-            run.interrupt(error)
+            run.interrupt(refusal.error())
 
     async def run(self, job: Job, *, probe: bool = False) -> AsyncGenerator[TokenBatch]:
         """Serves a request.
@@ -165,7 +151,7 @@ class Dispatcher:
             FairleadError: What the engine raised.
         """
         if self._refusal is not None and not probe:
-            raise self._refusal
+            raise self._refusal.error()
         run = self._enqueue(job)
         try:
             await run.admitted
@@ -249,8 +235,8 @@ class Dispatcher:
             if run.error is not None and task.uncancel() == 0:
                 raise run.error from None
             raise
-        except UnavailableError:
-            if counts:
+        except Exception as error:
+            if counts and not isinstance(error, InvalidArgumentError):
                 self._engine_failed()
             raise
         finally:
@@ -280,11 +266,6 @@ class Dispatcher:
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / NS_PER_S
-
-
-def prompt_bytes(prompt: Prompt) -> int:
-    """Length of a prompt's text in UTF-8, without what the chat template adds."""
-    return len(prompt.text.encode()) + sum(len(content.encode()) for _, content in prompt.messages)
 
 
 def _queue_full() -> QuotaExceededError:

@@ -6,7 +6,8 @@ from contextlib import aclosing
 from typing import Final
 
 from engines.agent.core.queue import Priority
-from engines.agent.dispatcher import Dispatcher, Job
+from engines.agent.dispatcher import Dispatcher
+from engines.agent.job import Job
 from engines.engine import EngineRequest, Prompt, Sampling
 from fairlead.errors import Reason, UnavailableError
 

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from common.logs import get_logger
 from common.telemetry import extract
-from engines.agent.dispatcher import Dispatcher, Job
+from engines.agent.dispatcher import Dispatcher
+from engines.agent.job import Job
 from engines.agent.notices import Notices
 from engines.agent.observed import ObservedRequest, Observer
 from engines.agent.record import ReplicaRecord

@@ -12,11 +12,12 @@ from common.logs import get_logger
 from engines.agent.core.health import Action, Decision, HealthCore, HealthLimits, Observation
 from engines.agent.core.restarts import RestartBackoff
 from engines.agent.dispatcher import Dispatcher
+from engines.agent.job import Refusal
 from engines.agent.metrics import AgentMetrics, ProbeResult
 from engines.agent.probe import probe
 from engines.agent.record import ReplicaRecord, State
 from engines.engine import Engine
-from fairlead.errors import FairleadError, Reason, UnavailableError
+from fairlead.errors import FairleadError, Reason
 
 log = get_logger(__name__)
 
@@ -77,9 +78,7 @@ class Supervisor:
     def drain(self) -> None:
         """Takes no new requests, for good; those in flight go on."""
         self._record.drain()
-        self._dispatcher.close(
-            UnavailableError("the replica is draining; try another one", reason=Reason.SHUTTING_DOWN)
-        )
+        self._dispatcher.close(Refusal("the replica is draining; try another one", Reason.SHUTTING_DOWN))
 
     async def run(self) -> None:
         """Keeps the engine serving until cancelled, then stops it."""
@@ -193,11 +192,9 @@ class Supervisor:
         self._record.set_state(State.REPLICA_STATE_UNHEALTHY)
         self._record.count_restart()
         if not self._record.draining:
-            self._dispatcher.close(
-                UnavailableError("the replica's engine is being replaced; try another one", reason=Reason.NOT_READY)
-            )
+            self._dispatcher.close(Refusal("the replica's engine is being replaced; try another one", Reason.NOT_READY))
         self._dispatcher.interrupt_all(
-            UnavailableError("the replica's engine died or hung and is being replaced", reason=Reason.REPLICA_LOST)
+            Refusal("the replica's engine died or hung and is being replaced", Reason.REPLICA_LOST)
         )
 
     async def _stop(self) -> None:
