@@ -21,6 +21,8 @@ log = get_logger(__name__)
 
 _REPORT_INTERVAL_S = 1.0
 _REPORT_INTERVAL_S_MAX = 5.0
+# Without any lease nothing can be admitted: asked for more often until there is one.
+_FIRST_LEASE_INTERVAL_S = 0.1
 _CALL_TIMEOUT_S = 1.5
 
 
@@ -63,7 +65,7 @@ class LimiterClient:
     async def run(self) -> None:
         """Reports until cancelled."""
         while True:
-            interval_s = _REPORT_INTERVAL_S
+            interval_s = _REPORT_INTERVAL_S if self._leases.usable else _FIRST_LEASE_INTERVAL_S
             try:
                 interval_s = await self._report()
                 if self._failing:
@@ -74,7 +76,14 @@ class LimiterClient:
                 self._note_failure(error)
             await asyncio.sleep(interval_s * random.uniform(0.9, 1.0))
 
-    async def _report(self) -> float:
+    async def leave(self) -> None:
+        """Says that this router admits nothing any more, so that others get its leases at once. Best effort."""
+        try:
+            await self._report(leaving=True)
+        except FairleadError as error:
+            log.info("rate limiter not told", reason=error.reason.value)
+
+    async def _report(self, *, leaving: bool = False) -> float:
         """Sends one report; returns seconds until the next."""
         channel = self._leader.channel()
         now_ns = self._clock.monotonic_ns()
@@ -96,13 +105,15 @@ class LimiterClient:
                 for row in rows
             ],
             report_number=self._leases.next_report(),
+            leaving=leaving,
         )
         try:
             answer = await quota_pb2_grpc.RateLimiterServiceStub(channel).ReportWants(request, timeout=_CALL_TIMEOUT_S)
         except grpc.aio.AioRpcError as failure:
             raise from_rpc_error(failure) from failure
-        self._leases.take(answer.leases)
-        self._desk.look()
+        if not leaving:
+            self._leases.take(answer.leases)
+            self._desk.look()
         interval_s = answer.refresh_interval.ToNanoseconds() / 1e9 or _REPORT_INTERVAL_S
         return float(min(_REPORT_INTERVAL_S_MAX, interval_s))
 

@@ -180,9 +180,10 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             background = [tasks.create_task(run()) for run in (state.run, watch.run, router.desk.run, limiter.run)]
-            await doors.serve(stop, store, router_id, leases=leases, missing=state.missing, tasks=tasks)
+            await doors.serve(stop, store, router_id, leases=leases, tasks=tasks)
             for task in background:
                 task.cancel()
+            await limiter.leave()
     finally:
         await leader.close()
         await channels.close()
@@ -229,13 +230,12 @@ class FrontDoors:
         router_id: str,
         *,
         leases: LeaseDesk,
-        missing: Callable[[], str | None],
         tasks: asyncio.TaskGroup,
     ) -> None:
         """Opens the doors, registers, waits for `stop`, drains."""
         ops_address = await self._ops.start()
         try:
-            await _until(lambda: missing() is None, stop, None)
+            await _until(lambda: self._missing() is None, stop, None)
             await _until(lambda: leases.usable, stop, _FIRST_LEASE_WAIT_S)
             if stop.is_set():
                 return

@@ -118,7 +118,10 @@ async def test_errors_become_the_clients_own_exceptions(base: str, client: opena
     with pytest.raises(openai.BadRequestError) as bad:
         await client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=9)  # type: ignore[arg-type]
     assert bad.value.param == "temperature"
-    for key, kind in (("fl-abcdefghijklmnop-no", openai.AuthenticationError), (OTHER_KEY, openai.PermissionDeniedError)):
+    for key, kind in (
+        ("fl-abcdefghijklmnop-no", openai.AuthenticationError),
+        (OTHER_KEY, openai.PermissionDeniedError),
+    ):
         async with openai.AsyncOpenAI(api_key=key, base_url=base + "/v1", max_retries=0) as other:
             with pytest.raises(kind):
                 await other.chat.completions.create(model=MODEL, messages=MESSAGES)  # type: ignore[arg-type]
@@ -209,7 +212,11 @@ BAD_BODIES = [
     (json.dumps({"messages": MESSAGES}).encode(), "model", "missing"),
     (json.dumps({"model": MODEL}).encode(), "messages", "missing"),
     (json.dumps({"model": MODEL, "messages": []}).encode(), "messages", "1 to"),
-    (json.dumps({"model": MODEL, "messages": [{"role": "robot", "content": "x"}]}).encode(), "messages[0].role", "one of"),
+    (
+        json.dumps({"model": MODEL, "messages": [{"role": "robot", "content": "x"}]}).encode(),
+        "messages[0].role",
+        "one of",
+    ),
     (json.dumps({"model": MODEL, "messages": [{"role": "user"}]}).encode(), "messages[0].content", "text parts"),
     (
         json.dumps(
@@ -222,7 +229,9 @@ BAD_BODIES = [
 
 
 @pytest.mark.parametrize(("body", "param", "says"), BAD_BODIES)
-async def test_bad_bodies_are_refused_by_name(http: aiohttp.ClientSession, lab: RouterLab, body: bytes, param: str, says: str) -> None:
+async def test_bad_bodies_are_refused_by_name(
+    http: aiohttp.ClientSession, lab: RouterLab, body: bytes, param: str, says: str
+) -> None:
     """Whatever is wrong is answered 400 in OpenAI's shape, naming the field; no replica is asked."""
     async with http.post("/v1/chat/completions", data=body) as response:
         error = (await response.json())["error"]
@@ -295,7 +304,9 @@ async def test_an_error_after_the_first_token_is_an_event(lab: RouterLab, client
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_vanishes_stops_the_engine(http: aiohttp.ClientSession, lab: RouterLab, stream: bool) -> None:
+async def test_a_client_that_vanishes_stops_the_engine(
+    http: aiohttp.ClientSession, lab: RouterLab, stream: bool
+) -> None:
     """Closing the connection cancels the replica's work within a quarter of a second and refunds the hold."""
     step = asyncio.Event()
     lab.upstream.scripts = {name: Script(pieces="x" * 100, step=step) for name in ("r1", "r2")}
@@ -320,7 +331,8 @@ async def test_a_client_that_never_reads_does_not_pile_up_the_answer(lab: Router
     lab.upstream.scripts = {name: Script(pieces=("y" * 20_000,) * 4000) for name in ("r1", "r2")}
     port = int(base.rsplit(":", 1)[1])
     body = json.dumps(chat(stream=True, max_tokens=4000)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     with closing(socket.socket()) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", port))

@@ -92,7 +92,9 @@ async def test_the_replica_gets_the_models_default_and_the_price() -> None:
     assert sent.tenant_id == TENANT
 
 
-@pytest.mark.parametrize("key", [None, "", "fl-abcdefghijklmnop-wrong", "fl-zzzz-secret", "sk-123", "fl--x", "x" * 5000])
+@pytest.mark.parametrize(
+    "key", [None, "", "fl-abcdefghijklmnop-wrong", "fl-zzzz-secret", "sk-123", "fl--x", "x" * 5000]
+)
 async def test_wrong_keys_are_refused(key: str | None) -> None:
     """Unknown ids, wrong secrets and things that are no keys all get UNAUTHENTICATED, and no replica is asked."""
     lab = RouterLab()
@@ -309,9 +311,7 @@ async def test_an_engine_that_refuses_is_not_retried() -> None:
     """What another replica would answer the same is passed on."""
     lab = RouterLab()
     for name in ("r1", "r2"):
-        lab.upstream.scripts[name] = Script(
-            fail_before=InvalidArgumentError("too long", reason=Reason.PROMPT_TOO_LONG)
-        )
+        lab.upstream.scripts[name] = Script(fail_before=InvalidArgumentError("too long", reason=Reason.PROMPT_TOO_LONG))
     assert (await refused(lab)).reason is Reason.PROMPT_TOO_LONG
     assert len(lab.upstream.calls) == 1
 
@@ -365,9 +365,7 @@ async def test_batch_ends_at_its_deadline() -> None:
     assert isinstance(kept, Hold)
     desk = asyncio.create_task(lab.router.desk.run())
     deadline_ns = lab.clock.monotonic_ns() + 100_000_000
-    exchange = lab.router.flow.open(
-        Call(prompt_request(priority=pb.PRIORITY_BATCH), f"Bearer {KEY}", deadline_ns)
-    )
+    exchange = lab.router.flow.open(Call(prompt_request(priority=pb.PRIORITY_BATCH), f"Bearer {KEY}", deadline_ns))
     with pytest.raises(FairleadError) as caught:
         await collect(exchange)
     assert caught.value.reason is Reason.DEADLINE_EXCEEDED
@@ -409,7 +407,7 @@ async def test_a_session_stays_on_its_replica_while_loads_are_even() -> None:
 
 
 async def test_the_spans_tell_the_story_without_the_text() -> None:
-    """One server span by the GenAI conventions, a client span per attempt below it, and no prompt or output anywhere."""
+    """A server span by the GenAI conventions, a client span per attempt below it, no prompt or output anywhere."""
     lab = RouterLab(["r1", "r2"])
     lab.upstream.scripts["r1"] = Script(fail_before=LOST)
     lab.router.fleet.get("r2").load.dispatch(10**6, 0, lab.clock.monotonic_ns())  # type: ignore[union-attr]

@@ -1,0 +1,164 @@
+"""The token buckets against a naive model: conservation, one end per hold, and the promise about any window."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from data_plane.router.core.holds import BucketKey, Hold, Holds, LeaseTerms, Refusal, Refused
+
+SECOND = 1_000_000_000
+KEYS: tuple[BucketKey, ...] = (("a", "m"), ("b", "m"))
+MINUTE = 60 * SECOND
+
+amounts = st.integers(0, 40_000)
+terms = st.builds(LeaseTerms, st.integers(0, 90_000), st.integers(0, 45_000), st.integers(0, 30_000))
+
+
+class NaiveBucket:
+    """What the documentation says, in exact fractions and without any cleverness."""
+
+    def __init__(self, lease: LeaseTerms) -> None:
+        self.lease: LeaseTerms | None = lease
+        self.level = Fraction(lease.burst_milli_mu)
+        self.held = 0
+        self.settled = 0
+        self.started = Fraction(lease.burst_milli_mu)
+        self.flowed_in = Fraction(0)
+        self.lost = Fraction(0)
+
+    def add(self, amount: Fraction) -> None:
+        cap = Fraction(self.lease.burst_milli_mu if self.lease else 0)
+        after = max(self.level, min(self.level + amount, cap))
+        self.lost += self.level + amount - after
+        self.level = after
+
+    def flow(self, amount: Fraction) -> None:
+        self.flowed_in += amount
+        self.add(amount)
+
+
+class HoldsMachine(RuleBasedStateMachine):
+    """Random traffic and lease changes over two buckets."""
+
+    open_holds: Bundle[tuple[BucketKey, Hold]] = Bundle("open_holds")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = Holds()
+        self.naive: dict[BucketKey, NaiveBucket] = {}
+        self.now_ns = 0
+        self.expires_ns = 0
+        self.admitted: dict[BucketKey, list[tuple[int, int]]] = {key: [] for key in KEYS}
+
+    @initialize(first=terms, second=terms, seconds=st.integers(0, 30))
+    def start(self, first: LeaseTerms, second: LeaseTerms, seconds: int) -> None:
+        self.apply({KEYS[0]: first, KEYS[1]: second}, seconds)
+
+    def apply(self, leases: dict[BucketKey, LeaseTerms], seconds: int) -> None:
+        self.expires_ns = self.now_ns + seconds * SECOND
+        self.holds.apply(leases, expires_ns=self.expires_ns, now_ns=self.now_ns)
+        for key, bucket in self.naive.items():
+            bucket.lease = leases.get(key)
+        for key, lease in leases.items():
+            known = self.naive.get(key)
+            if known is None:
+                self.naive[key] = NaiveBucket(lease)
+            else:
+                known.lost += max(Fraction(0), known.level - lease.burst_milli_mu)
+                known.level = min(known.level, Fraction(lease.burst_milli_mu))
+
+    @rule(key=st.sampled_from(KEYS), lease=terms, others=st.booleans(), seconds=st.integers(-5, 30))
+    def new_table(self, key: BucketKey, lease: LeaseTerms, others: bool, seconds: int) -> None:
+        leases = {key: lease}
+        if others:
+            leases |= {each: naive.lease for each, naive in self.naive.items() if naive.lease and each != key}
+        self.apply(leases, seconds)
+
+    @rule(nanoseconds=st.integers(0, 20 * SECOND))
+    def wait(self, nanoseconds: int) -> None:
+        after = self.now_ns + nanoseconds
+        for bucket in self.naive.values():
+            if bucket.lease is not None:
+                leased = max(0, min(after, self.expires_ns) - self.now_ns)
+                rate, safe = bucket.lease.rate_milli_mu_per_minute, bucket.lease.safe_rate_milli_mu_per_minute
+                bucket.flow(Fraction(rate * leased + safe * (nanoseconds - leased), MINUTE))
+        self.now_ns = after
+
+    @rule(target=open_holds, key=st.sampled_from(KEYS), amount=amounts)
+    def hold(self, key: BucketKey, amount: int) -> object:
+        naive = self.naive[key]
+        answer = self.holds.hold(key, amount, self.now_ns)
+        burst = naive.lease.burst_milli_mu if naive.lease else 0
+        if isinstance(answer, Hold):
+            assert naive.lease is not None
+            assert amount <= burst
+            assert naive.level >= amount
+            naive.level -= amount
+            naive.held += amount
+            self.admitted[key].append((self.now_ns, amount))
+            return key, answer
+        self._check_refusal(naive, answer, amount, burst)
+        return None
+
+    def _check_refusal(self, naive: NaiveBucket, answer: Refused, amount: int, burst: int) -> None:
+        if naive.lease is None or (burst == 0 and amount):
+            assert answer.refusal is Refusal.NO_LEASE
+        elif amount > burst:
+            assert answer == Refused(Refusal.TOO_SMALL, None)
+        else:
+            assert naive.level < amount
+            held_back = naive.level + naive.held >= amount
+            assert answer.refusal is (Refusal.HELD if held_back else Refusal.USED_UP)
+            if answer.retry_after_s is not None:
+                leased = self.now_ns < self.expires_ns
+                lease = naive.lease
+                rate = lease.rate_milli_mu_per_minute if leased else lease.safe_rate_milli_mu_per_minute
+                refilled = Fraction(round(answer.retry_after_s * SECOND)) * rate / MINUTE
+                assert naive.level + refilled >= amount
+                assert naive.level + refilled - amount <= Fraction(rate, MINUTE) + Fraction(1, 1000)
+
+    @rule(held=open_holds, more=amounts)
+    def extend(self, held: tuple[BucketKey, Hold] | None, more: int) -> None:
+        if held is None or not held[1].open:
+            return
+        self.holds.extend(held[1], more, self.now_ns)
+        self.naive[held[0]].level -= more
+        self.naive[held[0]].held += more
+
+    @rule(held=consumes(open_holds), cost=amounts)
+    def settle(self, held: tuple[BucketKey, Hold] | None, cost: int) -> None:
+        if held is None:
+            return
+        key, hold = held
+        naive, amount = self.naive[key], hold.amount_milli_mu
+        self.holds.settle(hold, cost, self.now_ns)
+        naive.held -= amount
+        naive.settled += cost
+        if amount >= cost:
+            naive.add(Fraction(amount - cost))
+        else:
+            naive.level -= cost - amount
+        try:
+            self.holds.refund(hold, self.now_ns)
+        except RuntimeError:
+            return
+        raise AssertionError("a hold ended twice")
+
+    @invariant()
+    def books_agree(self) -> None:
+        for key, naive in self.naive.items():
+            view = self.holds.view(key, self.now_ns)
+            level = naive.level if naive.lease else min(Fraction(0), naive.level)
+            assert view.level_milli_mu == level.numerator // level.denominator
+            assert (view.held_milli_mu, view.settled_milli_mu) == (naive.held, naive.settled)
+            assert naive.level + naive.held + naive.settled == naive.started + naive.flowed_in - naive.lost
+        assert self.holds.settled_milli_mu == sum(naive.settled for naive in self.naive.values())
+        assert sum(self.holds.held().values()) == sum(naive.held for naive in self.naive.values())
+
+
+HoldsMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestHolds = HoldsMachine.TestCase

@@ -1,0 +1,143 @@
+"""What the router believes of replicas: records, load streams and its own dispatches."""
+
+from __future__ import annotations
+
+import pytest
+
+from data_plane.router.core.fleet import Fleet, Link, Member
+from data_plane.router.core.loads import DISPATCH_UNSEEN_NS, ReplicaLoad, Report
+from data_plane.router.core.pick import Health
+from fairlead.engine.v1 import engine_pb2
+
+READY = engine_pb2.REPLICA_STATE_READY
+DRAINING = engine_pb2.REPLICA_STATE_DRAINING
+UNHEALTHY = engine_pb2.REPLICA_STATE_UNHEALTHY
+SECOND = 1_000_000_000
+
+
+def record(name: str = "r", state: engine_pb2.ReplicaState.ValueType = READY) -> engine_pb2.Replica:
+    return engine_pb2.Replica(replica_id=name, model_id="m", address="h:1", state=state)
+
+
+def fleet_with(state: engine_pb2.ReplicaState.ValueType = READY) -> tuple[Fleet, Member]:
+    fleet = Fleet()
+    fleet.enlist(record(state=state), 0)
+    member = fleet.get("r")
+    assert member is not None
+    return fleet, member
+
+
+def hear(fleet: Fleet, sequence: int, now_ns: int, state: engine_pb2.ReplicaState.ValueType = READY) -> None:
+    fleet.report("r", Report(sequence, 0, 0), state, now_ns)
+    fleet.link("r", Link.UP, now_ns)
+
+
+def test_a_new_replica_is_believed_briefly_before_its_first_report() -> None:
+    """READY by its record for a few seconds, then doubtful until it speaks."""
+    fleet, member = fleet_with()
+    assert fleet.health(member, SECOND) is Health.READY
+    assert fleet.health(member, 10 * SECOND) is Health.DOUBTFUL
+    hear(fleet, 1, 10 * SECOND)
+    assert fleet.health(member, 10 * SECOND) is Health.READY
+
+
+@pytest.mark.parametrize(
+    ("state", "health"),
+    [
+        (READY, Health.READY),
+        (UNHEALTHY, Health.DOUBTFUL),
+        (DRAINING, Health.CLOSED),
+        (engine_pb2.REPLICA_STATE_STARTING, Health.CLOSED),
+    ],
+)
+def test_the_agents_word_counts_over_the_record(state: engine_pb2.ReplicaState.ValueType, health: Health) -> None:
+    """The load stream knows a state before the store does."""
+    fleet, member = fleet_with(READY)
+    hear(fleet, 1, 0, state)
+    assert fleet.health(member, 0) is health
+
+
+def test_silence_makes_doubtful_and_refusal_closes() -> None:
+    """Five seconds without a report, or a broken stream: doubtful. Nothing listens there: closed."""
+    fleet, member = fleet_with()
+    hear(fleet, 1, 0)
+    assert fleet.health(member, 4 * SECOND) is Health.READY
+    assert fleet.health(member, 6 * SECOND) is Health.DOUBTFUL
+    fleet.link("r", Link.SILENT, 0)
+    assert fleet.health(member, 0) is Health.DOUBTFUL
+    fleet.link("r", Link.REFUSED, 0)
+    assert fleet.health(member, 0) is Health.CLOSED
+
+
+def test_a_failed_request_casts_doubt_until_the_next_report() -> None:
+    """One failure takes a replica out for at most a report interval."""
+    fleet, member = fleet_with()
+    hear(fleet, 1, 0)
+    fleet.failed("r", SECOND)
+    assert fleet.health(member, SECOND) is Health.DOUBTFUL
+    hear(fleet, 2, 2 * SECOND)
+    assert fleet.health(member, 2 * SECOND) is Health.READY
+
+
+def test_a_vanished_record_is_kept_while_its_stream_is_up() -> None:
+    """The store lost the record, the agent still reports: used on; once it falls silent it is forgotten."""
+    fleet, member = fleet_with()
+    hear(fleet, 1, 0)
+    fleet.delist("r", 0)
+    assert fleet.health(member, SECOND) is Health.READY
+    assert [each.replica_id for each in fleet.candidates("m", (), SECOND)] == ["r"]
+    fleet.sweep(SECOND)
+    assert fleet.get("r") is member
+    fleet.sweep(10 * SECOND)
+    assert fleet.get("r") is None
+    assert fleet.candidates("m", (), SECOND) == []
+
+
+@pytest.mark.parametrize("link", [Link.UNTRIED, Link.SILENT, Link.REFUSED])
+def test_a_vanished_record_without_a_stream_is_forgotten_at_once(link: Link) -> None:
+    """Nothing speaks for it any more."""
+    fleet, _ = fleet_with()
+    if link is not Link.UNTRIED:
+        hear(fleet, 1, 0)
+        fleet.link("r", link, 0)
+    fleet.delist("r", 0)
+    assert fleet.get("r") is None
+
+
+def test_a_vanished_record_whose_stream_breaks_is_forgotten() -> None:
+    """The other order: first the record, then the stream."""
+    fleet, _ = fleet_with()
+    hear(fleet, 1, 0)
+    fleet.delist("r", 0)
+    fleet.link("r", Link.REFUSED, 0)
+    assert fleet.get("r") is None
+
+
+def test_reports_of_an_older_number_are_ignored() -> None:
+    """A report that was overtaken changes nothing, not even the time it was heard."""
+    load = ReplicaLoad("r")
+    assert load.report(Report(5, 100, 10), 0)
+    assert not load.report(Report(4, 900, 90), 0)
+    assert (load.pending_prefill_milli_mu, load.decode_milli_mu) == (100, 10)
+
+
+def test_own_dispatches_count_at_once_and_until_a_report_has_seen_them() -> None:
+    """They are added to the last report, and dropped by one that is late enough to include them."""
+    load = ReplicaLoad("r")
+    load.report(Report(1, 100, 10), 0)
+    load.dispatch(50, 30, 1_000)
+    assert (load.pending_prefill_milli_mu, load.decode_milli_mu) == (150, 40)
+    load.report(Report(2, 120, 15), 1_000 + DISPATCH_UNSEEN_NS - 1)
+    assert (load.pending_prefill_milli_mu, load.decode_milli_mu) == (170, 45)
+    load.report(Report(3, 120, 15), 1_000 + DISPATCH_UNSEEN_NS)
+    assert (load.pending_prefill_milli_mu, load.decode_milli_mu) == (120, 15)
+
+
+def test_a_first_token_ends_its_prefill_and_the_end_ends_everything() -> None:
+    """Between reports the router's own view moves on."""
+    load = ReplicaLoad("r")
+    dispatch = load.dispatch(50, 30, 0)
+    load.started(dispatch)
+    assert (load.pending_prefill_milli_mu, load.decode_milli_mu, load.in_flight) == (0, 30, 1)
+    load.ended(dispatch)
+    assert (load.pending_prefill_milli_mu, load.decode_milli_mu, load.in_flight) == (0, 0, 0)
