@@ -28,6 +28,7 @@ def agent_command(config: AutoscalerConfig, model: admin_pb2.Model, slot: str) -
         "trace-sample-ratio": str(config.trace_sample_ratio),
         "log-level": config.log_level,
         "log-format": config.log_format,
+        "drain-grace-s": str(config.drain_grace_s),
         "supervisor-pid": str(config.supervisor_pid),
     }
     if model.engine.sequences_max:

@@ -34,7 +34,9 @@ class AutoscalerConfig(CommonConfig):
     lost_patience_s: float = setting(
         _DEFAULT.lost_patience_s, "a replica that lost its registration for longer is started again", minimum=1
     )
-    agent_stop_grace_s: float = setting(15.0, "seconds a replica gets between SIGTERM and SIGKILL", minimum=0)
+    agent_stop_grace_s: float = setting(
+        45.0, "seconds a replica gets between SIGTERM and SIGKILL; more than its drain_grace_s", minimum=0
+    )
 
     def policy(self) -> ScalePolicy:
         """How patient the scaling decision is."""

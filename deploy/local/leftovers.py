@@ -15,9 +15,11 @@ from pathlib import Path
 from data_plane.autoscaler.local_process import LocalProcessActuator
 from deploy.local.programs import Site
 
-AGENT_GRACE_S = 6.0
+AGENT_GRACE_S = 12.0
+"""An agent finishes requests for up to 3 s, then ends its tritonserver, which takes up to 5 s."""
 _PR_SET_CHILD_SUBREAPER = 36
 _PROC = Path("/proc")
+_SHARED_MEMORY = Path("/dev/shm")
 _POLL_S = 0.05
 
 
@@ -74,6 +76,16 @@ async def sweep(grace_s: float) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(_POLL_S)
+
+
+def remove_shared_memory() -> None:
+    """Removes Triton's shared memory of agents that are gone; usually their guards have, unless they were killed too.
+
+    Regions are named `fairlead-{process id of the agent}-...`.
+    """
+    for region in _SHARED_MEMORY.glob("fairlead-[0-9]*-*"):
+        if not _PROC.joinpath(region.name.split("-")[1]).exists():
+            region.unlink(missing_ok=True)
 
 
 def _collect(pid: int) -> bool:

@@ -26,7 +26,7 @@ START_LIMIT_S = 120.0
 REPLICA_STARTS_MAX = 3
 POLL_S = 0.1
 STOP_GRACE_S = 6.0
-SWEEP_GRACE_S = 2.0
+SWEEP_GRACE_S = 8.0
 
 
 class StopAsked(Exception):
@@ -107,20 +107,22 @@ class LocalPlatform:
         deadline_s = asyncio.get_running_loop().time() + START_LIMIT_S
         self._document_path.unlink(missing_ok=True)
         await leftovers.stop_replicas(self._site)
+        leftovers.remove_shared_memory()
         self._fresh_logs()
         await self._start_store(tasks)
-        # Where the last run left the very model wanted now in the store, its replicas need not wait for the admin API.
-        known_model = self._remembered_model() == self._model.SerializeToString(deterministic=True)
-        early = programs.autoscalers(self._site) if known_model else ()
-        self._start(tasks, *programs.control_planes(self._site), *early)
+        # Where the store holds another model of an earlier run, nothing may start its replicas before it is parked.
+        late = self._other_model_before()
+        self._start(tasks, *programs.control_planes(self._site))
+        if not late:
+            self._start(tasks, *programs.autoscalers(self._site))
         self._start(tasks, *programs.routers(self._site), *programs.quota_services(self._site))
         async with channel(f"{HOST}:{self._site.ports.admin}") as connection:
             api = demo.AdminApi(connection, self._site.secrets.admin_token.read_text().strip())
             await self._until(deadline_s, lambda: _silent(api))
             keys = await self._seed(api)
-            if not known_model:
-                self._model_path.write_bytes(self._model.SerializeToString(deterministic=True))
+            if late:
                 self._start(tasks, *programs.autoscalers(self._site))
+            self._model_path.write_text(self._model.model_id)
             await self._until(deadline_s, lambda: self._missing(api))
             await showcase.first_requests(self._site, self._model, keys, deadline_s)
             await self._publish(api, keys)
@@ -175,7 +177,8 @@ class LocalPlatform:
         document = status.platform_document(self._site, self._model, keys, now, self._children)
         secret_files.write_private(self._document_path, document)
         self._up.set()
-        self._console.step(f"everything serves: {len(now.replicas)} replicas behind {programs.ROUTERS} routers")
+        count = sum(replica.model_id == self._model.model_id for replica in now.replicas)
+        self._console.step(f"everything serves: {count} replicas behind {programs.ROUTERS} routers")
 
     def _refuse_dying_replicas(self) -> None:
         for seat_file in self._site.seats_dir.glob("*/*.json"):
@@ -204,10 +207,10 @@ class LocalPlatform:
 
     @property
     def _model_path(self) -> Path:
-        return self._site.run_dir / "demo-model.bin"
+        return self._site.run_dir / "demo-model"
 
-    def _remembered_model(self) -> bytes:
-        return self._model_path.read_bytes() if self._model_path.exists() else b""
+    def _other_model_before(self) -> bool:
+        return self._model_path.exists() and self._model_path.read_text() != self._model.model_id
 
     def _own_pids(self) -> set[int]:
         return {child.pid for child in self._children}
@@ -237,6 +240,7 @@ class LocalPlatform:
             task.cancel()
         # After a second signal nothing more is waited for: the sweep kills what is left.
         await leftovers.sweep(0.0 if self._hurry.is_set() else SWEEP_GRACE_S)
+        leftovers.remove_shared_memory()
         for held in self._held:
             held.close()
         self._console.step("stopped")

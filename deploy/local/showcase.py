@@ -21,6 +21,7 @@ from fairlead.replay import ReplayOptions, ReplayProgress, ReplayTarget, footnot
 
 REQUEST_DEADLINE_S = 20.0
 REPLAY_IN_FLIGHT_MAX = 64
+TABLE_COLUMNS = 120
 
 
 async def first_requests(site: Site, model: admin_pb2.Model, keys: dict[str, str], deadline_s: float) -> None:
@@ -88,6 +89,7 @@ async def show_replay(
         [f"{HOST}:{site.ports.grpc}"], in_flight_max=REPLAY_IN_FLIGHT_MAX, deadline_s=REQUEST_DEADLINE_S, tls=False
     )
     screen = RichConsole(file=sys.stdout)
+    screen.width = max(screen.width, TABLE_COLUMNS)
     columns = (BarColumn(), TextColumn("{task.completed}/{task.total} due  {task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=screen) as bar:
         task = bar.add_task("", total=len(trace.requests))
@@ -104,7 +106,7 @@ async def show_replay(
             return
     screen.print(report_table(report))
     for note in footnotes(report):
-        screen.print(f"  {note}", highlight=False)
+        console.say(f"  {note}")
 
 
 def closing_words(site: Site, model: admin_pb2.Model, keys: dict[str, str]) -> str:
