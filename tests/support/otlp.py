@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from typing import Any
 
 import grpc.aio
 from aiohttp import web
+from google.protobuf import json_format
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 
@@ -29,6 +32,14 @@ def _value(value: Any) -> Any:
     if kind == "array_value":
         return [_value(item) for item in value.array_value.values]
     return getattr(value, kind) if kind else None
+
+
+def _hex_ids_to_base64(item: dict[str, Any]) -> dict[str, Any]:
+    """OTLP's JSON writes ids as hexadecimal where protobuf's JSON wants base64."""
+    for name in ("traceId", "spanId", "parentSpanId"):
+        if name in item:
+            item[name] = base64.b64encode(bytes.fromhex(item[name])).decode()
+    return item
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -74,8 +85,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     async def receive_http(self, request: web.Request) -> web.Response:
-        """OTLP/HTTP with protobuf bodies."""
-        self.accept(trace_service_pb2.ExportTraceServiceRequest.FromString(await request.read()))
+        """OTLP/HTTP, as protobuf or as JSON (what Triton sends)."""
+        body = await request.read()
+        if request.content_type == "application/json":
+            message = json.loads(body, object_hook=_hex_ids_to_base64)
+            self.accept(json_format.ParseDict(message, trace_service_pb2.ExportTraceServiceRequest()))
+        else:
+            self.accept(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
         return web.Response(
             body=trace_service_pb2.ExportTraceServiceResponse().SerializeToString(),
             content_type="application/x-protobuf",
