@@ -82,9 +82,11 @@ async def serve(config: EngineConfig, stop: asyncio.Event) -> None:
         config: Its settings.
         stop: Set to end it.
     """
-    with contextlib.ExitStack() as stack:
-        folder = config.work_directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="fairlead-engine-"))
-        await _serve(config, build_engine(config, Path(folder)), stop)
+    if config.engine == SIMULATED or config.work_directory:
+        await _serve(config, build_engine(config, Path(config.work_directory)), stop)
+    else:
+        with tempfile.TemporaryDirectory(prefix="fairlead-engine-") as folder:
+            await _serve(config, build_engine(config, Path(folder)), stop)
 
 
 async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> None:

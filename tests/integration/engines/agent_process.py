@@ -91,7 +91,9 @@ class AgentProcess:
         replicas = [engine_pb2.Replica.FromString(entry.value) for entry in listing.entries]
         return next((replica for replica in replicas if replica.agent_pid == self.process.pid), None)
 
-    async def wait_state(self, *states: engine_pb2.ReplicaState.ValueType, restarts: int = 0) -> engine_pb2.Replica:
+    async def wait_state(
+        self, *states: engine_pb2.ReplicaState.ValueType, restarts: int = 0, timeout_s: float = 20.0
+    ) -> engine_pb2.Replica:
         """Waits until the record shows one of the states, after that many engine restarts."""
 
         async def reached() -> bool:
@@ -102,7 +104,7 @@ class AgentProcess:
             self.replica = record
             return True
 
-        await eventually(reached, 20.0, f"state {states} with {restarts} restarts")
+        await eventually(reached, timeout_s, f"state {states} with {restarts} restarts")
         return self.replica
 
     @property
@@ -182,7 +184,7 @@ async def agent(endpoint: str, *arguments: str, wait: bool = True) -> AsyncItera
     process = AgentProcess(store, endpoint, *arguments)
     try:
         if wait:
-            await process.wait_state(READY)
+            await process.wait_state(READY, timeout_s=60.0)
         yield process
     finally:
         await process.close()
