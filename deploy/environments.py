@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -40,17 +41,46 @@ class BuildError(RuntimeError):
     """An environment could not be made; the message says what to do."""
 
 
-class Progress:
-    """Prints what happens, with the seconds since the beginning."""
+class Work:
+    """The work under way: says what happens with the seconds since the beginning, and runs the commands that do it."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
 
     def say(self, text: str) -> None:
         """Prints one line."""
         with self._lock:
             print(f"[{time.monotonic() - self._began:5.1f} s] {text}", flush=True)
+
+    def run(self, command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> None:
+        """Runs a command quietly.
+
+        Raises:
+            BuildError: It failed; the message holds the end of its output.
+        """
+        words = [str(word) for word in command]
+        with subprocess.Popen(
+            words,
+            cwd=CHECKOUT,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            self._running.add(process)
+            output, _ = process.communicate()
+            self._running.discard(process)
+        if process.returncode:
+            tail = "\n".join(f"    {line}" for line in output.splitlines()[-15:])
+            raise BuildError(f"{Path(words[0]).name} {' '.join(words[1:5])} ... failed:\n{tail}")
+
+    def stop(self) -> None:
+        """Ends the commands that run now."""
+        for process in list(self._running):
+            process.terminate()
 
 
 def digest(lock: Path) -> str:
@@ -87,28 +117,7 @@ def write_stamp(venv: Path, locks: Sequence[Path]) -> None:
     scratch.replace(venv / STAMP)
 
 
-def run(command: Sequence[str | Path], environ: Mapping[str, str] | None = None) -> None:
-    """Runs a command quietly.
-
-    Raises:
-        BuildError: It failed; the message holds the end of its output.
-    """
-    words = [str(word) for word in command]
-    done = subprocess.run(
-        words,
-        cwd=CHECKOUT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environ,
-    )
-    if done.returncode:
-        tail = "\n".join(f"    {line}" for line in done.stdout.splitlines()[-15:])
-        raise BuildError(f"{Path(words[0]).name} {' '.join(words[1:5])} ... failed:\n{tail}")
-
-
-def fetch_uv(progress: Progress) -> Path | None:
+def fetch_uv(work: Work) -> Path | None:
     """Fetches uv with the machine's pip, hash-checked, unless it is there already.
 
     Returns:
@@ -119,37 +128,37 @@ def fetch_uv(progress: Progress) -> Path | None:
     uv = folder / "bin" / "uv"
     if uv.exists():
         return uv
-    progress.say("fetching uv")
+    work.say("fetching uv")
     try:
-        pip = _find_pip()
+        pip = _find_pip(work)
         scratch = folder.with_suffix(".new")
         shutil.rmtree(scratch, ignore_errors=True)
         options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-        run([*pip, "install", *options, "--target", scratch, "-r", lock])
+        work.run([*pip, "install", *options, "--target", scratch, "-r", lock])
         shutil.rmtree(folder, ignore_errors=True)
         scratch.replace(folder)
     except BuildError as error:
-        progress.say(f"no uv ({error}); installing with pip instead, which takes longer")
+        work.say(f"no uv ({error}); installing with pip instead, which takes longer")
         return None
     return uv
 
 
-def _find_pip() -> list[str]:
+def _find_pip(work: Work) -> list[str]:
     """The command of some pip: the interpreter's own, or that of a throw-away environment."""
     if subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0:
         return [sys.executable, "-m", "pip"]
     folder = TOOLS / "pip"
-    run([sys.executable, "-m", "venv", "--clear", folder])
+    work.run([sys.executable, "-m", "venv", "--clear", folder])
     return [str(folder / "bin" / "python"), "-m", "pip"]
 
 
-def make_platform(uv: Path | None, *, tests: bool, progress: Progress) -> None:
+def make_platform(uv: Path | None, *, tests: bool, work: Work) -> None:
     """Makes or updates build/venv.
 
     Args:
         uv: The installer; None takes pip.
         tests: Whether tests, lint and code generation shall run in it.
-        progress: Told what happens.
+        work: Told what happens.
 
     Raises:
         BuildError: It could not be made.
@@ -158,20 +167,20 @@ def make_platform(uv: Path | None, *, tests: bool, progress: Progress) -> None:
     lock = REQUIREMENTS / f"{name}.lock"
     if is_current(VENV, lock):
         return
-    progress.say(f"build/venv: installing requirements/{name}.lock")
+    work.say(f"build/venv: installing requirements/{name}.lock")
     python = VENV / "bin" / "python"
     if not _reusable(VENV):
         shutil.rmtree(VENV, ignore_errors=True)
-        run([uv, "venv", "--python", sys.executable, VENV] if uv else [sys.executable, "-m", "venv", VENV])
+        work.run([uv, "venv", "--python", sys.executable, VENV] if uv else [sys.executable, "-m", "venv", VENV])
     if uv:
-        run([uv, "pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock])
+        work.run([uv, "pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", lock])
     else:
         if not (VENV / "bin" / "pip").exists():
-            run([python, "-m", "ensurepip"])
-        run([python, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", lock])
+            work.run([python, "-m", "ensurepip"])
+        work.run([python, "-m", "pip", "install", "--quiet", "--require-hashes", "--no-deps", "-r", lock])
     _install_checkout(VENV)
     write_stamp(VENV, [lock, REQUIREMENTS / "platform.lock"])
-    progress.say("build/venv: ready")
+    work.say("build/venv: ready")
 
 
 def _reusable(venv: Path) -> bool:
@@ -192,7 +201,7 @@ def _install_checkout(venv: Path) -> None:
     command.chmod(0o755)
 
 
-def make_triton(uv: Path | None, *, progress: Progress) -> None:
+def make_triton(uv: Path | None, *, work: Work) -> None:
     """Makes build/venv-triton.
 
     Raises:
@@ -201,22 +210,22 @@ def make_triton(uv: Path | None, *, progress: Progress) -> None:
     root = triton.default_directory()
     if triton.is_current(root):
         return
-    progress.say(f"{root.name}: installing requirements/triton.lock (55 MB Triton, 300 MB engine)")
+    work.say(f"{root.name}: installing requirements/triton.lock (55 MB Triton, 300 MB engine)")
     path = os.environ.get("PATH", "")
     environ = os.environ | {"PATH": f"{uv.parent}{os.pathsep}{path}" if uv else path, "PYTHONPATH": str(CHECKOUT)}
-    run([sys.executable, "-m", "engines.triton.environment", "--install"], environ)
-    progress.say(f"{root.name}: ready")
+    work.run([sys.executable, "-m", "engines.triton.environment", "--install"], environ)
+    work.say(f"{root.name}: ready")
 
 
 @contextmanager
-def only_one(progress: Progress) -> Iterator[None]:
+def only_one(work: Work) -> Iterator[None]:
     """Lets one process at a time change the environments."""
     BUILD.mkdir(exist_ok=True)
     with (BUILD / ".environments.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.say("another make builds the environments; waiting for it")
+            work.say("another make builds the environments; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -239,15 +248,15 @@ def make_all(*, tests: bool, triton_wanted: str) -> None:
 
     if current():
         return
-    progress = Progress()
-    with only_one(progress):
+    work = Work()
+    with only_one(work):
         if current():
             return
-        progress.say("building the environments (once; later starts skip this)")
-        uv = fetch_uv(progress)
-        with concurrent.futures.ThreadPoolExecutor() as workers:
-            platform = workers.submit(make_platform, uv, tests=tests, progress=progress)
-            engine = workers.submit(make_triton, uv, progress=progress) if need_triton else None
+        work.say("building the environments (once; later starts skip this)")
+        uv = fetch_uv(work)
+        with concurrent.futures.ThreadPoolExecutor() as workers, _stopped_by_signals(work):
+            platform = workers.submit(make_platform, uv, tests=tests, work=work)
+            engine = workers.submit(make_triton, uv, work=work) if need_triton else None
             platform.result()
             try:
                 if engine is not None:
@@ -255,7 +264,23 @@ def make_all(*, tests: bool, triton_wanted: str) -> None:
             except BuildError as error:
                 if triton_wanted == "yes":
                     raise
-                progress.say(f"no Triton here: {error}")
+                work.say(f"no Triton here: {error}")
+
+
+@contextmanager
+def _stopped_by_signals(work: Work) -> Iterator[None]:
+    """Ends what runs when this process is told to end: SIGTERM from make, or Ctrl-C."""
+
+    def end(*_: object) -> None:
+        work.stop()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def lock_all() -> None:
@@ -264,12 +289,12 @@ def lock_all() -> None:
     Raises:
         BuildError: uv cannot be had, or a requirement cannot be met.
     """
-    progress = Progress()
-    uv = fetch_uv(progress)
+    work = Work()
+    uv = fetch_uv(work)
     if uv is None:
         raise BuildError("locking needs uv")
     for source in sorted(REQUIREMENTS.glob("*.in")):
-        progress.say(f"locking {source.name}")
+        work.say(f"locking {source.name}")
         # Triton's environment takes pytriton without what its Python wrapper asks for; see triton.in.
         options = ["--no-deps"] if source.stem == "triton" else []
         command = [
@@ -282,7 +307,7 @@ def lock_all() -> None:
             "3.11",
             *options,
         ]
-        run([uv, *command, f"requirements/{source.name}", "-o", f"requirements/{source.stem}.lock"])
+        work.run([uv, *command, f"requirements/{source.name}", "-o", f"requirements/{source.stem}.lock"])
 
 
 def main(argv: Sequence[str]) -> int:

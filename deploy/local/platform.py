@@ -105,7 +105,6 @@ class LocalPlatform:
 
     async def _bring_up(self, tasks: asyncio.TaskGroup) -> None:
         deadline_s = asyncio.get_running_loop().time() + START_LIMIT_S
-        self._document_path.unlink(missing_ok=True)
         await leftovers.stop_replicas(self._site)
         leftovers.remove_shared_memory()
         self._fresh_logs()

@@ -90,8 +90,10 @@ async def test_keys_survive_and_sigkill_leaves_nothing(run_dir: Path) -> None:
     first.process.kill()
     first.process.wait()
     await eventually(lambda: not first.leftovers(), END_S, "everything ends with the launcher")
+    assert first.document_path.exists(), "nobody was left to remove it; the next launcher must"
 
     second = MakeRun(run_dir)
+    await eventually(lambda: not second.document_path.exists(), START_S)
     await second.serving()
     assert second.document()["tenants"] == facts["tenants"]
     second.process.send_signal(signal.SIGINT)

@@ -64,7 +64,7 @@ def test_damaged_stamp_is_no_stamp(venv: Path, lock: Path) -> None:
 def test_failed_command_shows_the_end_of_its_output() -> None:
     """The reason is in the message."""
     with pytest.raises(environments.BuildError, match="no such thing"):
-        environments.run([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
+        environments.Work().run([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
 
 
 def test_locks_agree() -> None:
