@@ -15,6 +15,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 PIPE_WIDTH = 240
@@ -175,7 +176,7 @@ class Output:
     def note(self, text: str) -> None:
         """Says something beside the result, on standard error; nothing where a program reads."""
         if self.for_people:
-            self.side.print(f"[dim]{text}[/]")
+            self.side.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
     def done(self, text: str, *, dry_run: bool) -> None:
         """Says that a change was made, or would have been."""

@@ -102,6 +102,11 @@ class Recorder:
         error: FairleadError | None = None,
     ) -> None:
         whole, facts = record.generation, error.metadata if error is not None else {}
+        if outcome is Outcome.REFUSED:
+            facts = {
+                **facts,
+                "estimated_milli_mu": "0",
+            }  # a refusal names the price it was refused for: nothing is held
         known = whole is not None or outcome is Outcome.REFUSED or "settled_milli_mu" in facts
         self.samples.append(
             Sample(

@@ -16,6 +16,9 @@ from fairlead.cli.output import Column, Row, message_row, mu, table_of
 from fairlead.cli.quotas import read_quotas
 from fairlead.errors import NotFoundError
 
+TIER_DEFAULT, WEIGHT_DEFAULT = 5, 1
+"""What the platform takes where none is set (admin.proto)."""
+
 RESERVATION = (
     Column("tenant_id", "tenant"),
     Column("model_id", "model"),
@@ -85,8 +88,8 @@ def set_(
             wanted.burst_ceiling_milli_mu_per_minute = round(burst * 1000)
         elif wanted.burst_ceiling_milli_mu_per_minute < wanted.reserved_milli_mu_per_minute:
             wanted.burst_ceiling_milli_mu_per_minute = wanted.reserved_milli_mu_per_minute
-        wanted.tier = tier or wanted.tier
-        wanted.weight = weight or wanted.weight
+        wanted.tier = tier or wanted.tier or TIER_DEFAULT
+        wanted.weight = weight or wanted.weight or WEIGHT_DEFAULT
         request = admin_pb2.SetReservationRequest(
             reservation=wanted, validate_only=dry_run, request_id=new_request_id()
         )

@@ -65,6 +65,7 @@ async def test_quota_refusals_are_listed_by_reason(platform: FakePlatform) -> No
     report = await replay(trace(10), [ALPHA], ReplayOptions([platform.address]))
     assert report.total.refused == {"QUOTA_USED_UP": 4}
     assert (report.total.ok, report.total.difference) == (6, 0)
+    assert report.total.estimated_milli_mu < 7000
     assert any("4 QUOTA_USED_UP" in note for note in footnotes(report))
 
 

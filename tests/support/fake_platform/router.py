@@ -68,7 +68,7 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer):
         if key not in self.keys:
             await abort(context, UnauthenticatedError("this key is unknown: create one", reason=Reason.UNKNOWN_KEY))
         if self.refusals and method != "ListModels":
-            await abort(context, self.refusals.popleft())
+            await abort(context, self.refusals.popleft(), (("fairlead-estimated-milli-mu", "7000"),))
         if method != "ListModels" and request.model not in {model.id for model in self.models}:
             await abort(context, NotFoundError(f"no model {request.model}", reason=Reason.UNKNOWN_MODEL))
         if self.never_answers:
