@@ -175,7 +175,7 @@ class Side:
         for process in self._processes:
             process.kill()
         for opened in self._channels.values():
-            await opened.close()
+            await opened.close(None)
         await self.store.close()
 
 

@@ -1,0 +1,300 @@
+"""The limiter's state machine, case by case; the stateful test covers everything in between."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.clock import NS_PER_S, MonotonicNs
+from fairlead.errors import ConflictError, InvalidArgumentError, NotLeaderError
+from model_units.units import MilliModelUnits
+from model_units.units import MilliModelUnitsPerMinute as Rate
+from ratelimiter.core.lease import Limiter, Terms
+from ratelimiter.core.values import NO_TABLE, Quota, Report, Table, Version, Want, Workload
+
+W = Workload("m", "t")
+LEASE_S = 10
+QUOTA = 100_000
+
+
+def at(seconds: float) -> MonotonicNs:
+    return MonotonicNs(round((1000 + seconds) * NS_PER_S))
+
+
+def new_limiter(quota: int = QUOTA, guaranteed: int | None = None, epoch: int = 7) -> Limiter:
+    limiter = Limiter(epoch, Terms(LEASE_S * NS_PER_S, burst_window_s=30))
+    limiter.set_quotas({W: Quota(Rate(quota), Rate(quota if guaranteed is None else guaranteed))})
+    return limiter
+
+
+class Router:
+    """A healthy router: numbers its reports, applies every table it is given."""
+
+    def __init__(self, limiter: Limiter, router_id: str, incarnation_id: str = "1") -> None:
+        self.limiter = limiter
+        self.router_id = router_id
+        self.incarnation_id = incarnation_id
+        self.number = 0
+        self.table: Table | None = None
+
+    def request(self, wants: int) -> Report:
+        self.number += 1
+        applied = self.table.version if self.table else NO_TABLE
+        want = Want(Rate(wants), Rate(wants // 2), MilliModelUnits(0))
+        return Report(self.router_id, self.incarnation_id, self.number, applied, {W: want})
+
+    def report(self, wants: int, seconds: float) -> int:
+        self.take(self.limiter.report(self.request(wants), at(seconds)))
+        return self.rate
+
+    def take(self, table: Table) -> None:
+        assert self.table is None or table.version > self.table.version
+        self.table = table
+
+    @property
+    def rate(self) -> int:
+        return int(self.table.leases[W].rate) if self.table and W in self.table.leases else 0
+
+
+def push(limiter: Limiter, *routers: Router, seconds: float) -> list[str]:
+    tables = limiter.tick(at(seconds)).tables
+    for table in tables:
+        next(router for router in routers if router.router_id == table.router_id).take(table)
+    return [table.router_id for table in tables]
+
+
+def test_one_router_gets_the_whole_quota() -> None:
+    """Proves that a single router has everything, whether its tenant wants all of it or nothing."""
+    limiter = new_limiter()
+    router = Router(limiter, "a")
+    assert router.report(0, 0) == QUOTA
+    assert router.report(QUOTA, 1) == QUOTA
+
+
+def test_a_router_with_all_the_demand_gets_nearly_everything() -> None:
+    """Proves that one tenant on one of three routers can use 98 % of its quota within three reports."""
+    limiter = new_limiter()
+    a, b, c = Router(limiter, "a"), Router(limiter, "b"), Router(limiter, "c")
+    for second in range(4):
+        a.report(QUOTA, second)
+        b.report(0, second)
+        c.report(0, second)
+    assert a.rate >= QUOTA * 98 // 100
+    assert 0 < b.rate <= QUOTA // 100
+    assert a.rate + b.rate + c.rate == QUOTA
+
+
+def test_demand_that_moves_is_followed_within_three_reports() -> None:
+    """Proves convergence and its order: A shrinks, acknowledges, and only then B grows; never more than the quota."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    for second in range(3):
+        a.report(QUOTA, second)
+        b.report(0, second)
+    assert a.rate >= QUOTA * 98 // 100
+    held_by_a = a.rate
+    b.report(QUOTA, 3)
+    assert b.rate <= QUOTA - held_by_a, "A holds it still"
+    assert push(limiter, a, b, seconds=3.1) == ["a"]
+    b.report(QUOTA, 4)
+    assert b.rate <= QUOTA - held_by_a, "A has not acknowledged yet"
+    a.report(QUOTA, 4.1)
+    assert push(limiter, a, b, seconds=4.2) == ["b"]
+    assert (a.rate, b.rate) == (QUOTA // 2, QUOTA // 2)
+
+
+def test_without_acknowledgement_only_expiry_frees() -> None:
+    """Proves that a router that vanished keeps its share out of reach for exactly one lease, guard included."""
+    limiter = new_limiter()
+    gone, b = Router(limiter, "a"), Router(limiter, "b")
+    gone.report(QUOTA, 0)
+    assert b.report(QUOTA, 1) == 0
+    assert b.report(QUOTA, LEASE_S) == 0
+    assert b.report(QUOTA, LEASE_S + 0.2) == QUOTA
+    assert limiter.routers() == ["b"]
+    assert limiter.tick(at(LEASE_S + 0.2)).routers_gone == ("a",)
+    assert limiter.tick(at(LEASE_S + 0.3)).routers_gone == (), "told once"
+
+
+def test_a_restarted_router_waits_for_its_own_old_lease() -> None:
+    """Proves that a new process gets only what the old one does not hold, and the old one is refused from then on."""
+    limiter = new_limiter()
+    old = Router(limiter, "a", "old")
+    old.report(QUOTA, 0)
+    new = Router(limiter, "a", "new")
+    assert new.report(QUOTA, 1) == 0
+    with pytest.raises(ConflictError, match="replaced"):
+        limiter.report(old.request(QUOTA), at(2))
+    assert new.report(QUOTA, LEASE_S + 0.2) == QUOTA
+
+
+def test_what_a_dead_router_holds_is_not_taken_from_the_others_twice() -> None:
+    """Proves that live routers share what the dead process does not hold, in equal parts."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a", "old"), Router(limiter, "b")
+    for second in range(3):
+        a.report(QUOTA, second)
+        b.report(QUOTA, second)
+    assert (a.rate, b.rate) == (QUOTA // 2, QUOTA // 2)
+    restarted = Router(limiter, "a", "new")
+    for second in (3, 4, 5):
+        restarted.report(QUOTA, second)
+        b.report(QUOTA, second)
+    assert (restarted.rate, b.rate) == (QUOTA // 4, QUOTA // 4)
+
+
+def test_goodbye_frees_at_once_and_for_good() -> None:
+    """Proves that a router that leaves gives its lease back, and that a late report of it brings nothing back."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    a.report(QUOTA, 0)
+    late = a.request(QUOTA)
+    limiter.leave("a", "1")
+    assert limiter.outstanding(W) == 0
+    with pytest.raises(ConflictError):
+        limiter.report(late, at(1))
+    assert b.report(QUOTA, 1) == QUOTA
+    assert limiter.tick(at(1)).routers_gone == ("a",)
+
+
+def test_a_smaller_quota_is_pushed_at_once() -> None:
+    """Proves that routers learn of lost capacity without reporting, and grow again when it returns."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    for second in range(4):
+        a.report(60_000, second - 2)
+        b.report(40_000, second - 2)
+    limiter.set_quotas({W: Quota(Rate(50_000), Rate(50_000))})
+    assert push(limiter, a, b, seconds=2.1) == ["a", "b"]
+    assert a.rate + b.rate <= 50_000
+    assert limiter.outstanding(W) == QUOTA, "until they acknowledge"
+    a.report(60_000, 3)
+    b.report(40_000, 3)
+    assert limiter.outstanding(W) <= 50_000
+    limiter.set_quotas({})
+    assert push(limiter, a, b, seconds=3.1) == ["a", "b"]
+    assert (a.rate, b.rate) == (0, 0)
+
+
+def test_small_changes_are_not_pushed() -> None:
+    """Proves that noise in one router's wants writes no tables for the others."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    for second in range(3):
+        a.report(50_000, second)
+        b.report(40_000, second)
+    push(limiter, a, b, seconds=2.5)
+    a.report(52_000, 3)
+    assert push(limiter, a, b, seconds=3.1) == []
+
+
+def test_late_and_repeated_reports_change_nothing() -> None:
+    """Proves that the network may reorder: an older report gets the newest table and extends nothing."""
+    limiter = new_limiter()
+    router = Router(limiter, "a")
+    first = router.request(10)
+    table = limiter.report(router.request(QUOTA), at(1))
+    assert limiter.report(first, at(5)) is table
+    assert limiter.outstanding(W) == QUOTA
+    limiter.tick(at(1 + LEASE_S + 0.2))
+    assert limiter.outstanding(W) == 0, "the lease ran from the newer report, not from the late one"
+
+
+def test_a_router_that_was_forgotten_starts_over() -> None:
+    """Proves that a router that slept longer than a lease is welcome again, whatever table it still applies."""
+    limiter = new_limiter()
+    router = Router(limiter, "a")
+    router.report(QUOTA, 0)
+    assert router.report(QUOTA, 60) == QUOTA
+
+
+def test_claims_of_unknown_tables_are_refused() -> None:
+    """Proves that nobody can acknowledge what was never granted, and that a newer leader's table deposes this one."""
+    limiter = new_limiter(epoch=7)
+    with pytest.raises(InvalidArgumentError, match="never granted"):
+        limiter.report(Report("a", "1", 1, Version(7, 99), {}), at(0))
+    with pytest.raises(NotLeaderError, match="epoch 8"):
+        limiter.report(Report("a", "1", 1, Version(8, 1), {}), at(0))
+
+
+def test_takeover_counts_what_was_granted_before() -> None:
+    """Proves learning: until the old tables are acknowledged or run out, nothing beyond the quota is granted."""
+    before = new_limiter(epoch=7)
+    a, b = Router(before, "a"), Router(before, "b")
+    for second in range(3):
+        a.report(QUOTA, second)
+        b.report(QUOTA, second)
+    stored = [router.table for router in (a, b) if router.table]
+    after = new_limiter(epoch=8)
+    after.learn(stored, at(10))
+    assert after.outstanding(W) == QUOTA
+    assert after.demand() is None, "nobody has been heard"
+    newcomer = Router(after, "c")
+    assert newcomer.report(QUOTA, 10.5) == 0
+    a.limiter = b.limiter = after
+    for second in (11, 12, 13):
+        for router in (a, b, newcomer):
+            router.report(QUOTA, second)
+    third = QUOTA // 3
+    assert all(abs(router.rate - third) <= 1 for router in (a, b, newcomer))
+    demand = after.demand()
+    assert demand is not None
+    assert demand[W].wants == 3 * QUOTA
+
+
+def test_takeover_knows_of_tables_that_were_not_acknowledged() -> None:
+    """Proves the handover field: a table that shrank counts as the larger one its router may still apply."""
+    before = new_limiter(epoch=7)
+    a, b = Router(before, "a"), Router(before, "b")
+    a.report(QUOTA, 0)
+    b.report(QUOTA, 1)
+    (shrunk,) = before.tick(at(1)).tables
+    assert shrunk.leases[W].rate == QUOTA // 2
+    assert shrunk.outstanding[W] == QUOTA
+    after = new_limiter(epoch=8)
+    after.learn([shrunk], at(2))
+    assert after.outstanding(W) == QUOTA
+    b.limiter = after
+    assert b.report(QUOTA, 3) == 0
+
+
+def test_same_leader_that_starts_over_goes_on_counting() -> None:
+    """Proves that table numbers grow within an epoch even when its limiter is built anew."""
+    before = new_limiter(epoch=7)
+    router = Router(before, "a")
+    for second in range(5):
+        router.report(QUOTA, second)
+    assert router.table
+    again = new_limiter(epoch=7)
+    again.learn([router.table], at(5))
+    router.limiter = again
+    router.report(QUOTA, 6)
+    assert router.table.version > Version(7, 5)
+
+
+def test_burst_and_safe_rate_follow_the_rate() -> None:
+    """Proves burst = rate x 30 s, and safe rates that share the guarantee as the rates share the quota."""
+    limiter = new_limiter(quota=90_000, guaranteed=60_000)
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    for second in range(3):
+        a.report(60_000, second)
+        b.report(30_000, second)
+    assert a.table
+    assert b.table
+    leases = [a.table.leases[W], b.table.leases[W]]
+    assert [lease.burst for lease in leases] == [30_000, 15_000]
+    assert [lease.safe_rate for lease in leases] == [40_000, 20_000]
+
+
+def test_demand_is_the_sum_over_live_routers() -> None:
+    """Proves what the allocator is told, and that routers that are gone stop counting."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    a.report(30_000, 0)
+    b.report(12_000, 5)
+    demand = limiter.demand()
+    assert demand is not None
+    assert (demand[W].wants, demand[W].used) == (42_000, 21_000)
+    limiter.tick(at(LEASE_S + 0.2))
+    demand = limiter.demand()
+    assert demand is not None
+    assert demand[W].wants == 12_000

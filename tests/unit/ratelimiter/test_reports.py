@@ -1,0 +1,36 @@
+"""Reports as they come over the wire."""
+
+from __future__ import annotations
+
+import pytest
+
+from fairlead.errors import InvalidArgumentError
+from fairlead.quota.v1 import quota_pb2
+from ratelimiter.translate import report_from
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "field"),
+    [
+        ({"router_id": ""}, "router_id"),
+        ({"router_id": "a/b"}, "router_id"),
+        ({"incarnation_id": ""}, "incarnation_id"),
+        ({"report_number": 0}, "report_number"),
+        ({"applied_epoch": 1, "applied_table_number": 7, "wants": [quota_pb2.Want(model_id="m")]}, "wants[0]"),
+        (
+            {"wants": [quota_pb2.Want(model_id="m", tenant_id="t", wants_milli_mu_per_minute=-1)]},
+            "wants[0]",
+        ),
+    ],
+)
+def test_bad_reports_are_refused_by_name(request_fields: dict[str, object], field: str) -> None:
+    """Proves that a malformed report names the field to blame."""
+    request = quota_pb2.ReportWantsRequest(router_id="r", incarnation_id="i", report_number=1)
+    for name, value in request_fields.items():
+        if isinstance(value, list):
+            getattr(request, name).extend(value)
+        else:
+            setattr(request, name, value)
+    with pytest.raises(InvalidArgumentError) as refused:
+        report_from(request)
+    assert refused.value.field == field
