@@ -108,8 +108,7 @@ class TritonEngine:
                 return await self._start()
         except TimeoutError:
             tail = f"; its log ends: {self._server.log_tail()}" if self._server else ""
-            where = self._server.address if self._server else self._settings.endpoint
-            message = f"Triton at {where} did not serve within {self._settings.start_timeout_s:g} s{tail}"
+            message = f"Triton at {self.address} did not serve within {self._settings.start_timeout_s:g} s{tail}"
             await self.stop()
             raise UnavailableError(message, reason=Reason.ENGINE_FAILED) from None
         except BaseException:
@@ -142,6 +141,11 @@ class TritonEngine:
     def kv_used_tokens(self) -> int:
         """Contexts of the requests in flight. Cached prefixes that nobody uses count as free: they yield."""
         return sum(reading.input_tokens + reading.output_tokens for reading in self._live)
+
+    @property
+    def address(self) -> str:
+        """host:port of the server's gRPC endpoint, or empty before the first start."""
+        return self._server.address if self._server else self._settings.endpoint
 
     @property
     def metrics_address(self) -> str:
@@ -187,8 +191,7 @@ class TritonEngine:
             if self._server is not None:
                 await asyncio.to_thread(write_repository, _model_spec(self._settings), self._repository)
                 await self._server.start()
-            address = self._server.address if self._server else self._settings.endpoint
-            self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
             if await self._serves():
                 return await self._describe()

@@ -4,6 +4,8 @@
 
 - Its standard input is a pipe from the agent: when that closes, the agent is gone and tritonserver is ended.
 - SIGTERM: tritonserver gets SIGTERM, and SIGKILL with all its children after the grace time.
+- The model's process (the stub) ended: tritonserver is killed. Left alone it would go on saying that it is ready, fail
+  every new request, and leave those that were in the stub without an answer for ever.
 - tritonserver ended, by itself or killed: model stubs it has orphaned are killed, its shared memory is removed.
 - The guard itself was killed: the kernel kills tritonserver (PR_SET_PDEATHSIG), and the stubs notice.
 
@@ -26,12 +28,86 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _REAP_S = 2.0
+# "triton_python_backend_stub" as the kernel cuts it; tritonserver also has a short-lived child, a shell.
+_STUB_NAME = "triton_python_b"
+# How often tritonserver is looked at until it has started its stub.
+_STUB_POLL_S = 0.2
+# A stub also ends where the model cannot be loaded; tritonserver then says why and ends by itself.
+_STUB_GRACE_S = 0.5
 
 
 def remove_shared_memory(prefix: str) -> None:
     """Removes the shared memory regions whose names begin with `prefix`."""
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
+
+
+class Watch:
+    """Waits for the first of: tritonserver ends, its stub ends, the agent ends, SIGTERM. Then sees the end through.
+
+    Args:
+        pid: tritonserver's process id, also that of its process group.
+        wakeup: Readable when a signal has come, its number as a byte.
+        grace_s: How long tritonserver may take to end after SIGTERM.
+    """
+
+    def __init__(self, pid: int, wakeup: int, grace_s: float) -> None:
+        self._pid = pid
+        self._wakeup = wakeup
+        self._grace_s = grace_s
+        self._kill_at: float | None = None
+        self._stub: int | None = None
+
+    def run(self) -> None:
+        """Returns once tritonserver has ended; it is left a zombie."""
+        stdin = sys.stdin.fileno()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wakeup, selectors.EVENT_READ)
+            selector.register(stdin, selectors.EVENT_READ)
+            while not _has_ended(self._pid):
+                self._find_stub(selector)
+                for key, _ in selector.select(self._patience()):
+                    if key.fd == self._stub:
+                        selector.unregister(key.fd)
+                        self._end_by(_STUB_GRACE_S)
+                    elif key.fd == self._wakeup:
+                        if signal.SIGTERM in os.read(key.fd, 4096):
+                            self._terminate()
+                    elif not os.read(key.fd, 4096):
+                        selector.unregister(key.fd)
+                        self._terminate()
+                if self._kill_at is not None and time.monotonic() >= self._kill_at:
+                    os.killpg(self._pid, signal.SIGKILL)
+                    self._kill_at = time.monotonic() + self._grace_s
+
+    def _find_stub(self, selector: selectors.BaseSelector) -> None:
+        if self._stub is not None:
+            return
+        for thread in Path(f"/proc/{self._pid}/task").glob("*/children"):
+            try:
+                for child in thread.read_text().split():
+                    if Path(f"/proc/{child}/comm").read_text().strip() == _STUB_NAME:
+                        self._stub = os.pidfd_open(int(child))
+                        selector.register(self._stub, selectors.EVENT_READ)
+                        return
+            except OSError:
+                continue  # the thread or the child ended meanwhile
+
+    def _patience(self) -> float | None:
+        waits = [] if self._stub is not None else [_STUB_POLL_S]
+        if self._kill_at is not None:
+            waits.append(max(0.0, self._kill_at - time.monotonic()))
+        return min(waits, default=None)
+
+    def _terminate(self) -> None:
+        if self._kill_at is None:
+            os.kill(self._pid, signal.SIGTERM)
+            os.killpg(self._pid, signal.SIGCONT)  # frozen processes cannot end by themselves
+            self._end_by(self._grace_s)
+
+    def _end_by(self, grace_s: float) -> None:
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + grace_s
 
 
 def _prctl(option: int, value: int) -> None:
@@ -52,29 +128,6 @@ def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
 def _has_ended(pid: int) -> bool:
     """Whether a child has ended; it stays a zombie, so that its process group id cannot be given to anyone else."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
-
-def _watch(server: subprocess.Popen[bytes], wakeup: int, grace_s: float) -> None:
-    """Returns once tritonserver has ended, having ended it where the agent is gone or SIGTERM came."""
-    with selectors.DefaultSelector() as selector:
-        selector.register(wakeup, selectors.EVENT_READ)
-        selector.register(sys.stdin.fileno(), selectors.EVENT_READ)
-        kill_at: float | None = None
-        while not _has_ended(server.pid):
-            patience = None if kill_at is None else max(0.0, kill_at - time.monotonic())
-            stop = False
-            for key, _ in selector.select(patience):
-                data = os.read(key.fd, 4096)
-                if key.fd != wakeup and not data:
-                    selector.unregister(key.fd)
-                stop = stop or (signal.SIGTERM in data if key.fd == wakeup else not data)
-            if stop and kill_at is None:
-                os.kill(server.pid, signal.SIGTERM)
-                os.kill(server.pid, signal.SIGCONT)  # a frozen one cannot end by itself
-                kill_at = time.monotonic() + grace_s
-            if kill_at is not None and time.monotonic() >= kill_at:
-                os.killpg(server.pid, signal.SIGKILL)
-                kill_at = float("inf")
 
 
 def _reap_orphans() -> None:
@@ -105,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = _start(command)
     sys.stdout.write(f"{server.pid}\n")
     sys.stdout.flush()
-    _watch(server, wakeup, options.grace_s)
+    Watch(server.pid, wakeup, options.grace_s).run()
     os.killpg(server.pid, signal.SIGKILL)
     status = server.wait()
     _reap_orphans()

@@ -169,7 +169,7 @@ def number(value: int) -> bytes:
 def test_ensemble_responses_are_the_new_text_and_their_counts() -> None:
     """Shows the first dialect: deltas, counted by the server, length guessed from a full measure."""
     reading = Reading(model_of(Dialect.ENSEMBLE), 3, 4096)
-    counts: dict[str, Any] = {"num_input_tokens": number(9), "num_output_tokens": number(1)}
+    counts: Any = {"num_input_tokens": number(9), "num_output_tokens": number(1)}
     assert reading.take(response(text_output=text("a"), **counts)) == TokenBatch("a", 1)
     two = counts | {"num_output_tokens": number(2)}
     assert reading.take(response(True, text_output=text("bc"), **two)) == TokenBatch("bc", 2, Finish.LENGTH, 9)
@@ -187,7 +187,7 @@ def test_ensemble_stop_is_what_ends_before_its_measure() -> None:
 def test_ensemble_out_of_context_is_length() -> None:
     """Shows that a sequence which filled the context ended for its length."""
     reading = Reading(model_of(Dialect.ENSEMBLE), 30, 10)
-    counts: dict[str, Any] = {"num_input_tokens": number(9), "num_output_tokens": number(1)}
+    counts: Any = {"num_input_tokens": number(9), "num_output_tokens": number(1)}
     batch = reading.take(response(True, text_output=text("a"), **counts))
     assert batch is not None
     assert batch.finish is Finish.LENGTH
@@ -196,7 +196,7 @@ def test_ensemble_out_of_context_is_length() -> None:
 def test_llmapi_responses_are_the_whole_text_one_token_each() -> None:
     """Shows the second dialect: text so far, an unfinished character held back, one token a response."""
     reading = Reading(model_of(Dialect.LLMAPI), 3, 4096)
-    going = {"finish_reason": text("None")}
+    going: Any = {"finish_reason": text("None")}
     assert reading.take(response(text_output=text("a\ufffd"), **going)) == TokenBatch("a", 1)
     assert reading.take(response(text_output=text("aé"), **going)) == TokenBatch("é", 1)
     last = reading.take(response(True, text_output=text("aé!"), finish_reason=text("stop")))
