@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Final
 
@@ -16,7 +16,7 @@ from data_plane.gateway import errors, limits, render, translate
 from data_plane.router.exchange import Call, Delta, Finished, Receipt
 from data_plane.router.flow import Exchange, Flow
 from data_plane.router.tables import Tables
-from fairlead.errors import FairleadError, InternalError
+from fairlead.errors import FairleadError, InternalError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -68,18 +68,32 @@ class Gateway:
         return response
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        wanted, body = translate.chat(await request.read(), request.headers)
+        with self._counted():
+            wanted, body = translate.chat(await request.read(), request.headers)
         exchange = self._open(request, wanted)
         if body.stream:
             return await self._stream(request, exchange, chat=True, include_usage=translate.wants_usage(body))
         return await self._whole(request, exchange, chat=True)
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        wanted, body = translate.completion(await request.read(), request.headers)
+        with self._counted():
+            wanted, body = translate.completion(await request.read(), request.headers)
         exchange = self._open(request, wanted)
         if body.stream:
             return await self._stream(request, exchange, chat=False, include_usage=translate.wants_usage(body))
         return await self._whole(request, exchange, chat=False)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Counts a request that is refused before the flow sees it."""
+        try:
+            yield
+        except FairleadError as error:
+            self._flow.refuse(error.reason)
+            raise
+        except web.HTTPRequestEntityTooLarge:
+            self._flow.refuse(Reason.INVALID_ARGUMENT)
+            raise
 
     def _open(self, request: web.Request, wanted: pb.GenerateRequest) -> Exchange:
         return self._flow.open(Call(wanted, request.headers.get("Authorization"), None, extract(request.headers)))

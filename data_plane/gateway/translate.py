@@ -108,9 +108,9 @@ def _common(
 ) -> pb.GenerateRequest:
     request = pb.GenerateRequest(
         model=decoded.model,
-        session_id=headers.get(SESSION_HEADER, ""),
-        request_id=headers.get(IDEMPOTENCY_HEADER, ""),
-        priority=_priority(headers.get(PRIORITY_HEADER, "")),
+        session_id=_header(headers, SESSION_HEADER),
+        request_id=_header(headers, IDEMPOTENCY_HEADER),
+        priority=_priority(_header(headers, PRIORITY_HEADER)),
     )
     sampling = request.sampling
     if max_tokens is not None:
@@ -129,6 +129,13 @@ def _common(
         sampling.stop.extend([decoded.stop] if isinstance(decoded.stop, str) else decoded.stop)
     sampling.ignore_end_token = bool(decoded.ignore_eos)
     return request
+
+
+def _header(headers: Mapping[str, str], name: str) -> str:
+    value = headers.get(name, "")
+    if not value.isascii():
+        raise InvalidArgumentError(f"{name} must be ASCII", field=name)
+    return value
 
 
 def _int32(value: int, name: str) -> int:

@@ -170,7 +170,7 @@ def _refused(refused: Refused, bucket: BucketKey, amount_milli_mu: int, quota: B
     match refused.refusal:
         case Refusal.TOO_SMALL:
             reason = Reason.QUOTA_TOO_SMALL
-            text = f"{needs}, more than the {quota.burst_milli_mu} this quota can ever save up; shorten it or ask for more"
+            text = f"{needs}, more than the {quota.burst_milli_mu} this quota can save up; shorten it or ask for more"
         case Refusal.HELD:
             reason = Reason.QUOTA_HELD
             text = f"{needs}; {quota.held_milli_mu} of the quota are held by {quota.open_holds} requests in flight"

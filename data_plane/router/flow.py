@@ -87,6 +87,11 @@ class Flow:
         """Prepares a request; nothing happens before its events are iterated."""
         return Exchange(self, call)
 
+    def refuse(self, reason: Reason) -> None:
+        """Counts a request that could not even be read: received, and refused."""
+        self.books.accounts.received += 1
+        self.books.accounts.finish("", "", Outcome.REFUSED, reason.value)
+
 
 class Exchange:
     """One request in progress.

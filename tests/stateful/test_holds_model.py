@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -89,7 +90,7 @@ class HoldsMachine(RuleBasedStateMachine):
         self.now_ns = after
 
     @rule(target=open_holds, key=st.sampled_from(KEYS), amount=amounts)
-    def hold(self, key: BucketKey, amount: int) -> object:
+    def hold(self, key: BucketKey, amount: int) -> Any:
         naive = self.naive[key]
         answer = self.holds.hold(key, amount, self.now_ns)
         burst = naive.lease.burst_milli_mu if naive.lease else 0

@@ -49,6 +49,15 @@ class Link(enum.Enum):
     """Nothing listens at its address: the process is gone."""
 
 
+# Looking a member up on an enum class costs more than the rest of a comparison, and health is asked per replica and
+# request.
+_UP: Final = Link.UP
+_READY: Final = Health.READY
+_DOUBTFUL: Final = Health.DOUBTFUL
+_CLOSED: Final = Health.CLOSED
+_STALE_NS: Final = int(REPORT_STALE_S * _NS_PER_S)
+
+
 @dataclass(slots=True)
 class Member:
     """One known replica.
@@ -138,18 +147,19 @@ class Fleet:
 
     def health(self, member: Member, now_ns: int) -> Health:
         """What the router believes of a replica."""
-        if member.link is Link.REFUSED:
-            return Health.CLOSED
-        if member.link is Link.UNTRIED:
-            believed = _STATE_HEALTH.get(member.record.state, Health.CLOSED)
-            fresh = now_ns - member.known_ns <= UNTRIED_GRACE_S * _NS_PER_S
-            return believed if fresh or believed is Health.CLOSED else Health.DOUBTFUL
-        believed = _STATE_HEALTH.get(member.state or member.record.state, Health.CLOSED)
-        if believed is not Health.READY:
+        link = member.link
+        if link is _UP:
+            if member.state == engine_pb2.REPLICA_STATE_READY:
+                silent = now_ns - member.heard_ns > _STALE_NS
+                return _DOUBTFUL if silent or member.failed_ns > member.heard_ns else _READY
+            return _STATE_HEALTH.get(member.state or member.record.state, _CLOSED)
+        if link is Link.REFUSED:
+            return _CLOSED
+        believed = _STATE_HEALTH.get(member.state or member.record.state, _CLOSED)
+        if believed is not _READY:
             return believed
-        silent = member.link is Link.SILENT or now_ns - member.heard_ns > REPORT_STALE_S * _NS_PER_S
-        doubted = member.failed_ns > member.heard_ns
-        return Health.DOUBTFUL if silent or doubted else Health.READY
+        fresh = link is Link.UNTRIED and now_ns - member.known_ns <= UNTRIED_GRACE_S * _NS_PER_S
+        return _READY if fresh else _DOUBTFUL
 
     def candidates(self, model_id: str, subset: Iterable[str], now_ns: int) -> list[Candidate]:
         """The replicas a workload may use, as `pick` wants them.
@@ -160,7 +170,8 @@ class Fleet:
             now_ns: Monotonic now.
         """
         pool = choose_pool(subset, self._by_model.get(model_id, set()))
-        return [self._candidate(self._members[replica_id], now_ns) for replica_id in pool]
+        members = self._members
+        return [self._candidate(members[replica_id], now_ns) for replica_id in pool]
 
     def count(self, model_id: str, now_ns: int) -> dict[Health, int]:
         """Known replicas of a model by what is believed of them."""
@@ -170,13 +181,14 @@ class Fleet:
         return counts
 
     def _candidate(self, member: Member, now_ns: int) -> Candidate:
+        load = member.load
         return Candidate(
-            replica_id=member.record.replica_id,
-            hash64=member.load.hash64,
-            health=self.health(member, now_ns),
-            capacity_milli_mu_per_minute=member.record.capacity_milli_mu_per_minute,
-            pending_prefill_milli_mu=member.load.pending_prefill_milli_mu,
-            decode_milli_mu=member.load.decode_milli_mu,
+            load.replica_id,
+            load.hash64,
+            self.health(member, now_ns),
+            member.record.capacity_milli_mu_per_minute,
+            load.pending_prefill_milli_mu,
+            load.decode_milli_mu,
         )
 
     def _forget_if_gone(self, member: Member, now_ns: int) -> None:

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import closing
+from typing import Any
 
 import aiohttp
 import openai
@@ -20,7 +21,7 @@ from tests.support.router_lab import KEY, MODEL, OTHER_KEY, TENANT, RouterLab, S
 from tests.support.waiting import eventually
 
 LOST = UnavailableError("gone", reason=Reason.REPLICA_LOST)
-MESSAGES = [{"role": "user", "content": "Hi"}]
+MESSAGES: Any = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def chat(**fields: object) -> dict[str, object]:
 
 async def test_chat_with_the_openai_client(client: openai.AsyncOpenAI, lab: RouterLab) -> None:
     """A whole chat answer parses into the client's types with usage, ids and the finish reason."""
-    answer = await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=5, user="u", n=1)  # type: ignore[call-overload]
+    answer: Any = await client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=5, user="u", n=1)
     assert answer.choices[0].message.content == "Hello world"
     assert answer.choices[0].message.role == "assistant"
     assert answer.choices[0].finish_reason == "stop"
@@ -71,9 +72,9 @@ async def test_chat_with_the_openai_client(client: openai.AsyncOpenAI, lab: Rout
 
 async def test_a_streamed_chat_with_the_openai_client(client: openai.AsyncOpenAI) -> None:
     """Chunks arrive one by one, the role first, the usage last, and the client ends the stream at [DONE]."""
-    stream = await client.chat.completions.create(
+    stream: Any = await client.chat.completions.create(
         model=MODEL,
-        messages=MESSAGES,  # type: ignore[arg-type]
+        messages=MESSAGES,
         stream=True,
         stream_options={"include_usage": True},
         max_completion_tokens=9,
@@ -113,10 +114,10 @@ async def test_models(client: openai.AsyncOpenAI) -> None:
 async def test_errors_become_the_clients_own_exceptions(base: str, client: openai.AsyncOpenAI) -> None:
     """401, 403, 404 and 400 arrive as the openai client's typed exceptions with code and param."""
     with pytest.raises(openai.NotFoundError) as missing:
-        await client.chat.completions.create(model="none", messages=MESSAGES)  # type: ignore[arg-type]
+        await client.chat.completions.create(model="none", messages=MESSAGES)
     assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError) as bad:
-        await client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=9)  # type: ignore[arg-type]
+        await client.chat.completions.create(model=MODEL, messages=MESSAGES, temperature=9)
     assert bad.value.param == "temperature"
     for key, kind in (
         ("fl-abcdefghijklmnop-no", openai.AuthenticationError),
@@ -124,14 +125,14 @@ async def test_errors_become_the_clients_own_exceptions(base: str, client: opena
     ):
         async with openai.AsyncOpenAI(api_key=key, base_url=base + "/v1", max_retries=0) as other:
             with pytest.raises(kind):
-                await other.chat.completions.create(model=MODEL, messages=MESSAGES)  # type: ignore[arg-type]
+                await other.chat.completions.create(model=MODEL, messages=MESSAGES)
 
 
 async def test_quota_refusals_carry_retry_after_and_limits(lab: RouterLab, client: openai.AsyncOpenAI) -> None:
     """429 with Retry-After, its exact form in ms, and the x-ratelimit headers of both kinds."""
     lab.router.holds.apply({}, expires_ns=0, now_ns=lab.clock.monotonic_ns())
     with pytest.raises(openai.RateLimitError) as caught:
-        await client.chat.completions.create(model=MODEL, messages=MESSAGES)  # type: ignore[arg-type]
+        await client.chat.completions.create(model=MODEL, messages=MESSAGES)
     headers = caught.value.response.headers
     assert caught.value.code == "rate_limit_exceeded"
     assert headers["retry-after"] == "2"
@@ -145,7 +146,7 @@ async def test_too_small_a_quota_tells_clients_not_to_retry(lab: RouterLab, base
     lab.lease(60, 1)
     async with openai.AsyncOpenAI(api_key=KEY, base_url=base + "/v1", max_retries=5) as client:
         with pytest.raises(openai.RateLimitError) as caught:
-            await client.chat.completions.create(model=MODEL, messages=MESSAGES)  # type: ignore[arg-type]
+            await client.chat.completions.create(model=MODEL, messages=MESSAGES)
     assert caught.value.code == "insufficient_quota"
     assert lab.router.accounts.received == 1
 
@@ -240,6 +241,8 @@ async def test_bad_bodies_are_refused_by_name(
     assert (error["param"] or "") == param
     assert says in error["message"]
     assert not lab.upstream.calls
+    assert lab.router.accounts.received == 1
+    assert lab.received_equals_finished()
 
 
 HARMLESS = [
@@ -257,6 +260,22 @@ async def test_harmless_fields_are_taken(http: aiohttp.ClientSession, fields: di
     """What OpenAI defines and does not change the answer is accepted."""
     async with http.post("/v1/chat/completions", json=chat(**fields)) as response:
         assert response.status == 200, await response.text()
+
+
+@pytest.mark.parametrize("name", ["X-Fairlead-Session", "Idempotency-Key", "X-Fairlead-Priority", "Authorization"])
+async def test_headers_that_are_no_text(base: str, lab: RouterLab, name: str) -> None:
+    """Bytes that are not ASCII in a header of ours are refused by name, not a defect."""
+    body = json.dumps(chat()).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+    if name != "Authorization":
+        head += f"Authorization: Bearer {KEY}\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(base.rsplit(":", 1)[1]))
+    writer.write(head.encode() + name.encode() + b": Bearer \xff\xfe\r\n\r\n" + body)
+    answer = await reader.read()
+    writer.close()
+    assert answer.split(b" ")[1] in (b"400", b"401"), answer
+    assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"]["message"]
+    assert not lab.upstream.calls
 
 
 async def test_limits_of_http_itself(http: aiohttp.ClientSession, base: str) -> None:
@@ -285,7 +304,7 @@ async def test_a_replica_lost_before_the_first_token_is_a_503(lab: RouterLab, cl
     lab.upstream.scripts = {name: Script(fail_before=LOST) for name in ("r1", "r2")}
     for stream in (False, True):
         with pytest.raises(openai.InternalServerError) as caught:
-            await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)  # type: ignore[call-overload]
+            await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)
         assert caught.value.status_code == 503
         assert caught.value.code == "replica_lost"
 
@@ -293,7 +312,7 @@ async def test_a_replica_lost_before_the_first_token_is_a_503(lab: RouterLab, cl
 async def test_an_error_after_the_first_token_is_an_event(lab: RouterLab, client: openai.AsyncOpenAI) -> None:
     """A stream that breaks ends with an error event, which the client raises."""
     lab.upstream.scripts = {name: Script(pieces="abcdef", fail_after=3, failure=LOST) for name in ("r1", "r2")}
-    stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)  # type: ignore[call-overload]
+    stream: Any = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
     texts = []
     with pytest.raises(openai.APIError) as caught:
         async for chunk in stream:

@@ -1,0 +1,165 @@
+"""Lease tables in order, and the mirrors that feed the fleet and survive on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from common import keys
+from common.clock import FakeClock
+from common.memory_store import MemoryStore
+from data_plane.router.core.fleet import Fleet
+from data_plane.router.core.holds import Hold, Holds
+from data_plane.router.lease_desk import LeaseDesk
+from data_plane.router.state import RouterState
+from fairlead.admin.v1 import admin_pb2
+from fairlead.engine.v1 import engine_pb2
+from fairlead.quota.v1 import quota_pb2
+from model_units.profiles import built_in_profiles
+from tests.support.waiting import eventually
+
+KEY = ("acme", "tiny")
+SECOND = 1_000_000_000
+
+
+class Desk:
+    """A lease desk over real holds and a fake clock."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.holds = Holds()
+        self.leases = LeaseDesk(self.holds, self.clock, router_id="r", incarnation_id="now")
+
+    def table(
+        self,
+        number: int,
+        report: int,
+        *,
+        epoch: int = 5,
+        rate: int = 60_000,
+        router: str = "r",
+        incarnation: str = "now",
+    ) -> quota_pb2.LeaseTable:
+        table = quota_pb2.LeaseTable(
+            router_id=router,
+            incarnation_id=incarnation,
+            epoch=epoch,
+            table_number=number,
+            report_number=report,
+            leases=[
+                quota_pb2.Lease(
+                    tenant_id="acme",
+                    model_id="tiny",
+                    rate_milli_mu_per_minute=rate,
+                    burst_milli_mu=30_000,
+                    safe_rate_milli_mu_per_minute=600,
+                )
+            ],
+        )
+        table.lease_duration.FromSeconds(10)
+        return table
+
+    @property
+    def rate(self) -> int:
+        return self.holds.view(KEY, self.clock.monotonic_ns()).rate_milli_mu_per_minute
+
+
+def test_lease_time_runs_from_the_sending_of_the_answered_report() -> None:
+    """A slow answer shortens the lease; after its end the safe rate applies; a later table renews it."""
+    desk = Desk()
+    report = desk.leases.next_report()
+    desk.clock.advance(4)
+    assert desk.leases.take(desk.table(1, report))
+    assert desk.rate == 60_000
+    desk.clock.advance(5.9)
+    assert desk.rate == 60_000
+    desk.clock.advance(0.2)
+    assert desk.rate == 600
+    assert desk.leases.take(desk.table(2, desk.leases.next_report()))
+    assert desk.rate == 60_000
+
+
+def test_tables_never_go_back() -> None:
+    """An older number, an older epoch, a repeated table: all ignored; a newer epoch wins with any number."""
+    desk = Desk()
+    report = desk.leases.next_report()
+    assert desk.leases.take(desk.table(7, report))
+    assert not desk.leases.take(desk.table(7, report, rate=1))
+    assert not desk.leases.take(desk.table(6, report, rate=1))
+    assert not desk.leases.take(desk.table(99, report, epoch=4, rate=1))
+    assert desk.rate == 60_000
+    assert desk.leases.take(desk.table(1, report, epoch=6, rate=30_000))
+    assert (desk.rate, desk.leases.applied) == (30_000, (6, 1))
+
+
+@pytest.mark.parametrize(("router", "incarnation"), [("other", "now"), ("r", "before")])
+def test_tables_for_others_are_not_ours(router: str, incarnation: str) -> None:
+    """Another router's table, or one of an earlier process once we have our own, changes nothing."""
+    desk = Desk()
+    report = desk.leases.next_report()
+    assert desk.leases.take(desk.table(1, report))
+    assert not desk.leases.take(desk.table(2, report, rate=1, router=router, incarnation=incarnation))
+    assert desk.rate == 60_000
+
+
+def test_a_table_for_a_report_never_sent_is_ignored() -> None:
+    """Its time cannot be known."""
+    desk = Desk()
+    assert not desk.leases.take(desk.table(1, 12345))
+    assert not desk.leases.usable
+
+
+def test_the_previous_process_leaves_its_safe_rates_until_the_first_own_table() -> None:
+    """From the snapshot a new process admits at the safe rate at once; its first own table brings no second burst."""
+    desk = Desk()
+    assert desk.leases.take(desk.table(9, 100, incarnation="before"))
+    assert desk.leases.usable
+    assert desk.leases.applied == (0, 0)
+    assert desk.rate == 600
+    assert isinstance(desk.holds.hold(KEY, 30_000, desk.clock.monotonic_ns()), Hold)
+    assert desk.leases.take(desk.table(1, desk.leases.next_report(), epoch=1))
+    assert desk.rate == 60_000
+    assert desk.holds.view(KEY, desk.clock.monotonic_ns()).level_milli_mu == 0
+
+
+async def test_the_mirrors_feed_tables_fleet_and_leases_and_come_back_from_disk(tmp_path: Path) -> None:
+    """What the store says arrives; with the store gone a new process has it all from its snapshots."""
+    store, clock = MemoryStore(), FakeClock()
+    await store.put(keys.tenant("acme"), admin_pb2.Tenant(tenant_id="acme").SerializeToString())
+    await store.put(keys.model("tiny"), admin_pb2.Model(model_id="tiny").SerializeToString())
+    await store.put(keys.policy("tiny", "acme"), admin_pb2.Reservation(tenant_id="acme").SerializeToString())
+    record = engine_pb2.Replica(replica_id="a", model_id="tiny", state=engine_pb2.REPLICA_STATE_READY)
+    await store.put(keys.replica("a"), record.SerializeToString())
+    table = Desk().table(1, 1, incarnation="before")
+    await store.put(keys.lease("r"), table.SerializeToString())
+    await store.put(keys.lease("r2"), Desk().table(2, 1, router="r2").SerializeToString())
+
+    def start() -> tuple[RouterState, Fleet, LeaseDesk]:
+        state = RouterState(store, router_id="r", state_dir=tmp_path, clock=clock)
+        fleet = Fleet()
+        desk = LeaseDesk(Holds(), clock, router_id="r", incarnation_id="now")
+        state.feed_fleet(fleet, lambda: None)
+        state.feed_leases(desk)
+        return state, fleet, desk
+
+    state, fleet, desk = start()
+    assert state.missing()
+    running = asyncio.create_task(state.run())
+    await eventually(lambda: state.missing() is None)
+    assert fleet.get("a")
+    assert desk.usable
+    assert state.tables(built_in_profiles()).model("acme", "tiny").model_id == "tiny"
+    await store.delete(keys.replica("a"))
+    await eventually(lambda: fleet.get("a") is None)
+    await store.put(keys.replica("b"), engine_pb2.Replica(replica_id="b", model_id="tiny").SerializeToString())
+    await eventually(lambda: fleet.get("b"))
+    await eventually(lambda: b"b" in (tmp_path / "replicas.snapshot").read_bytes())
+    running.cancel()
+    await store.set_down(True)
+    state, fleet, desk = start()
+    assert state.missing() is None
+    assert fleet.get("b")
+    assert desk.usable
+    assert [model.model_id for model in state.tables(built_in_profiles()).models_of("acme")] == ["tiny"]
