@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from data_plane.autoscaler.config import AutoscalerConfig
 from fairlead.admin.v1 import admin_pb2
+
+TRITON = "triton"
 
 
 def agent_command(config: AutoscalerConfig, model: admin_pb2.Model, slot: str) -> list[str]:
@@ -33,6 +36,9 @@ def agent_command(config: AutoscalerConfig, model: admin_pb2.Model, slot: str) -
     }
     if model.engine.sequences_max:
         settings["sequences-max"] = str(model.engine.sequences_max)
+    if model.engine.engine == TRITON:
+        # Of the seat, not of the process: whatever a killed agent left there is found and replaced by the next.
+        settings["work-directory"] = str(Path(config.log_dir).absolute() / f"{model.model_id}-{slot}.engine")
     if model.engine.dialect:
         settings["dialect"] = model.engine.dialect
     if model.engine.endpoint:

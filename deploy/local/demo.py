@@ -30,7 +30,7 @@ TRITON_MODEL = admin_pb2.Model(
     context_tokens=4096,
     output_tokens_max=2048,
     output_tokens_default=64,
-    bytes_per_token=1.5,
+    bytes_per_token=1.2,
     target_utilization=TARGET_UTILIZATION,
 )
 SIMULATED_MODEL = admin_pb2.Model(

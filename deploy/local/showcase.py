@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import fairlead
 from deploy.local.console import Console, StartError
+from deploy.local.demo import TENANTS
 from deploy.local.ports import HOST
 from deploy.local.programs import Site
 from fairlead.admin.v1 import admin_pb2
@@ -21,6 +22,8 @@ from fairlead.replay import ReplayOptions, ReplayProgress, ReplayTarget, footnot
 
 REQUEST_DEADLINE_S = 20.0
 REPLAY_IN_FLIGHT_MAX = 64
+REPLAY_SPEED = {"triton": 0.4, "simulated": 1.0}
+"""Of the recording: a service on GPUs. Two CPU replicas serve about 160 MU per minute; the excerpt wants 250."""
 TABLE_COLUMNS = 120
 
 
@@ -79,14 +82,21 @@ async def show_replay(
         site: Where the platform runs.
         model: The demo model.
         keys: API keys by tenant.
-        duration_s: Seconds of the trace.
+        duration_s: How long to send.
         console: Told when it does not work; the platform serves all the same.
     """
-    trace = read_trace(duration_s=duration_s)
-    console.say(f"\nReplaying {duration_s:g} s of recorded traffic ({len(trace.requests)} requests of {trace.name}):")
-    targets = [ReplayTarget(tenant, key, model.model_id) for tenant, key in keys.items()]
+    speed = REPLAY_SPEED[model.engine.engine]
+    trace = read_trace(duration_s=duration_s * speed)
+    pace = "" if speed == 1 else f" at {speed:g} times its speed, which is what two CPU replicas can carry"
+    console.say(f"\nReplaying {len(trace.requests)} requests of {trace.name}{pace}:")
+    weights = {tenant.tenant_id: tenant.reserved_share for tenant in TENANTS}
+    targets = [ReplayTarget(tenant, key, model.model_id, weights[tenant]) for tenant, key in keys.items()]
     options = ReplayOptions(
-        [f"{HOST}:{site.ports.grpc}"], in_flight_max=REPLAY_IN_FLIGHT_MAX, deadline_s=REQUEST_DEADLINE_S, tls=False
+        [f"{HOST}:{site.ports.grpc}"],
+        speed=speed,
+        in_flight_max=REPLAY_IN_FLIGHT_MAX,
+        deadline_s=REQUEST_DEADLINE_S,
+        tls=False,
     )
     screen = RichConsole(file=sys.stdout)
     screen.width = max(screen.width, TABLE_COLUMNS)

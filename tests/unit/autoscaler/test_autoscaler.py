@@ -140,7 +140,7 @@ async def test_follows_the_target_up_and_down() -> None:
         await eventually(lambda: store_has_draining(store, "replica-3"))
         assert fleet.stopped == []
         fleet.in_flight = 0
-        await eventually(lambda: fleet.stopped == ["replica-3", "replica-2"])
+        await eventually(lambda: sorted(fleet.stopped) == ["replica-2", "replica-3"])
         assert fleet.slots == ["replica-1"]
 
 
