@@ -24,7 +24,14 @@ def generate(into: Path) -> list[Path]:
         The files written, relative to `into`, sorted.
     """
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", f"--python_out={into}", f"--mypy_out=quiet:{into}"]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        f"-I{PROTOS}",
+        f"--python_out={into}",
+        f"--mypy_out=quiet:{into}",
+    ]
     command += [f"--grpc_python_out={into}", f"--mypy_grpc_out=quiet:{into}", *sources]
     subprocess.run(command, check=True)
     for folder in {into / Path(source).parent for source in sources}:
