@@ -6,7 +6,7 @@ import asyncio
 import signal
 import sys
 
-from deploy.local.console import Console, StartError
+from deploy.local.console import Console, StartError, stop_signals
 from deploy.local.engine_choice import choose_engine
 from deploy.local.options import Options, parse
 from deploy.local.ports import choose_ports
@@ -19,7 +19,7 @@ def main() -> int:
     Returns:
         Exit code: 0 after an orderly stop, 1 when it could not start, 2 when it runs already.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in stop_signals():
         signal.signal(number, _leave)
     options = parse(sys.argv[1:])
     console = Console()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
 
 class StartError(RuntimeError):
     """The platform cannot start; the message says what is wrong and what to do."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Signals that ask the launcher to stop; a hang-up that nohup has it ignore stays ignored."""
+    asked = [signal.SIGINT, signal.SIGTERM]
+    return asked if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*asked, signal.SIGHUP]
 
 
 class Console:

@@ -56,7 +56,7 @@ def parse(argv: Sequence[str]) -> Options:
     number("grpc-port", 8081, 65535)
     number("admin-port", 8082, 65535)
     number("standbys", 0, 2)
-    number("replay", 8, 600)
+    number("replay", 6, 600)
     parser.add_argument("--run-dir", default="build/run")
     given = parser.parse_args(argv)
     return Options(

@@ -7,14 +7,13 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from common.rpc import channel
 from deploy.local import demo, leftovers, programs, secret_files, showcase, status
 from deploy.local.children import Child, Program, log_tail
-from deploy.local.console import Console, StartError
+from deploy.local.console import Console, StartError, stop_signals
 from deploy.local.engine_choice import EngineChoice
 from deploy.local.etcd import etcd_program, find_etcd
 from deploy.local.options import Options
@@ -24,7 +23,7 @@ from fairlead.errors import DeadlineExceededError, FairleadError, UnavailableErr
 
 START_LIMIT_S = 120.0
 REPLICA_STARTS_MAX = 3
-POLL_S = 0.1
+POLL_S = 0.2
 STOP_GRACE_S = 6.0
 SWEEP_GRACE_S = 8.0
 
@@ -89,7 +88,7 @@ class LocalPlatform:
         def asked() -> None:
             (self._hurry if self._stop.is_set() else self._stop).set()
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in stop_signals():
             asyncio.get_running_loop().add_signal_handler(number, asked)
 
     async def _raise_when_asked(self) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -119,6 +120,16 @@ async def show_replay(
         console.say(f"  {note}")
 
 
+def _cli(site: Site) -> str:
+    """The command line tool, told where the platform is unless it finds it by itself."""
+    usual = Path("build/run").absolute() == site.run_dir
+    return (
+        "build/venv/bin/fairlead"
+        if usual
+        else f"FAIRLEAD_PLATFORM={site.run_dir}/platform.json build/venv/bin/fairlead"
+    )
+
+
 def closing_words(site: Site, model: admin_pb2.Model, keys: dict[str, str]) -> str:
     """The addresses, a curl line and an SDK snippet."""
     tenant, key = next(iter(keys.items()))
@@ -141,7 +152,7 @@ Try it as {tenant}:
         print(answer.text, answer.usage, answer.cost)
     END
 
-    build/venv/bin/fairlead capacity show
+    {_cli(site)} capacity show
 
 Ctrl-C stops everything.
 """

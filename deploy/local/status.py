@@ -56,16 +56,9 @@ async def missing(status: Status, children: Iterable[Child], model: admin_pb2.Mo
         children: The launcher's own processes.
         model: The demo model with the number of replicas to wait for.
     """
-    lacking = []
     registered = {each.instance_id: each for each in status.services}
-    for child in children:
-        if child.name == "etcd":
-            continue
-        instance = registered.get(child.name)
-        if instance is None or instance.pid != child.pid:
-            lacking.append(child.name)
-        elif why := await asyncio.to_thread(_not_ready, instance.ops_address):
-            lacking.append(f"{child.name} ({why})")
+    own = [child for child in children if child.name != "etcd"]
+    lacking = [child.name for child in own if _pid(registered.get(child.name)) != child.pid]
     led = {each.service for each in status.services if each.leader}
     lacking += [f"a leader of {service}" for service in LED_SERVICES if service not in led]
     ready = sum(
@@ -74,13 +67,21 @@ async def missing(status: Status, children: Iterable[Child], model: admin_pb2.Mo
     )
     if ready < model.replicas_min:
         lacking.append(f"replicas ({ready} of {model.replicas_min} ready)")
-    return lacking
+    if lacking:
+        return lacking
+    # Asked last, and only once everyone is there: the start is short of processor time.
+    answers = await asyncio.gather(*(asyncio.to_thread(_not_ready, registered[child.name]) for child in own))
+    return [f"{child.name} ({why})" for child, why in zip(own, answers, strict=True) if why]
 
 
-def _not_ready(ops_address: str) -> str:
+def _pid(instance: admin_pb2.ServiceInstance | None) -> int:
+    return instance.pid if instance is not None else 0
+
+
+def _not_ready(instance: admin_pb2.ServiceInstance) -> str:
     """Why a process says it is not ready; empty when it is."""
     try:
-        with urllib.request.urlopen(f"http://{ops_address}/readyz", timeout=PROBE_TIMEOUT_S):
+        with urllib.request.urlopen(f"http://{instance.ops_address}/readyz", timeout=PROBE_TIMEOUT_S):
             return ""
     except urllib.error.HTTPError as answer:
         return answer.read(200).decode(errors="replace").strip()
