@@ -49,7 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         fresh = generate(Path(scratch))
         stored = sorted(path.relative_to(ROOT) for path in (ROOT / "fairlead").rglob(GENERATED))
-        same, stale, missing = filecmp.cmpfiles(scratch, ROOT, [str(path) for path in fresh], shallow=False)
+        _, stale, missing = filecmp.cmpfiles(scratch, ROOT, [str(path) for path in fresh], shallow=False)
         orphans = [str(path) for path in stored if path not in fresh]
     for path in [*stale, *missing, *orphans]:
         print(f"out of date: {path} (run `make proto`)", file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_everything_in_the_protos_is_commented() -> None:
     )
     for path in sorted((ROOT / "protos").rglob("*.proto")):
         lines = path.read_text().splitlines()
-        for before, line in zip(lines, lines[1:], strict=False):
+        for before, line in pairwise(lines):
             if declaration.match(line):
                 assert before.strip().startswith("//"), f"{path.name}: {line.strip()}"
 
