@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import environments
+from deploy import environments, work
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -63,8 +63,8 @@ def test_damaged_stamp_is_no_stamp(venv: Path, lock: Path) -> None:
 
 def test_failed_command_shows_the_end_of_its_output() -> None:
     """The reason is in the message."""
-    with pytest.raises(environments.BuildError, match="no such thing"):
-        environments.Work().run([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
+    with pytest.raises(work.BuildError, match="no such thing"):
+        work.Work().run([sys.executable, "-c", "import sys; sys.exit('no such thing')"])
 
 
 def test_locks_agree() -> None:
