@@ -28,6 +28,7 @@ class Shape:
 
     def __init__(self, *, chat: bool, receipt: Receipt, created_s: int) -> None:
         self._chat = chat
+        self._receipt = receipt
         self._head: dict[str, Any] = {
             "id": ("chatcmpl-" if chat else "cmpl-") + receipt.request_id,
             "object": "chat.completion" if chat else "text_completion",
@@ -39,7 +40,7 @@ class Shape:
     def whole(self, text: str, finished: Finished) -> bytes:
         """The JSON body of an answer that is not streamed."""
         choice = self._choice({"role": "assistant", "content": text, "refusal": None}, "message", text, finished)
-        return _encode({**self._head, "choices": [choice], "usage": usage(finished.usage)})
+        return _encode({**self._head, "choices": [choice], "usage": self.usage(finished.usage)})
 
     def stream(self, *, include_usage: bool) -> Stream:
         """Renders the same answer piece by piece."""
@@ -54,6 +55,22 @@ class Shape:
         if text is not None:
             delta["content"] = text
         return self._choice(delta, "delta", text or "", finished)
+
+    def usage(self, counts: pb.Usage) -> dict[str, Any]:
+        """Token counts, and beside OpenAI's fields what the request cost: a stream's headers left too early for it."""
+        receipt = self._receipt
+        return {
+            "prompt_tokens": counts.input_tokens,
+            "completion_tokens": counts.output_tokens,
+            "total_tokens": counts.input_tokens + counts.output_tokens,
+            "prompt_tokens_details": {"cached_tokens": counts.cached_input_tokens},
+            "fairlead": {
+                "estimated_milli_mu": receipt.estimated_milli_mu,
+                "settled_milli_mu": receipt.settled_milli_mu,
+                "quota_left_milli_mu": receipt.quota_left_milli_mu,
+                "replica_id": receipt.replica_id,
+            },
+        }
 
     def _choice(self, content: dict[str, Any], key: str, text: str, finished: Finished | None) -> dict[str, Any]:
         reason = _FINISH.get(finished.finish_reason, "stop") if finished else None
@@ -93,7 +110,7 @@ class Stream:
         """The last chunks."""
         chunks = self._chunk([self._shape.delta(None, finished, first=self._first)])
         if self._include_usage:
-            chunks += _event({**self._head, "choices": [], "usage": usage(finished.usage)})
+            chunks += _event({**self._head, "choices": [], "usage": self._shape.usage(finished.usage)})
         return chunks + DONE
 
     def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
@@ -108,16 +125,6 @@ def _event(value: dict[str, Any]) -> bytes:
 def error_event(body: bytes) -> bytes:
     """An error after the stream has begun; nothing comes after it."""
     return b"data: " + body + b"\n\n"
-
-
-def usage(counts: pb.Usage) -> dict[str, Any]:
-    """Token counts."""
-    return {
-        "prompt_tokens": counts.input_tokens,
-        "completion_tokens": counts.output_tokens,
-        "total_tokens": counts.input_tokens + counts.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": counts.cached_input_tokens},
-    }
 
 
 def model(record: admin_pb2.Model) -> dict[str, Any]:

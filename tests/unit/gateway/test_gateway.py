@@ -86,6 +86,9 @@ async def test_a_streamed_chat_with_the_openai_client(client: openai.AsyncOpenAI
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 10
+    cost = chunks[-1].usage.model_extra["fairlead"]  # the headers left before the cost was known
+    assert cost["settled_milli_mu"] > 0
+    assert cost["replica_id"]
     assert all(chunk.object == "chat.completion.chunk" for chunk in chunks)
     assert len({chunk.id for chunk in chunks}) == 1
 
