@@ -54,6 +54,15 @@ class AgentQueueModel(RuleBasedStateMachine):
         decode=st.integers(0, 1000),
         length=st.integers(1, 20),
     )
+    def arrive_one(self, priority: Priority, kv: int, prefill: int, decode: int, length: int) -> None:
+        self.arrive(priority, kv, prefill, decode, length)
+
+    @rule(count=st.integers(2, 6), priority=st.sampled_from((Priority.BATCH, Priority.INTERACTIVE)))
+    def arrive_together(self, count: int, priority: Priority) -> None:
+        for number in range(count):
+            self.arrive(priority, 5, number, number, 3)
+        self.admit_all()
+
     def arrive(self, priority: Priority, kv: int, prefill: int, decode: int, length: int) -> None:
         self.count += 1
         name = f"r{self.count}"
@@ -73,6 +82,9 @@ class AgentQueueModel(RuleBasedStateMachine):
 
     @rule()
     def admit(self) -> None:
+        self.admit_all()
+
+    def admit_all(self) -> None:
         for ticket in self.queue.admit():
             assert ticket == self.waiting()[0].ticket, "somebody overtook"
             self.known[ticket.request_id].inside = True
@@ -103,6 +115,14 @@ class AgentQueueModel(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.known)))
         assert self.queue.leave(name)
         self.end(name)
+
+    @precondition(lambda self: self.inside())
+    @rule()
+    def all_inside_leave(self) -> None:
+        for each in self.inside():
+            assert self.queue.leave(each.ticket.request_id)
+            self.end(each.ticket.request_id)
+        self.admit_all()
 
     def end(self, name: str) -> None:
         self.account.end(name)

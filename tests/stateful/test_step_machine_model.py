@@ -46,12 +46,20 @@ class StepMachineAgainstModel(RuleBasedStateMachine):
         output_tokens=st.integers(1, 120),
         priority=st.integers(1, 3),
     )
+    def add_one(self, input_tokens: int, output_tokens: int, priority: int) -> str:
+        return self.add(input_tokens, output_tokens, priority)
+
     def add(self, input_tokens: int, output_tokens: int, priority: int) -> str:
         self.count += 1
         work = Work(f"r{self.count}", input_tokens, output_tokens, priority)
         self.machine.add(work)
         self.live[work.request_id] = Owed(work, (-priority, self.count))
         return work.request_id
+
+    @rule(count=st.integers(2, 8), output_tokens=st.integers(1, 12), priority=st.integers(1, 3))
+    def add_small_ones(self, count: int, output_tokens: int, priority: int) -> None:
+        for _ in range(count):
+            self.add(3, output_tokens, priority)
 
     @rule(name=names)
     def cancel(self, name: str) -> None:
