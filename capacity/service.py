@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from capacity.allocator import Allocator, Views
+from capacity.allocator import Allocator
 from capacity.core.allocate import Reservation
 from capacity.core.plan import plan_reservation
+from capacity.current import read_current
 from capacity.translate import capacity_to, demand_from
 from common.leadership import Election
+from common.store import Store
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
-from fairlead.errors import InvalidArgumentError, NotFoundError, NotLeaderError, Reason, UnavailableError
+from fairlead.errors import InvalidArgumentError, NotLeaderError, UnavailableError
 from model_units.units import MilliModelUnitsPerMinute as Rate
 
 
@@ -19,14 +21,14 @@ class CapacityService(capacity_pb2_grpc.CapacityServiceServicer):
 
     Args:
         allocator: Has the ledger and takes demand.
-        views: For plans.
+        store: For plans.
         election: Whether this instance leads.
         demand_interval_s: How often demand should be reported.
     """
 
-    def __init__(self, allocator: Allocator, views: Views, election: Election, demand_interval_s: float) -> None:
+    def __init__(self, allocator: Allocator, store: Store, election: Election, demand_interval_s: float) -> None:
         self._allocator = allocator
-        self._views = views
+        self._store = store
         self._election = election
         self._demand_interval_s = demand_interval_s
 
@@ -50,26 +52,16 @@ class CapacityService(capacity_pb2_grpc.CapacityServiceServicer):
     ) -> capacity_pb2.PlanReservationResponse:
         """Whether a reservation could be sold."""
         self._check_leader()
-        if not self._views.synced:
-            raise UnavailableError("the store has not been read yet; try again in a second", retry_after_s=1.0)
         if not request.tenant_id:
             raise InvalidArgumentError("tenant_id is required", field="tenant_id")
         if request.reserved_milli_mu_per_minute <= 0:
             raise InvalidArgumentError(
                 "reserved_milli_mu_per_minute must be above 0", field="reserved_milli_mu_per_minute"
             )
-        model = self._views.models.items.get(request.model_id)
-        if model is None:
-            raise NotFoundError(
-                f"there is no model {request.model_id!r}", reason=Reason.UNKNOWN_MODEL, field="model_id"
-            )
+        now = await read_current(self._store, request.model_id)
         rate = Rate(request.reserved_milli_mu_per_minute)
-        plan = plan_reservation(
-            list(self._views.replicas.items.values()),
-            model,
-            list(self._views.reservations.items.values()),
-            Reservation(request.tenant_id, request.model_id, rate, rate),
-        )
+        wanted = Reservation(request.tenant_id, request.model_id, rate, rate)
+        plan = plan_reservation(now.replicas, now.model, now.reservations, wanted)
         return capacity_pb2.PlanReservationResponse(
             sellable=plan.sellable,
             have_milli_mu_per_minute=plan.have,

@@ -42,7 +42,7 @@ async def serve(config: CapacityConfig, stop: asyncio.Event) -> None:
     server = GrpcServer(config, telemetry)
     server.add(
         capacity_pb2_grpc.add_CapacityServiceServicer_to_server,
-        CapacityService(allocator, views, member.election, config.demand_interval_s),
+        CapacityService(allocator, store, member.election, config.demand_interval_s),
         capacity_pb2.DESCRIPTOR.services_by_name["CapacityService"].full_name,
     )
 

@@ -5,7 +5,7 @@ Per model, in milli-MU per minute:
 1. *have* = capacity of the READY replicas x target utilisation.
 2. *guaranteed*: reservations, as far as `have` covers them. In a shortfall a lower tier number is served first, and
    within the first tier that does not fit the rest is shared by weighted max-min. The gap is reported, never silent.
-3. A tenant that does not use its guarantee *keeps* what it wants with some headroom, at least half of it; the rest may
+3. A tenant that does not use its guarantee *keeps* twice what it wants, at least half of it; the rest may
    be lent. It gets everything back in the round after its wants rise.
 4. *Lending*: what tenants want above their guarantee, up to their burst ceiling, is served by weighted max-min, first
    from capacity nobody bought, then from unused guarantees.
@@ -30,8 +30,9 @@ DEFAULT_UTILIZATION_PPM = 800_000
 # An idle owner keeps this part of its guarantee, so that its first requests after a pause meet no refusal; the rest is
 # back within about a second. Half: a compromise between lending and readiness.
 KEEP_PART_MIN = (1, 2)
-# An owner in use keeps its wants with this headroom: wants are seconds old.
-KEEP_WANTS_FACTOR = (3, 2)
+# An owner in use keeps its wants with this headroom: wants are averages over the last seconds, so an owner that comes
+# back is seen at a fraction of what it really wants, and must be back at its whole reservation within two seconds.
+KEEP_WANTS_FACTOR = 2
 # Wants are rounded up to 1/16 of their power of two (6 % at most), so that noise does not move everyone's quota.
 _WANTS_STEPS = 16
 
@@ -238,8 +239,7 @@ def _claims(limits: Sequence[int], weights: Sequence[int]) -> list[Claim]:
 
 def _keeps(guaranteed: int, wants: int) -> int:
     least = -(-guaranteed * KEEP_PART_MIN[0] // KEEP_PART_MIN[1])
-    wanted = wants * KEEP_WANTS_FACTOR[0] // KEEP_WANTS_FACTOR[1]
-    return min(guaranteed, max(least, wanted))
+    return min(guaranteed, max(least, wants * KEEP_WANTS_FACTOR))
 
 
 def _round_up(wants: int) -> int:
