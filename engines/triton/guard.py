@@ -1,6 +1,6 @@
 """Stands between an agent and its tritonserver, so that nothing is left behind however either of them ends.
 
-    python -I guard.py --shm-prefix P --grace-s 5 -- tritonserver ...
+    python -I guard.py --shm-prefix P --grace-s 5 --library-path L -- tritonserver ...
 
 - Its standard input is a pipe from the agent: when that closes, the agent is gone and tritonserver is ended.
 - SIGTERM: tritonserver gets SIGTERM, and SIGKILL with all its children after the grace time.
@@ -114,15 +114,19 @@ def _prctl(option: int, value: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(command: Sequence[str], library_path: str) -> subprocess.Popen[bytes]:
     guard = os.getpid()
+    # Not for the guard itself, whose Python may be another build than the one Triton's stub has to load.
+    environment = os.environ | {"LD_LIBRARY_PATH": library_path}
 
     def die_with_guard() -> None:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:
             os._exit(1)
 
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=die_with_guard)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, process_group=0, preexec_fn=die_with_guard
+    )
 
 
 def _has_ended(pid: int) -> bool:
@@ -146,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--shm-prefix", required=True)
     parser.add_argument("--grace-s", type=float, required=True)
+    parser.add_argument("--library-path", required=True)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(argv)
     wakeup, wakeup_write = os.pipe()
@@ -155,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.set_wakeup_fd(wakeup_write)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    server = _start(command)
+    server = _start(command, options.library_path)
     sys.stdout.write(f"{server.pid}\n")
     sys.stdout.flush()
     Watch(server.pid, wakeup, options.grace_s).run()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.triton.environment import TritonEnvironment, TritonEnvironmentError, open_environment
+from engines.triton.guard import remove_shared_memory
 from fairlead.errors import Reason, UnavailableError
 
 _GUARD = Path(__file__).with_name("guard.py")
@@ -52,6 +53,7 @@ class TritonServer:
         self._settings = settings
         self._guard: asyncio.subprocess.Process | None = None
         self._server_pid = 0
+        self._shm_prefix = ""
         self.address = ""
         self.metrics_address = ""
 
@@ -77,9 +79,20 @@ class TritonServer:
             raise UnavailableError(str(error), reason=Reason.ENGINE_MISSING) from error
         grpc_port, metrics_port = _free_ports()
         self.address, self.metrics_address = f"{_HOST}:{grpc_port}", f"{_HOST}:{metrics_port}"
-        prefix = f"fairlead-{os.getpid()}-{secrets.token_hex(4)}-"
-        command = [sys.executable, "-I", str(_GUARD), "--shm-prefix", prefix, "--grace-s", str(_GRACE_S), "--"]
-        command += _command(environment, self._settings, grpc_port, metrics_port, prefix)
+        self._shm_prefix = f"fairlead-{os.getpid()}-{secrets.token_hex(4)}-"
+        command = [
+            sys.executable,
+            "-I",
+            str(_GUARD),
+            "--shm-prefix",
+            self._shm_prefix,
+            "--grace-s",
+            str(_GRACE_S),
+            "--library-path",
+            environment.library_path,
+            "--",
+        ]
+        command += _command(environment, self._settings, grpc_port, metrics_port, self._shm_prefix)
         log_file = self._settings.log_file
         log_file.parent.mkdir(parents=True, exist_ok=True)
         if log_file.exists():
@@ -114,6 +127,7 @@ class TritonServer:
             os.killpg(self._server_pid, signal.SIGKILL)
             guard.kill()
             await guard.wait()
+        remove_shared_memory(self._shm_prefix)  # the guard has, unless it was killed
 
     def log_tail(self) -> str:
         """The last lines of the log that tell of an error, for error messages."""
@@ -156,10 +170,7 @@ def _command(
 def _process_environment(environment: TritonEnvironment) -> dict[str, str]:
     # The stub's embedded Python finds its packages by the first python on the PATH.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
-    return kept | {
-        "PATH": f"{environment.root / 'bin'}:{os.environ.get('PATH', os.defpath)}",
-        "LD_LIBRARY_PATH": environment.library_path,
-    }
+    return kept | {"PATH": f"{environment.root / 'bin'}:{os.environ.get('PATH', os.defpath)}"}
 
 
 def _free_ports() -> tuple[int, int]:

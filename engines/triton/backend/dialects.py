@@ -136,6 +136,8 @@ def _read_ensemble(inputs: Inputs) -> Ask:
 
 
 def _read_llmapi(inputs: Inputs) -> Ask:
+    if _scalar(inputs, "stop"):
+        return Ask(prompt="", max_tokens=1, cancels=True)
     prefix = "sampling_param_"
     return Ask(
         prompt=_prompt(inputs),
@@ -151,7 +153,6 @@ def _read_llmapi(inputs: Inputs) -> Ask:
         ignore_end_token=bool(_scalar(inputs, prefix + "ignore_eos")),
         stream=bool(_scalar(inputs, "streaming")),
         counts=bool(_scalar(inputs, "return_finish_reason")),
-        cancels=bool(_scalar(inputs, "stop")),
     )
 
 

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 import pytest_asyncio
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from engines.engine import EngineRequest, Finish, Prompt, Sampling
 from engines.triton.adapter import TritonEngine
@@ -195,6 +197,25 @@ async def test_cancelling_the_task_stops_the_engines_work(engine: TritonEngine) 
     assert tokens_of(await collect(engine, request("x", 1))) == 1
     await eventually(idle, 10)
     assert (await counters(engine))["tokens_total"] == still + 1
+
+
+async def test_the_llm_apis_stop_request_cancels_by_id(engines: dict[Dialect, TritonEngine]) -> None:
+    """Proves that the backend also knows NVIDIA's own way to cancel: a second request with the same id and stop set."""
+    engine = engines[Dialect.LLMAPI]
+    long = request("on and on", 3000, ignore_end_token=True)
+    running = engine.generate(long)
+    await anext(running)
+    stop = service_pb2.ModelInferRequest(model_name="tensorrt_llm", id=long.request_id)
+    stop.inputs.add(name="text_input", datatype="BYTES", shape=[1])
+    stop.inputs.add(name="stop", datatype="BOOL", shape=[1])
+    stop.raw_input_contents.extend([b"\0\0\0\0", b"\1"])
+    async with grpc.aio.insecure_channel(engine.address) as channel:
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([stop]))
+        answers = [answer async for answer in call]
+    assert "cancelled" in answers[0].error_message
+    with pytest.raises(UnavailableError, match="cancelled"):
+        async for _ in running:
+            pass
 
 
 async def test_another_adapter_can_share_the_server(engine: TritonEngine, tmp_path: Path) -> None:
