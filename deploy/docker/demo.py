@@ -21,7 +21,7 @@ from pathlib import Path
 import grpc.aio
 
 from deploy.local.demo import TARGET_UTILIZATION, TENANTS, AdminApi, demo_model, seed
-from deploy.local.secret_files import SecretFiles, read_demo_keys
+from deploy.local.secret_files import SecretFiles, read_demo_keys, write_private
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import (
     AlreadyExistsError,
@@ -109,22 +109,51 @@ async def with_patience(address: str, token: str, work: Callable[[AdminApi], Awa
                 return
 
 
-def describe(files: SecretFiles, environ: Mapping[str, str]) -> dict[str, object]:
-    """Returns addresses and keys for people and scripts.
+def describe(tenant_keys: Mapping[str, str], model_id: str, http: str, grpc_address: str, admin: str) -> bytes:
+    """Returns addresses and keys in the form of `make run`'s platform.json, which the CLI and scripts read.
+
+    Args:
+        tenant_keys: API key by tenant.
+        model_id: The model they may use.
+        http: URL of the HTTP API.
+        grpc_address: host:port of the gRPC API.
+        admin: host:port of the admin API.
+    """
+    document = {
+        "http": http,
+        "grpc": grpc_address,
+        "admin": admin,
+        "metrics": {},
+        "tenants": {tenant_id: {"key": key, "model": model_id} for tenant_id, key in tenant_keys.items()},
+        "processes": [],
+    }
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+async def create(api: AdminApi, model: admin_pb2.Model, files: SecretFiles) -> None:
+    """Makes the demo, and a platform.json for the CLI in a container of this network.
+
+    Raises:
+        FairleadError: The admin API refused.
+    """
+    tenant_keys = await seed(api, model, files)
+    document = describe(tenant_keys, model.model_id, "http://edge:8080", "edge:8081", "edge:8082")
+    write_private(files.demo_keys.with_name("platform.json"), document)
+
+
+def show(files: SecretFiles, environ: Mapping[str, str]) -> None:
+    """Prints the demo's keys with the published addresses.
 
     Raises:
         FailedPreconditionError: The keys were not created yet.
     """
-    keys, model_id = read_demo_keys(files), model_of(environ).model_id
-    if not keys:
+    tenant_keys = read_demo_keys(files)
+    if not tenant_keys:
         raise FailedPreconditionError("there are no demo keys yet: see `docker compose logs setup`")
     host = environ["PUBLISH_ADDRESS"]
-    return {
-        "http": f"http://{host}:{environ['HTTP_PORT']}",
-        "grpc": f"{host}:{environ['GRPC_PORT']}",
-        "admin": f"{host}:{environ['ADMIN_PORT']}",
-        "tenants": {tenant_id: {"key": key, "model": model_id} for tenant_id, key in keys.items()},
-    }
+    http, grpc_address, admin = (f"{host}:{environ[name]}" for name in ("HTTP_PORT", "GRPC_PORT", "ADMIN_PORT"))
+    document = describe(tenant_keys, model_of(environ).model_id, f"http://{http}", grpc_address, admin)
+    sys.stdout.write(document.decode())
 
 
 def run(verb: str, environ: Mapping[str, str]) -> None:
@@ -136,7 +165,7 @@ def run(verb: str, environ: Mapping[str, str]) -> None:
     admin = Path(environ.get("ADMIN_DIR", ""))
     files = SecretFiles(Path(), admin / "admin-token", Path(environ["KEYS_DIR"]) / "demo-keys.json")
     if verb == "keys":
-        print(json.dumps(describe(files, environ), indent=2))
+        show(files, environ)
         return
     address, token = environ["FAIRLEAD_ADMIN_ADDRESS"], files.admin_token.read_text().strip()
     if verb == "gpu":
@@ -144,7 +173,7 @@ def run(verb: str, environ: Mapping[str, str]) -> None:
         asyncio.run(with_patience(address, token, lambda api: add_gpu_model(api, model)))
     else:
         model = model_of(environ)
-        asyncio.run(with_patience(address, token, lambda api: seed(api, model, files)))
+        asyncio.run(with_patience(address, token, lambda api: create(api, model, files)))
     print(f"Model {model.model_id} is there for the tenants {', '.join(tenant.tenant_id for tenant in TENANTS)}.")
     print("Addresses and API keys: docker compose run --rm keys")
 

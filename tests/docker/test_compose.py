@@ -45,7 +45,7 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def platform() -> Iterator[Platform]:
+def platform(request: pytest.FixtureRequest) -> Iterator[Platform]:
     """Builds and starts the platform with two replicas, once for this file."""
     if reason := reason_to_skip():
         pytest.skip(reason)
@@ -64,7 +64,9 @@ def platform() -> Iterator[Platform]:
         print(project.compose("logs", "--tail", "40", "--no-color"))
         raise
     finally:
-        project.compose("--profile", "tools", "down", "--volumes", "--remove-orphans", "--timeout", "3")
+        if request.session.testsfailed:
+            print(project.compose("logs", "--tail", "40", "--no-color"))
+        project.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "3")
 
 
 async def served(platform: Platform) -> fairlead.Generation:
@@ -115,6 +117,15 @@ async def test_requests_through_published_ports(platform: Platform) -> None:
     body = chat_over_http(platform)
     assert body["usage"]["completion_tokens"] == 6
     assert body["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_command_line_in_a_container(platform: Platform) -> None:
+    """Proves that the CLI of the `cli` container finds the platform, its admin token and a tenant's key by itself."""
+    cli = ("run", "--rm", "--no-deps", "-T", "cli")
+    replicas = json.loads(platform.project.compose(*cli, "replicas", "list", "-o", "json"))
+    assert len(replicas) == 2
+    said = platform.project.compose(*cli, "generate", "Once upon a time", "--max-tokens", "4", "--tenant", "globex")
+    assert said.strip()
 
 
 def test_containers_are_locked_down(platform: Platform) -> None:
@@ -198,6 +209,24 @@ async def test_routers_scale_and_fail_behind_one_address(platform: Platform) -> 
     with Traffic(platform.grpc, platform.key, platform.model, workers=2) as traffic:
         await eventually(lambda: traffic.served() >= 6, timeout_s=60.0, what="requests served by the second router")
     assert not [outcome.failure for outcome in traffic.outcomes() if outcome.failure]
+
+
+async def test_gpu_profile_with_a_cpu_in_its_place(platform: Platform) -> None:
+    """Proves the gpu profile's wiring: an agent in external-endpoint mode serves a Triton it does not own, LLM API."""
+    project = platform.project
+    files = ("-f", "compose.yaml", "-f", "tests/docker/gpu_standin.yaml", "--profile", "gpu")
+    parts = ("triton-gpu", "setup-gpu", "replica-gpu")
+    project.compose(*files, "up", "--detach", "--no-recreate", *parts, timeout_s=120.0)
+
+    def ask() -> bool:
+        with platform.client() as client:
+            answer = client.generate("Once upon a time", model="llama-3.1-8b-gpu", max_tokens=5)
+        return answer.usage.output_tokens == 5
+
+    await eventually(ask, timeout_s=60.0, what="a request served by the external Triton")
+    job = "up{job='triton-gpu'}"
+    await eventually(lambda: 1.0 in project.prometheus(job).values(), timeout_s=30.0, what="its metrics scraped")
+    project.compose(*files, "rm", "--stop", "--force", *parts)
 
 
 async def test_prometheus_sees_every_process(platform: Platform) -> None:
