@@ -16,7 +16,7 @@ import grpc.aio
 
 from deploy.local.secret_files import SecretFiles, read_demo_keys, write_private
 from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
-from fairlead.errors import AlreadyExistsError, NotFoundError, from_rpc_error
+from fairlead.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError, from_rpc_error
 from model_units.units import REPLICA_CAPACITY
 
 TARGET_UTILIZATION = 0.8
@@ -111,12 +111,12 @@ async def seed(api: AdminApi, model: admin_pb2.Model, files: SecretFiles) -> dic
         API keys by tenant.
     """
     changed = await _ensure_model(api, model)
-    await _park_other_models(api, model.model_id)
-    known = {(each.tenant_id, each.model_id) for each in (await _reservations(api))}
+    await _retire_other_models(api, model.model_id)
+    reserved = {held.tenant_id for held in await _reservations(api, model.model_id)}
     keys = read_demo_keys(files)
     for tenant in TENANTS:
         await _ensure_tenant(api, tenant)
-        if changed or (tenant.tenant_id, model.model_id) not in known:
+        if changed or tenant.tenant_id not in reserved:
             await _reserve(api, tenant, model)
         keys[tenant.tenant_id] = await _ensure_key(api, tenant.tenant_id, keys.get(tenant.tenant_id, ""))
     write_private(files.demo_keys, json.dumps(keys).encode())
@@ -139,8 +139,11 @@ async def _ensure_model(api: AdminApi, model: admin_pb2.Model) -> bool:
     return True
 
 
-async def _park_other_models(api: AdminApi, model_id: str) -> None:
-    """Lets the demo model of the other engine, left by an earlier run, hold no replicas."""
+async def _retire_other_models(api: AdminApi, model_id: str) -> None:
+    """Removes the demo model of the other engine, left by an earlier run, with the demo tenants' access to it.
+
+    Where a person gave further tenants access, it stays, without replicas.
+    """
     for other in (TRITON_MODEL, SIMULATED_MODEL):
         if other.model_id == model_id:
             continue
@@ -148,15 +151,21 @@ async def _park_other_models(api: AdminApi, model_id: str) -> None:
             there = await api.call("GetModel", admin_pb2.GetModelRequest(model_id=other.model_id))
         except NotFoundError:
             continue
-        if there.replicas_max:
+        ours = {tenant.tenant_id for tenant in TENANTS}
+        for held in await _reservations(api, other.model_id):
+            if held.tenant_id in ours:
+                request = admin_pb2.DeleteReservationRequest(tenant_id=held.tenant_id, model_id=other.model_id)
+                await api.call("DeleteReservation", request)
+        try:
+            await api.call("DeleteModel", admin_pb2.DeleteModelRequest(model_id=other.model_id))
+        except FailedPreconditionError:
             there.replicas_min = there.replicas_max = 0
             await api.call("UpdateModel", admin_pb2.UpdateModelRequest(model=there))
 
 
-async def _reservations(api: AdminApi) -> Sequence[admin_pb2.Reservation]:
-    response: admin_pb2.ListReservationsResponse = await api.call(
-        "ListReservations", admin_pb2.ListReservationsRequest()
-    )
+async def _reservations(api: AdminApi, model_id: str) -> Sequence[admin_pb2.Reservation]:
+    request = admin_pb2.ListReservationsRequest(model_id=model_id)
+    response: admin_pb2.ListReservationsResponse = await api.call("ListReservations", request)
     return response.reservations
 
 

@@ -67,10 +67,19 @@ async def stop_replicas(site: Site) -> None:
     shutil.rmtree(site.seats_dir, ignore_errors=True)
 
 
-async def sweep(grace_s: float) -> None:
-    """Kills whatever descends from this process and is still there after `grace_s` seconds, and collects it."""
+async def sweep(grace_s: float, own: Callable[[], Collection[int]]) -> None:
+    """Kills whatever descends from this process and is still there after `grace_s` seconds, and collects it.
+
+    Args:
+        grace_s: Seconds to end by itself.
+        own: Says which process ids somebody else waits for.
+    """
+
+    def lives(pid: int, state: str) -> bool:
+        return state != "Z" or (pid not in own() and _collect(pid))
+
     deadline_s = asyncio.get_running_loop().time() + grace_s
-    while alive := [pid for pid, state in children_of(os.getpid()) if state != "Z" or _collect(pid)]:
+    while alive := [pid for pid, state in children_of(os.getpid()) if lives(pid, state)]:
         if asyncio.get_running_loop().time() >= deadline_s:
             for pid in alive:
                 with contextlib.suppress(ProcessLookupError):

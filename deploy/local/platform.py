@@ -108,7 +108,7 @@ class LocalPlatform:
         leftovers.remove_shared_memory()
         self._fresh_logs()
         await self._start_store(tasks)
-        # Where the store holds another model of an earlier run, nothing may start its replicas before it is parked.
+        # Where the store holds another model of an earlier run, nothing may start its replicas before it is retired.
         late = self._other_model_before()
         self._start(tasks, *programs.control_planes(self._site))
         if not late:
@@ -237,7 +237,7 @@ class LocalPlatform:
         for task in (work, hurry):
             task.cancel()
         # After a second signal nothing more is waited for: the sweep kills what is left.
-        await leftovers.sweep(0.0 if self._hurry.is_set() else SWEEP_GRACE_S)
+        await leftovers.sweep(0.0 if self._hurry.is_set() else SWEEP_GRACE_S, self._own_pids)
         leftovers.remove_shared_memory()
         for held in self._held:
             held.close()
