@@ -56,7 +56,7 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
             cold_start_s=config.cold_start_s,
         )
     # Imported here because a simulated replica needs none of Triton's packages.
-    from engines.triton.adapter import TINY_MODEL, TritonEngine, TritonSettings
+    from engines.triton.adapter import TritonEngine, TritonSettings
     from engines.triton.tensors import Dialect
 
     own = TritonSettings(work_directory=work_directory)
@@ -65,7 +65,7 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
             work_directory=work_directory,
             endpoint=config.endpoint,
             dialect=Dialect(config.dialect) if config.dialect else own.dialect,
-            model_directory=Path(config.model_directory) if config.model_directory else TINY_MODEL,
+            model_directory=Path(config.model_directory) if config.model_directory else None,
             model_name=config.model_name,
             threads=config.threads,
             sequences_max=config.sequences_max or own.sequences_max,

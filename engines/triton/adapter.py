@@ -52,8 +52,9 @@ class TritonSettings:
         work_directory: Where the model repository and the log of our own server go; one per replica.
         endpoint: host:port of a Triton that somebody else runs; empty starts our own.
         dialect: Tensors of our own server's model. Of another server it is read, never assumed.
-        model_directory: What our own server runs (OpenVINO IR). Of another server: where the model's
-            tokenizer_config.json or chat_template.jinja is, for conversations.
+        model_directory: What our own server runs (OpenVINO IR); None means the tiny model. Of another server: where the
+            model's tokenizer_config.json or chat_template.jinja is, for conversations; None refuses those, because
+            another model's template would be wrong in silence.
         model_name: The model on another server; empty takes the first known name that is ready there.
         environment: The Triton environment of our own server.
         threads: Inference threads of our own server.
@@ -68,7 +69,7 @@ class TritonSettings:
     work_directory: Path
     endpoint: str = ""
     dialect: Dialect = Dialect.ENSEMBLE
-    model_directory: Path = TINY_MODEL
+    model_directory: Path | None = None
     model_name: str = ""
     environment: Path = field(default_factory=default_directory)
     threads: int = 1
@@ -102,7 +103,7 @@ class TritonEngine:
         """See Engine."""
         await self.stop()
         self._progress_tokens = 0
-        self._template = ChatTemplate.of_model(self._settings.model_directory)
+        self._template = _template(self._settings)
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
                 return await self._start()
@@ -269,10 +270,15 @@ def _metadata(traceparent: str) -> tuple[tuple[str, str], ...]:
     return (grpc_errors, ("traceparent", traceparent)) if _SAMPLED.fullmatch(traceparent) else (grpc_errors,)
 
 
+def _template(settings: TritonSettings) -> ChatTemplate:
+    directory = settings.model_directory or (None if settings.endpoint else TINY_MODEL)
+    return ChatTemplate.of_model(directory) if directory else ChatTemplate("")
+
+
 def _model_spec(settings: TritonSettings) -> ModelSpec:
     return ModelSpec(
         dialect=settings.dialect,
-        model_directory=settings.model_directory,
+        model_directory=settings.model_directory or TINY_MODEL,
         threads=settings.threads,
         sequences_max=settings.sequences_max,
         kv_tokens=settings.kv_capacity_tokens,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.triton.adapter import TritonEngine, TritonSettings
+from engines.triton.adapter import TINY_MODEL, TritonEngine, TritonSettings
 from engines.triton.environment import CHECKOUT
 from engines.triton.guard import remove_shared_memory
 from engines.triton.repository import ModelSpec, write_repository
@@ -213,7 +213,7 @@ async def test_a_model_with_a_batch_dimension(tmp_path: Path, dialect: Dialect) 
     """Proves that tensors follow the shapes a server declares: NVIDIA's templates have a leading batch dimension."""
     require_triton()
     repository = tmp_path / "repository"
-    name = write_repository(ModelSpec(dialect, TritonSettings(tmp_path).model_directory, batch_size_max=8), repository)
+    name = write_repository(ModelSpec(dialect, TINY_MODEL, batch_size_max=8), repository)
     server = TritonServer(
         ServerSettings(TritonSettings(tmp_path).environment, repository, log_file=tmp_path / "triton.log")
     )

@@ -219,13 +219,15 @@ async def test_the_llm_apis_stop_request_cancels_by_id(engines: dict[Dialect, Tr
 
 
 async def test_another_adapter_can_share_the_server(engine: TritonEngine, tmp_path: Path) -> None:
-    """Shows the external endpoint: the dialect is read, the text is the same, and stopping it ends nothing."""
+    """Shows the external endpoint: dialect read, text the same, no template assumed, and stopping it ends nothing."""
     async with running_engine(tmp_path, endpoint=engine.address) as external:
         assert external.process_id == 0
         assert external.alive()
         batches = await collect(external, request("hello", 30, temperature=1.0, seed=1))
         own = await collect(engine, request("hello", 30, temperature=1.0, seed=1))
         assert text_of(batches) == text_of(own)
+        with pytest.raises(InvalidArgumentError, match="no chat template"):
+            await collect(external, EngineRequest("chat", Prompt(messages=(("user", "hi"),)), Sampling(5)))
     assert not external.alive()
     with pytest.raises(UnavailableError):
         await collect(external, request())
