@@ -48,6 +48,9 @@ class EngineConfig(CommonConfig):
     dialect: str = setting("", "Triton: tensors of our own server's model", choices=("", "ensemble", "llmapi"))
     endpoint: str = setting("", "Triton: host:port of a running server; empty starts our own")
     model_name: str = setting("", "Triton: the model's name on a running server; empty finds it")
+    context_tokens: int = setting(
+        0, "Triton: context of a running server's model, tokens; 0 means 4096", minimum=0, maximum=10_000_000
+    )
     model_directory: str = setting("", "Triton: folder of the model; empty means the tiny model that ships")
     work_directory: str = setting("", "Triton: where its repository and log go; empty means a temporary folder")
     kv_capacity_tokens: int = setting(0, "Triton: KV cache, tokens; 0 means the engine's default", minimum=0)

@@ -67,6 +67,7 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
             dialect=Dialect(config.dialect) if config.dialect else own.dialect,
             model_directory=Path(config.model_directory) if config.model_directory else None,
             model_name=config.model_name,
+            context_tokens=config.context_tokens or own.context_tokens,
             threads=config.threads,
             sequences_max=config.sequences_max or own.sequences_max,
             kv_capacity_tokens=config.kv_capacity_tokens or own.kv_capacity_tokens,
