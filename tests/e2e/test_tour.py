@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.make_run import ROOT, MakeRun
 
 
@@ -19,6 +21,7 @@ def tour() -> str:
     return "\n".join(re.findall(r"```sh\n(.*?)```", part, re.DOTALL))
 
 
+@pytest.mark.timeout(400)
 async def test_every_command_of_the_tour_works(sim_platform: MakeRun) -> None:
     """Each command of the tour ends well on a fresh platform, and the answers say what the text promises."""
     facts = sim_platform.document()
@@ -35,7 +38,7 @@ async def test_every_command_of_the_tour_works(sim_platform: MakeRun) -> None:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
