@@ -239,6 +239,17 @@ async def test_prometheus_sees_every_process(platform: Platform) -> None:
     await eventually(all_up, timeout_s=60.0, what="every job has a target that is up")
 
 
+async def test_routers_and_replicas_go_on_alone(platform: Platform) -> None:
+    """Proves that requests are served with etcd and the control side stopped, also by a router that restarts then."""
+    project = platform.project
+    project.compose("stop", "--timeout", "3", "control-plane", "ratelimiter", "capacity", "etcd")
+    for _ in range(2):
+        answer = await served(platform)
+        assert answer.usage.output_tokens == 8
+        project.compose("restart", "--timeout", "10", "--no-deps", "router")
+    project.compose("up", "--detach", "--no-recreate", "--scale", "router=2", timeout_s=120.0)
+
+
 async def test_a_second_up_changes_nothing(platform: Platform) -> None:
     """Proves that `docker compose up` again keeps secrets, model, tenants and keys."""
     project = platform.project
