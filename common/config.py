@@ -3,7 +3,7 @@
 A service's settings are one frozen dataclass that extends `CommonConfig`; each field is made by `setting`. For a
 service named "ratelimiter" the field `grpc_port` is set by
 
-    grpc_port = 9000                          in the TOML file named by --config
+    grpc_port = 9000                          in the TOML file named by --config or FAIRLEAD_RATELIMITER_CONFIG
     FAIRLEAD_RATELIMITER_GRPC_PORT=9000       in the environment (FAIRLEAD_GRPC_PORT for every service at once)
     --grpc-port 9000                          on the command line
 """
@@ -95,13 +95,13 @@ def load_config(cls: type[C], service: str, argv: Sequence[str], environ: Mappin
     fields = {field.name: field for field in dataclasses.fields(cls)}
     types = get_type_hints(cls)
     parsed = vars(_parser(service, fields).parse_args(argv))
-    file = parsed.pop("config") or environ.get(f"{_PREFIX}CONFIG", "")
+    own = f"{_PREFIX}{service.upper().replace('-', '_')}_"
+    file = parsed.pop("config") or environ.get(f"{own}CONFIG", "")
     values: dict[str, tuple[Any, str]] = {}
     for name, value in (_read_toml(Path(file)) if file else {}).items():
         if name not in fields:
             raise InvalidArgumentError(f"{file}: unknown setting {name!r}; known are {', '.join(sorted(fields))}")
         values[name] = (value, f"{name} in {file}")
-    own = f"{_PREFIX}{service.upper().replace('-', '_')}_"
     for name in fields:
         for variable in (_PREFIX + name.upper(), own + name.upper()):
             if variable in environ:

@@ -89,7 +89,6 @@ class Child:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=service_environment(),
                 start_new_session=True,
             )
         return await self._process.wait()
@@ -112,11 +111,6 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
-
-
-def service_environment() -> dict[str, str]:
-    """The launcher's environment without the name of a client's profiles, which a service would take for its own."""
-    return {name: value for name, value in os.environ.items() if name != "FAIRLEAD_CONFIG"}
 
 
 def log_tail(path: Path, lines: int = LOG_TAIL_LINES) -> list[str]:
