@@ -20,7 +20,7 @@ from fairlead.errors import AlreadyExistsError, FailedPreconditionError, NotFoun
 from model_units.units import REPLICA_CAPACITY
 
 TARGET_UTILIZATION = 0.8
-KEY_NAME = "made by make run"
+KEY_NAME = "demo"
 TIMEOUT_S = 10.0
 
 TRITON_MODEL = admin_pb2.Model(

@@ -26,7 +26,8 @@ from fairlead.sdk.client import Client
 from fairlead.sdk.retries import RetryPolicy
 from fairlead.version import __version__
 
-LED_SERVICES = ("control-plane", "ratelimiter", "capacity", "autoscaler")
+LED_SERVICES = ("control-plane", "ratelimiter", "capacity")
+AUTOSCALER = "autoscaler"
 """Services that need a leader."""
 CLOCK_SKEW_MAX_S = 5.0
 """Clocks further apart than this make timestamps and TLS certificates misleading; leases need no common clock."""
@@ -215,6 +216,13 @@ def _leaders(services: list[admin_pb2.ServiceInstance]) -> Finding:
         )
     if not routers:
         return Finding("services", Verdict.WRONG, "no router is registered", "start one, and see that it reaches etcd")
+    if not leaders[AUTOSCALER]:
+        return Finding(
+            "services",
+            Verdict.DOUBTFUL,
+            f"no autoscaler leads; {routers} routers",
+            "right where replicas are scaled by hand, as in containers; elsewhere start it",
+        )
     return Finding("services", Verdict.GOOD, f"every service has a leader; {routers} routers")
 
 

@@ -193,6 +193,15 @@ def test_doctor_names_each_trouble_and_its_remedy(command: Command, platform: Fa
     assert all(finding["remedy"] for finding in found.values())
 
 
+def test_doctor_can_do_without_an_autoscaler(command: Command, platform: FakePlatform) -> None:
+    """Where replicas are scaled by hand, a missing autoscaler is doubtful, not wrong."""
+    control = platform.control
+    control.services = [service for service in control.services if service.service != "autoscaler"]
+    report = command.json("doctor")
+    (services,) = [check for check in report["checks"] if check["check"] == "services"]
+    assert (services["verdict"], "autoscaler" in services["detail"]) == ("doubtful", True)
+
+
 def test_doctor_sees_a_clock_that_is_off(command: Command, platform: FakePlatform) -> None:
     """A platform an hour ahead is doubtful, not wrong."""
     platform.control.clock_skew_s = 3600
