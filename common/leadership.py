@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 
 from common import keys
 from common.clock import NS_PER_S, Clock, SystemClock
@@ -76,6 +77,13 @@ class Election:
             await self._elected.wait()
             if not self.is_leader:
                 await asyncio.sleep(0.05)
+
+    async def terms(self) -> AsyncIterator[Epoch]:
+        """Yields the epoch whenever this instance leads and its last term was dealt with; never ends by itself."""
+        while True:
+            await self.wait_leader()
+            if epoch := self.epoch:
+                yield epoch
 
     async def run(self) -> None:
         """Campaigns, leads, campaigns again; gives the leadership up when cancelled."""

@@ -8,39 +8,45 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import uvloop
 
 from common import logs
-from common.config import CommonConfig, describe
+from common.config import CommonConfig, describe, load_config
 from fairlead.errors import FairleadError
 
 log = logs.get_logger(__name__)
-Main = Callable[[asyncio.Event], Awaitable[None]]
+C = TypeVar("C", bound=CommonConfig)
+Serve = Callable[[C, asyncio.Event], Awaitable[None]]
 
 
-def run_service(name: str, config: CommonConfig, main: Main) -> int:
-    """Runs a service until SIGTERM, SIGINT or the end of its supervisor.
+def run_service(name: str, config_class: type[C], serve: Serve[C]) -> int:
+    """Reads the settings and runs a service until SIGTERM, SIGINT or the end of its supervisor.
 
     Args:
-        name: Service name, for the log.
-        config: Its settings; logged once, secrets hidden.
-        main: Serves until the event it is given is set, then drains and returns.
+        name: Service name, for settings and the log.
+        config_class: Its settings; logged once, secrets hidden.
+        serve: Serves until the event it is given is set, then drains and returns.
 
     Returns:
-        Exit code: 0 after an orderly end, 1 after an error, which is logged with what to do.
+        Exit code: 0 after an orderly end; 1 after an error, which is logged with what to do; 2 for bad settings.
     """
+    try:
+        config = load_config(config_class, name, sys.argv[1:])
+    except FairleadError as error:
+        sys.stderr.write(f"{name}: {error.message}\n")
+        return 2
     logs.configure(config.log_level, cast(Literal["text", "json"], config.log_format))
     log.info("starting", service=name, pid=os.getpid(), **describe(config))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(main, config.supervisor_pid))
+            runner.run(_serve(lambda stop: serve(config, stop), config.supervisor_pid))
     except (FairleadError, ExceptionGroup) as failure:
-        for error in _leaves(failure):
-            if not isinstance(error, FairleadError):
+        for leaf in _leaves(failure):
+            if not isinstance(leaf, FairleadError):
                 raise
-            log.error("cannot serve", service=name, reason=error.reason.value, error=error.message)
+            log.error("cannot serve", service=name, reason=leaf.reason.value, error=leaf.message)
         return 1
     log.info("stopped", service=name)
     return 0
@@ -52,7 +58,7 @@ def _leaves(error: Exception) -> list[Exception]:
     return [error]
 
 
-async def _serve(main: Main, supervisor_pid: int) -> None:
+async def _serve(main: Callable[[asyncio.Event], Awaitable[None]], supervisor_pid: int) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

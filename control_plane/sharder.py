@@ -92,11 +92,7 @@ class Sharder:
 
     async def run(self) -> None:
         """Leads whenever elected, until cancelled."""
-        while True:
-            await self._election.wait_leader()
-            epoch = self._election.epoch
-            if not epoch:
-                continue
+        async for epoch in self._election.terms():
             self._metrics.leader.set(1)
             self._metrics.epoch.set(epoch)
             try:

@@ -116,11 +116,7 @@ class Desk:
 
     async def run(self) -> None:
         """Leads whenever elected, until cancelled."""
-        while True:
-            await self._election.wait_leader()
-            epoch = self._election.epoch
-            if not epoch:
-                continue
+        async for epoch in self._election.terms():
             try:
                 await self._lead(epoch)
             except* NotLeaderError as deposed:
