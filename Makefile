@@ -33,8 +33,8 @@ run: ## The platform here: ENGINE=triton|sim REPLICAS=n STANDBYS=1 REPLAY=second
 		--http-port "$(HTTP_PORT)" --grpc-port "$(GRPC_PORT)" --admin-port "$(ADMIN_PORT)" \
 		--standbys "$(STANDBYS)" --replay "$(REPLAY)" --run-dir "$(RUN_DIR)"
 
-test: ## Every test: unit, stateful, real etcd, real Triton, end to end, Docker where there is an engine
-	@$(BOOTSTRAP) --tests --triton auto -- -m pytest $(TESTS)
+test: ## Every test: unit, stateful, real etcd, real Triton, end to end, Docker where there is an engine; TESTS=path
+	@$(BOOTSTRAP) --tests --triton auto -- -m pytest -n 2 --dist loadfile -ra $(TESTS)
 
 test-unit: ## The tests that take seconds
 	@$(BOOTSTRAP) --tests -- -m pytest -q tests/unit tests/stateful

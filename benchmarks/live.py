@@ -2,7 +2,8 @@
 
 What is measured: how much succeeded, how long it took, and whether the books close on both sides: every request the
 clients sent was received, every request received ended in exactly one outcome, and the routers charged exactly what the
-clients were told.
+clients were told. A second, shorter phase runs with one tenant's quota cut, so that refusals are counted too, and a
+third walks away from streams.
 
     make bench-live [TRACES=DIR] [DURATION_S=180]
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,12 +23,23 @@ from benchmarks.report import Bar, Report
 from benchmarks.traces import merged, request_traces
 from fairlead import AsyncClient
 from fairlead.errors import FairleadError
-from fairlead.replay import ReplayOptions, ReplayProgress, ReplayReport, ReplayTarget, replay, report_table
+from fairlead.replay import (
+    ReplayOptions,
+    ReplayProgress,
+    ReplayReport,
+    ReplayTarget,
+    TraceRequest,
+    footnotes,
+    replay,
+    report_table,
+)
 
 # (engine, replicas, most requests per second): what the whole platform, its clients and its engines can carry on two
 # cores; above it the machine is measured, not the platform.
 FLEETS = (("triton", 2, 4.0), ("sim", 8, 8.0))
 CANCELLED_REQUESTS = 20
+OVERLOAD_S = 30.0
+QUOTA_IN_FORCE_S = 3.0
 RECEIVED = "fairlead_router_requests_received_total"
 FINISHED = "fairlead_router_requests_finished_total"
 SETTLED = "fairlead_router_settled_milli_mu_total"
@@ -33,27 +47,54 @@ SETTLED = "fairlead_router_settled_milli_mu_total"
 
 async def measure(engine: str, replicas: int, requests_per_s_max: float, report: Report, console: Console) -> None:
     """Replays the traces against one fleet and adds its metrics, prefixed with the engine."""
-    duration_s = float(os.environ.get("DURATION_S", "180"))
+    duration_s = float(os.environ.get("DURATION_S") or "180")
     requests = merged(request_traces(duration_s), requests_per_s_max, duration_s)
     console.print(f"[bold]{engine}[/] x {replicas}: {len(requests)} requests over {duration_s:g} s")
     async with platform(engine, replicas) as live:
+        result = await _phase(live, engine, requests, report, console)
+        _latencies(engine, report, result)
+        await _overload(live, engine, requests, result, report, console)
         before = live.scrape()
-        targets = [ReplayTarget(name, key, live.model) for name, key in live.tenants.items()]
-        with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as bars:
-            task = bars.add_task("replaying", total=len(requests))
-
-            def show(progress: ReplayProgress) -> None:
-                bars.update(task, completed=progress.due)
-
-            result = await replay(requests, targets, ReplayOptions([live.grpc]), show)
-        after = live.scrape()
-        console.print(report_table(result))
-        _books(engine, report, result, before, after)
         cancelled = await _cancel_some(live)
         await _quiet(live)
-        last = live.scrape()
-    _latencies(engine, report, result)
-    _cancellations(engine, report, cancelled, after, last)
+        _cancellations(engine, report, cancelled, before, live.scrape())
+
+
+async def _phase(
+    live: LivePlatform, name: str, requests: Sequence[TraceRequest], report: Report, console: Console
+) -> ReplayReport:
+    """Replays requests, shows the table, and closes the books of both sides."""
+    before = live.scrape()
+    targets = [ReplayTarget(tenant, key, live.model) for tenant, key in live.tenants.items()]
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console) as bars:
+        task = bars.add_task(f"replaying: {name}", total=len(requests))
+
+        def show(progress: ReplayProgress) -> None:
+            bars.update(task, completed=progress.due)
+
+        result = await replay(requests, targets, ReplayOptions([live.grpc]), show)
+    await _quiet(live)
+    console.print(report_table(result))
+    for note in footnotes(result):
+        console.print(f"  {note}", style="dim")
+    _books(name, report, result, before, live.scrape())
+    return result
+
+
+async def _overload(
+    live: LivePlatform,
+    engine: str,
+    requests: Sequence[TraceRequest],
+    result: ReplayReport,
+    report: Report,
+    console: Console,
+) -> None:
+    """Cuts one tenant's quota to a tenth of what it used and replays the beginning again: refusals are counted too."""
+    tenant = result.tenants[-1]
+    await live.set_quota(tenant.tenant, max(1, round(tenant.settled_milli_mu * 60 / result.wall_s / 10)))
+    await asyncio.sleep(QUOTA_IN_FORCE_S)
+    part = [request for request in requests if request.arrival_s < OVERLOAD_S]
+    await _phase(live, f"{engine}_overload", part, report, console)
 
 
 def _change(before: dict[str, float], after: dict[str, float], name: str) -> float:
@@ -127,7 +168,7 @@ def _cancellations(
 
 async def main() -> None:
     """Measures every fleet, prints and writes the report."""
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     report = Report("live")
     for engine, replicas, requests_per_s_max in FLEETS:
         await measure(engine, replicas, requests_per_s_max, report, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import grpc.aio
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.report import ROOT
+from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
 
 START_S_MAX = 180.0
 
@@ -27,15 +31,33 @@ class LivePlatform:
 
     Attributes:
         grpc: host:port of the routers.
+        admin: host:port of the admin API.
+        admin_token: Its token.
         tenants: API key by tenant.
         model: The demo tenants' model.
         router_metrics: URL of each router's metrics.
     """
 
     grpc: str
+    admin: str
+    admin_token: str
     tenants: dict[str, str]
     model: str
     router_metrics: tuple[str, ...]
+
+    async def set_quota(self, tenant_id: str, milli_mu_per_minute: int) -> None:
+        """Reserves this much for a tenant, with no burst beyond it."""
+        reservation = admin_pb2.Reservation(
+            tenant_id=tenant_id,
+            model_id=self.model,
+            reserved_milli_mu_per_minute=milli_mu_per_minute,
+            burst_ceiling_milli_mu_per_minute=milli_mu_per_minute,
+        )
+        async with grpc.aio.insecure_channel(self.admin) as channel:
+            await admin_pb2_grpc.AdminServiceStub(channel).SetReservation(
+                admin_pb2.SetReservationRequest(reservation=reservation),
+                metadata=(("authorization", f"Bearer {self.admin_token}"),),
+            )
 
     def scrape(self) -> dict[str, float]:
         """Sums every sample of all routers' metrics.
@@ -72,9 +94,10 @@ async def platform(engine: str, replicas: int) -> AsyncIterator[LivePlatform]:
         RuntimeError: It did not come up; the message ends with what it printed.
     """
     run_dir = ROOT / "build" / "bench" / f"run-{engine}"
-    run_dir.mkdir(parents=True, exist_ok=True)
+    # From nothing: quotas and keys of an earlier run would be measured with it.
+    shutil.rmtree(run_dir, ignore_errors=True)
+    run_dir.mkdir(parents=True)
     described = run_dir / "platform.json"
-    described.unlink(missing_ok=True)
     command = [sys.executable, "-m", "deploy.local", "--engine", engine, "--replicas", str(replicas)]
     command += ["--http-port", "0", "--grpc-port", "0", "--admin-port", "0", "--replay", "0", "--run-dir", str(run_dir)]
     console = run_dir / "console.log"
@@ -108,4 +131,5 @@ def _read(described: Path) -> LivePlatform:
     tenants = {name: tenant["key"] for name, tenant in facts["tenants"].items()}
     model = next(iter(facts["tenants"].values()))["model"]
     metrics = tuple(url for name, url in facts["metrics"].items() if name.startswith("router"))
-    return LivePlatform(facts["grpc"], tenants, model, metrics)
+    token = Path(facts["admin_token_file"]).read_text().strip()
+    return LivePlatform(facts["grpc"], facts["admin"], token, tenants, model, metrics)

@@ -2,7 +2,7 @@
 
 Every request ends in exactly one outcome, and its hold in exactly one settlement:
 
-    refused    before it held anything
+    refused    before it held anything, or by an engine that cannot take the request at all; nothing charged
     completed  with the engine's own counts, charged exactly
     failed     charged for what was delivered, refunded the rest; nothing delivered, nothing charged
     cancelled  likewise; the replica is told at once
@@ -33,7 +33,7 @@ from data_plane.router.core.holds import Hold, Holds
 from data_plane.router.core.idempotency import IdempotencyWindow
 from data_plane.router.core.pricing import Pricing
 from data_plane.router.exchange import Call, Delta, Event, Finished, Receipt
-from fairlead.errors import FairleadError, Reason
+from fairlead.errors import FairleadError, InvalidArgumentError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
 
 _ID_BYTES = 12
@@ -135,7 +135,7 @@ class Exchange:
             outcome, reason = Outcome.COMPLETED, ""
         except FairleadError as error:
             failure, reason = error, error.reason.value
-            outcome = Outcome.FAILED if self._hold else Outcome.REFUSED
+            outcome = self._outcome_of(error)
             error.metadata.setdefault("request_id", receipt.request_id)
             if receipt.output_tokens:
                 error.metadata.setdefault("output_tokens", str(receipt.output_tokens))
@@ -156,6 +156,11 @@ class Exchange:
             self._settle_delivered()
             flow.books.accounts.finish(receipt.tenant_id, receipt.model_id, outcome, reason)
             tracing.finish_request(span, receipt, failure, self._usage, self._finish_reason)
+
+    def _outcome_of(self, error: FairleadError) -> Outcome:
+        """Refused: before it held anything, or by an engine that found the request itself wrong. Failed: the rest."""
+        by_engine = isinstance(error, InvalidArgumentError) and not self.receipt.output_tokens
+        return Outcome.FAILED if self._hold and not by_engine else Outcome.REFUSED
 
     async def _run(self, span: Span, started_ns: int) -> AsyncGenerator[Event, None]:
         flow, receipt = self._flow, self.receipt

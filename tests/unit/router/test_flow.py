@@ -308,12 +308,14 @@ async def test_a_stream_longer_than_its_estimate_extends_its_hold_and_is_never_c
 
 
 async def test_an_engine_that_refuses_is_not_retried() -> None:
-    """What another replica would answer the same is passed on."""
+    """What another replica would answer the same is passed on, counted as refused on this side too, and costs nothing."""
     lab = RouterLab()
     for name in ("r1", "r2"):
         lab.upstream.scripts[name] = Script(fail_before=InvalidArgumentError("too long", reason=Reason.PROMPT_TOO_LONG))
     assert (await refused(lab)).reason is Reason.PROMPT_TOO_LONG
     assert len(lab.upstream.calls) == 1
+    assert outcomes(lab) == {("refused", "PROMPT_TOO_LONG"): 1}
+    assert (lab.router.holds.open_holds, lab.router.holds.settled_milli_mu) == (0, 0)
 
 
 async def test_a_repeated_request_id_is_answered_once_and_billed_once() -> None:
