@@ -308,7 +308,7 @@ async def test_a_stream_longer_than_its_estimate_extends_its_hold_and_is_never_c
 
 
 async def test_an_engine_that_refuses_is_not_retried() -> None:
-    """What another replica would answer the same is passed on, counted as refused on this side too, and costs nothing."""
+    """What another replica would answer the same is passed on, counted as refused here too, and costs nothing."""
     lab = RouterLab()
     for name in ("r1", "r2"):
         lab.upstream.scripts[name] = Script(fail_before=InvalidArgumentError("too long", reason=Reason.PROMPT_TOO_LONG))
