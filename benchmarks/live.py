@@ -115,13 +115,18 @@ def _books(
     report.add(f"{engine}_sent_minus_received", abs(total.received - received), zero)
     report.add(f"{engine}_received_minus_finished", abs(received - finished), zero)
     report.add(f"{engine}_client_books_difference", abs(total.difference), zero)
-    report.add(f"{engine}_refused_difference", abs(sum(total.refused.values()) - _refused(before, after)), zero)
+    report.add(f"{engine}_refused_difference", _refused_difference(total.refused, before, after), zero)
+    ended = sum(_change(before, after, f"{FINISHED}:{way}") for way in ("completed", "failed", "refused", "cancelled"))
+    report.add(f"{engine}_received_minus_ended", abs(received - ended), zero)
     report.add(f"{engine}_settled_milli_mu", _change(before, after, SETTLED))
     report.add(f"{engine}_settled_difference_milli_mu", abs(settled_told - _change(before, after, SETTLED)), zero)
 
 
-def _refused(before: dict[str, float], after: dict[str, float]) -> float:
-    return _change(before, after, f"{FINISHED}:refused")
+def _refused_difference(told: dict[str, int], before: dict[str, float], after: dict[str, float]) -> float:
+    """Refusals the clients saw against those the routers counted: the sum of the differences reason by reason."""
+    mark = f"{FINISHED}:refused:"
+    counted = {name.removeprefix(mark): _change(before, after, name) for name in after if name.startswith(mark)}
+    return sum(abs(told.get(reason, 0) - counted.get(reason, 0.0)) for reason in {*told, *counted})
 
 
 def _latencies(engine: str, report: Report, result: ReplayReport) -> None:

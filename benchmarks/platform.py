@@ -63,7 +63,8 @@ class LivePlatform:
         """Sums every sample of all routers' metrics.
 
         Returns:
-            Value by "name" and, where the sample has an outcome label, also by "name:outcome".
+            Value by "name" and, where a sample has outcome and reason labels, also by "name:outcome" and
+            "name:outcome:reason".
         """
         sums: dict[str, float] = {}
         for url in self.router_metrics:
@@ -72,9 +73,8 @@ class LivePlatform:
             for family in text_string_to_metric_families(text):
                 for sample in family.samples:
                     sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-                    outcome = sample.labels.get("outcome")
-                    if outcome:
-                        name = f"{sample.name}:{outcome}"
+                    outcome, reason = sample.labels.get("outcome"), sample.labels.get("reason")
+                    for name in (f"{sample.name}:{outcome}", f"{sample.name}:{outcome}:{reason}") if outcome else ():
                         sums[name] = sums.get(name, 0.0) + sample.value
         return sums
 

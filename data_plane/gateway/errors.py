@@ -28,6 +28,7 @@ _TYPES: Final = {
 _CODES: Final = {
     Reason.MISSING_KEY: "invalid_api_key",
     Reason.UNKNOWN_KEY: "invalid_api_key",
+    Reason.UNKNOWN_TENANT: "invalid_api_key",
     Reason.UNKNOWN_MODEL: "model_not_found",
     Reason.PROMPT_TOO_LONG: "context_length_exceeded",
     Reason.QUOTA_USED_UP: "rate_limit_exceeded",

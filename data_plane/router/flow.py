@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from opentelemetry.trace import Span, Tracer
 
 from common.clock import NS_PER_S, Clock
+from common.logs import get_logger
 from data_plane.router import tracing
 from data_plane.router.admission import Admission, Order
 from data_plane.router.attempts import Answer, Attempts, Relay
@@ -35,6 +36,8 @@ from data_plane.router.core.pricing import Pricing
 from data_plane.router.exchange import Call, Delta, Event, Finished, Receipt
 from fairlead.errors import FairleadError, InvalidArgumentError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
+
+log = get_logger(__name__)
 
 _ID_BYTES = 12
 _FINGERPRINT_BYTES = 16
@@ -136,6 +139,8 @@ class Exchange:
         except FairleadError as error:
             failure, reason = error, error.reason.value
             outcome = self._outcome_of(error)
+            if outcome is Outcome.REFUSED:
+                self._log_refusal(error)
             error.metadata.setdefault("request_id", receipt.request_id)
             if receipt.output_tokens:
                 error.metadata.setdefault("output_tokens", str(receipt.output_tokens))
@@ -156,6 +161,20 @@ class Exchange:
             self._settle_delivered()
             flow.books.accounts.finish(receipt.tenant_id, receipt.model_id, outcome, reason)
             tracing.finish_request(span, receipt, failure, self._usage, self._finish_reason)
+
+    def _log_refusal(self, error: FairleadError) -> None:
+        """One line with what the decision was made from; never the prompt or the key."""
+        receipt = self.receipt
+        log.info(
+            "refused",
+            request_id=receipt.request_id,
+            tenant=receipt.tenant_id,
+            model=receipt.model_id,
+            reason=error.reason.value,
+            estimated_milli_mu=receipt.estimated_milli_mu,
+            quota_left_milli_mu=receipt.quota_left_milli_mu,
+            retry_after_s=error.retry_after_s,
+        )
 
     def _outcome_of(self, error: FairleadError) -> Outcome:
         """Refused: before it held anything, or by an engine that found the request itself wrong. Failed: the rest."""

@@ -24,7 +24,7 @@ from engines.triton.repository import ModelSpec, write_repository
 from engines.triton.server import ServerSettings, TritonServer
 from engines.triton.tensors import KNOWN_MODELS, Dialect
 from engines.triton.wire import Reading, ServedModel, encode, failure
-from fairlead.errors import Reason, UnavailableError
+from fairlead.errors import FairleadError, Reason, UnavailableError
 
 TINY_MODEL = Path(__file__).resolve().parent / "models" / "tiny-llama"
 
@@ -160,13 +160,18 @@ class TritonEngine:
         prompt = self._template.render(request.prompt.messages) if request.prompt.messages else request.prompt.text
         message = encode(self._model, request, prompt)
         reading = Reading(self._model, request.sampling.max_tokens, self._context_tokens)
-        call = self._stub.ModelStreamInfer(metadata=_metadata(request.traceparent))
+        call = self._stub.ModelStreamInfer(metadata=_metadata(request.traceparent, own_server=self._server is not None))
         self._live.add(reading)
         last: TokenBatch | None = None
+        refused: FairleadError | None = None
         try:
             await _send(call, message)
             while (response := await call.read()) is not _END_OF_STREAM:
-                batch = reading.take(response)
+                try:
+                    batch = reading.take(response)
+                except FairleadError as error:
+                    refused = error
+                    continue
                 self._progress_tokens += batch.output_tokens if batch else 0
                 if reading.ended:
                     last = last or batch
@@ -174,6 +179,8 @@ class TritonEngine:
                     yield batch
             # Only now, because a consumer may leave at the last batch, and a stream that is cancelled between its last
             # response and its end is a request that Triton 2.51 never lets go of: its model can then not be unloaded.
+            if refused is not None:
+                raise refused
             yield last or reading.end()
         except grpc.aio.AioRpcError as error:
             raise failure(error.code(), error.details() or "") from error
@@ -263,11 +270,13 @@ async def _send(call: Any, message: Any) -> None:
         pass  # the call has failed already; reading from it tells why
 
 
-def _metadata(traceparent: str) -> tuple[tuple[str, str], ...]:
-    # Without the first, errors inside a stream carry no status code.
-    grpc_errors = ("triton_grpc_error", "true")
+def _metadata(traceparent: str, *, own_server: bool) -> tuple[tuple[str, str], ...]:
+    # With it errors inside a stream end the stream with a status. Our own server goes without: its backend says whom to
+    # blame, and ending streams by status takes the path on which Triton before 25.05 can crash (a race in its
+    # cancellation, NVIDIA's issues 7368 and 8034).
+    grpc_errors = () if own_server else (("triton_grpc_error", "true"),)
     # Triton traces every request that brings a context, sampled or not, so only a sampled one is handed on.
-    return (grpc_errors, ("traceparent", traceparent)) if _SAMPLED.fullmatch(traceparent) else (grpc_errors,)
+    return (*grpc_errors, ("traceparent", traceparent)) if _SAMPLED.fullmatch(traceparent) else grpc_errors
 
 
 def _template(settings: TritonSettings) -> ChatTemplate:

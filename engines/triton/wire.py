@@ -18,6 +18,8 @@ _FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "cancelled": Finish.C
 _SCALARS = {"INT32": "<i", "INT64": "<q", "UINT64": "<Q", "FP32": "<f", "BOOL": "<?"}
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # TensorRT-LLM says INTERNAL for these; the texts are those of its executor, and ours.
+# How our own backend begins an error the request is to blame for: an error inside a stream has a text and no status.
+REQUEST_TO_BLAME = "[INVALID_ARG] "
 _TOO_LONG = ("exceeds maximum input length", "exceeds max_seq_len", "should not exceed max_num_tokens")
 _MESSAGE_CHARACTERS_MAX = 300
 
@@ -220,7 +222,9 @@ class Reading:
             FairleadError: The response is an error.
         """
         if message.error_message:
-            raise failure(grpc.StatusCode.UNKNOWN, message.error_message)
+            blame = message.error_message.startswith(REQUEST_TO_BLAME)
+            code = grpc.StatusCode.INVALID_ARGUMENT if blame else grpc.StatusCode.UNKNOWN
+            raise failure(code, message.error_message.removeprefix(REQUEST_TO_BLAME))
         response = message.infer_response
         tensors = dict(zip((tensor.name for tensor in response.outputs), response.raw_output_contents, strict=False))
         self.ended = response.parameters["triton_final_response"].bool_param

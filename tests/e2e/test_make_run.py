@@ -11,9 +11,12 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
 import fairlead
+from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
 from tests.e2e.make_run import END_S, START_S, MakeRun
 from tests.support.waiting import eventually
 
@@ -41,6 +44,41 @@ def _read(url: str) -> str:
         return str(answer.read().decode())
 
 
+async def _newcomer_is_served(run: MakeRun) -> None:
+    """After etcd came back a tenant can be made, and the routers hear of it and serve it."""
+    facts = run.document()
+    model = facts["tenants"]["acme"]["model"]
+    token = await asyncio.to_thread(Path(facts["admin_token_file"]).read_text)
+    metadata = (("authorization", f"Bearer {token.strip()}"),)
+    reservation = admin_pb2.Reservation(
+        tenant_id="newcomer",
+        model_id=model,
+        reserved_milli_mu_per_minute=10_000,
+        burst_ceiling_milli_mu_per_minute=10_000,
+    )
+    secret = ""
+
+    async def made() -> bool:
+        nonlocal secret
+        async with grpc.aio.insecure_channel(facts["admin"]) as channel:
+            stub = admin_pb2_grpc.AdminServiceStub(channel)
+            tenant = admin_pb2.Tenant(tenant_id="newcomer")
+            request = admin_pb2.CreateTenantRequest(tenant=tenant, request_id="make-newcomer")
+            await stub.CreateTenant(request, metadata=metadata)
+            await stub.SetReservation(admin_pb2.SetReservationRequest(reservation=reservation), metadata=metadata)
+            key = await stub.CreateApiKey(admin_pb2.CreateApiKeyRequest(tenant_id="newcomer"), metadata=metadata)
+            secret = key.secret_key
+        return True
+
+    await eventually(made, START_S, "the admin API answers again")
+
+    async def served() -> bool:
+        async with fairlead.AsyncClient(facts["grpc"], api_key=secret, tls=False) as client:
+            return (await client.generate("Hello", model=model, max_tokens=4)).usage.output_tokens == 4
+
+    await eventually(served, START_S, "the newcomer's request is served")
+
+
 async def test_serves_survives_and_stops(run_dir: Path) -> None:
     """One life: everything serves, a second launcher is sent away, killed parts come back, SIGTERM leaves nothing."""
     run = MakeRun(run_dir, standbys=1)
@@ -63,15 +101,17 @@ async def test_serves_survives_and_stops(run_dir: Path) -> None:
     assert facts["http"] in run.console
 
     before = run.pids()
-    for name in ("ratelimiter-1", "router-1", "replica-1"):
+    killed = ("etcd", "ratelimiter-1", "router-1", "replica-1")
+    for name in killed:
         os.kill(before[name], signal.SIGKILL)
 
     def replaced() -> bool:
         now = run.pids()
-        return all(now.get(name, before[name]) != before[name] for name in ("ratelimiter-1", "router-1", "replica-1"))
+        return all(now.get(name, before[name]) != before[name] for name in killed)
 
     await eventually(replaced, START_S, "killed processes come back")
     assert "ratelimiter-1 ended (killed by SIGKILL); starting it again" in run.console
+    await _newcomer_is_served(run)
 
     run.process.send_signal(signal.SIGTERM)
     assert await run.ends() == 0

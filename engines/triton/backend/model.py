@@ -116,7 +116,8 @@ class _Reply:
         self._sender.send(pb_utils.InferenceResponse(output_tensors=tensors), flags=flags)
 
     def fail(self, failure: Failure, message: str) -> None:
-        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, failure.value))
+        # The code is in the text too, because an error inside a stream reaches the client without its code.
+        error = pb_utils.TritonError(f"[{failure.value}] {message}", getattr(pb_utils.TritonError, failure.value))
         self._sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def is_cancelled(self) -> bool:
