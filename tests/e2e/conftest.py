@@ -29,9 +29,3 @@ def _run(folder: Path, **options: object) -> Iterator[MakeRun]:
 def sim_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRun]:
     """Everything, on two simulated replicas."""
     yield from _run(tmp_path_factory.mktemp("sim"))
-
-
-@pytest.fixture(scope="session")
-def triton_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRun]:
-    """Everything, on two real Triton replicas."""
-    yield from _run(tmp_path_factory.mktemp("triton"), engine="triton")

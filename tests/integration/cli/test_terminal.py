@@ -42,6 +42,8 @@ class Terminal:
                 **environment,
             },
             start_new_session=True,
+            # A background job inherits SIGINT ignored; a person's terminal does not.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(other)
         self._shown = ""
