@@ -17,8 +17,8 @@
 
 On the wire an error is a gRPC status with google.rpc details: ErrorInfo always (domain "fairlead", reason, metadata),
 RetryInfo where a time to come back is known, QuotaFailure for quotas, BadRequest where one field is to blame. A status
-without our ErrorInfo did not come from Fairlead (grpcio itself also answers RESOURCE_EXHAUSTED, for messages over its
-size limit for example) and becomes the class of its code with reason UNSPECIFIED.
+without our ErrorInfo did not come from Fairlead and becomes the class of its code with reason UNSPECIFIED; but grpcio's
+own RESOURCE_EXHAUSTED, for messages and metadata over its size limits, is no quota: it becomes InvalidArgumentError.
 """
 
 from __future__ import annotations
@@ -280,10 +280,10 @@ def from_status(status: status_pb2.Status) -> FairleadError:
         elif detail.Unpack(bad) and bad.field_violations:
             field = bad.field_violations[0].field
     code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
-    kind = _kind_for(code, reason)
-    return kind(
-        status.message, reason=reason, metadata=metadata, retry_after_s=retry_after_s, field=field, subject=subject
-    )
+    kind, message = _kind_for(code, reason), status.message
+    if kind is QuotaExceededError and reason is Reason.UNSPECIFIED:
+        kind, message = InvalidArgumentError, f"{message}: more than the transport carries; send less text or metadata"
+    return kind(message, reason=reason, metadata=metadata, retry_after_s=retry_after_s, field=field, subject=subject)
 
 
 class RpcFailure(Protocol):

@@ -16,7 +16,7 @@ from fairlead.errors import (
     DeadlineExceededError,
     FairleadError,
     InternalError,
-    QuotaExceededError,
+    InvalidArgumentError,
     Reason,
     RequestCancelledError,
     UnavailableError,
@@ -165,7 +165,7 @@ def _translate(failure: grpc.aio.AioRpcError, silent: bool) -> FairleadError:
         return error
     if isinstance(error, RequestCancelledError):
         return UnavailableError("the replica cancelled the request", reason=Reason.REPLICA_LOST)
-    if isinstance(error, QuotaExceededError) and error.reason is Reason.UNSPECIFIED:
+    if isinstance(error, InvalidArgumentError) and error.reason is Reason.UNSPECIFIED:
         # grpcio's own limits, not the replica's queue.
         return InternalError("the message to the replica exceeds a transport limit")
     return error

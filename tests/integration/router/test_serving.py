@@ -15,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from common import keys
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
-from fairlead.errors import Reason, from_rpc_error
+from fairlead.errors import InvalidArgumentError, Reason, from_rpc_error
 from fairlead.inference.v1 import inference_pb2 as pb
 from fairlead.inference.v1 import inference_pb2_grpc
 from tests.integration.router.processes import AUTH, MODEL, Platform, RouterProcess, platform
@@ -83,6 +83,16 @@ async def test_errors_over_grpc_carry_our_details(router: RouterProcess) -> None
         error = from_rpc_error(caught.value)
         assert error.reason is reason, error
         assert error.metadata["request_id"]
+
+
+async def test_a_huge_header_over_grpc_is_refused_and_serving_goes_on(router: RouterProcess) -> None:
+    """Metadata over the limit comes back as the caller's mistake, and the next request is served."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await router.stub.Generate(request(), metadata=(*AUTH, ("x-big", "a" * 100_000)), timeout=5)
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, InvalidArgumentError), error
+    assert "metadata" in error.message
+    assert (await router.stub.Generate(request(), metadata=AUTH, timeout=10)).usage.output_tokens > 0
 
 
 async def test_the_openai_client_end_to_end(router: RouterProcess) -> None:
