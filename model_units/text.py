@@ -14,6 +14,8 @@ from model_units.units import Tokens
 
 _WEIGHT: Final = 0.02
 _START_OBSERVATIONS: Final = 4
+# The start ratio counts as that many prompts of this length: a first "Hello" of one token must not overturn it.
+_START_TOKENS: Final = 256.0
 _RATIO_MIN: Final = 0.1
 _RATIO_MAX: Final = 100.0
 
@@ -70,7 +72,8 @@ class BytesPerToken:
             return
         before = self._means.pop(model_id, None)
         if before is None:
-            before = (self.ratio(model_id, start=start) * input_tokens, float(input_tokens), _START_OBSERVATIONS)
+            tokens = max(_START_TOKENS, float(input_tokens))
+            before = (self.ratio(model_id, start=start) * tokens, tokens, _START_OBSERVATIONS)
         mean_bytes, mean_tokens, count = before
         count += 1
         weight = max(_WEIGHT, 1.0 / count)

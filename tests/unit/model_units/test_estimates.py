@@ -124,3 +124,11 @@ def test_bytes_per_token_is_bounded_and_ignores_empty_usage() -> None:
     text.observe("n", prompt_bytes=100, input_tokens=100, start=4.0)
     assert text.ratio("m", start=4.0) == 4.0
     assert text.ratio("n", start=4.0) < 4.0
+
+
+def test_a_first_tiny_prompt_does_not_overturn_the_start_ratio() -> None:
+    """Three prompts of one token and five bytes leave the estimate of a long prompt where it was, within 5 %."""
+    ratios = BytesPerToken()
+    for _ in range(3):
+        ratios.observe("m", prompt_bytes=5, input_tokens=1, start=1.2)
+    assert ratios.ratio("m", start=1.2) == pytest.approx(1.2, rel=0.05)
