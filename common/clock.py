@@ -58,10 +58,6 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Moves both clocks forward by `seconds`, 0 or more."""
         if seconds < 0:
-            raise ValueError("time does not go back; use step_wall for a jump of the wall clock")
+            raise ValueError("time does not go back")
         self._monotonic_ns += round(seconds * NS_PER_S)
-        self._wall_ns += round(seconds * NS_PER_S)
-
-    def step_wall(self, seconds: float) -> None:
-        """Makes the wall clock jump by `seconds`, in either direction; the monotonic clock does not notice."""
         self._wall_ns += round(seconds * NS_PER_S)

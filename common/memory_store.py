@@ -47,11 +47,6 @@ class MemoryStore:
         self._history.clear()
         await self._notify()
 
-    async def expire_leases(self) -> None:
-        """Ends the leases whose time is over; every call does it too, this one wakes the watches."""
-        self._check()
-        await self._notify()
-
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()

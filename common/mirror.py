@@ -52,7 +52,7 @@ class Mirror(Generic[T]):
             router.
         snapshot_path: Keeps the copy on disk; None keeps it in memory only.
         relist_interval_s: Longest time a lost watch event can go unnoticed.
-        clock: For ages.
+        clock: Times how long a store insists on being older.
     """
 
     def __init__(
@@ -75,11 +75,9 @@ class Mirror(Generic[T]):
         self._items: dict[str, T] = {}
         self._revision = 0
         self._synced = False
-        self._confirmed_ns = 0
         self._older_since_ns = 0
         self._callbacks: list[Callback[T]] = []
         self._changes = asyncio.Condition()
-        self._change_count = 0
         self._from_snapshot = self._load_snapshot()
 
     @property
@@ -102,12 +100,6 @@ class Mirror(Generic[T]):
         """Whether there is a copy at all: from the store or from a snapshot."""
         return self._synced or self._from_snapshot
 
-    def age_s(self) -> float:
-        """Seconds since the store last confirmed the copy; infinite if it never did."""
-        if not self._confirmed_ns:
-            return float("inf")
-        return (self._clock.monotonic_ns() - self._confirmed_ns) / NS_PER_S
-
     def on_change(self, callback: Callback[T]) -> None:
         """Calls `callback(key, value)` after every change, value None for a deletion; it must not block or raise.
 
@@ -116,12 +108,6 @@ class Mirror(Generic[T]):
         self._callbacks.append(callback)
         for key, value in list(self._items.items()):
             callback(key, value)
-
-    async def wait_change(self) -> None:
-        """Returns after the next change or listing."""
-        async with self._changes:
-            seen = self._change_count
-            await self._changes.wait_for(lambda: self._change_count != seen)
 
     async def wait_synced(self) -> None:
         """Returns once the store has been listed."""
@@ -158,7 +144,6 @@ class Mirror(Generic[T]):
             dirty |= self._set(key, value)
         self._revision = listing.revision
         self._synced = True
-        self._confirmed_ns = self._clock.monotonic_ns()
         if dirty or not self._from_snapshot:
             await self._save_snapshot()
         await self._announce()
@@ -186,7 +171,6 @@ class Mirror(Generic[T]):
                     if change.revision >= self._revision:
                         self._set(change.key.removeprefix(self._prefix), change.value)
                 self._revision = max(self._revision, changes[-1].revision)
-                self._confirmed_ns = self._clock.monotonic_ns()
                 await self._save_snapshot()
                 await self._announce()
         finally:
@@ -213,7 +197,6 @@ class Mirror(Generic[T]):
 
     async def _announce(self) -> None:
         async with self._changes:
-            self._change_count += 1
             self._changes.notify_all()
 
     def _load_snapshot(self) -> bool:
