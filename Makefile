@@ -18,7 +18,7 @@ DURATION_S ?= 180
 BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
 WITH_TESTS = $(PYTHON) deploy/bootstrap.py --tests
 VENV = build/venv/bin
-PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_plane engines deploy tools benchmarks
+PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_plane engines simulation deploy tools benchmarks
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help

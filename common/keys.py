@@ -17,6 +17,10 @@ LEASES = PREFIX + "leases/"
 ASSIGNMENTS = PREFIX + "assignments/"
 LEADERS = PREFIX + "leaders/"
 SERVICES = PREFIX + "services/"
+PROFILES = PREFIX + "profiles/"
+CALIBRATIONS = PREFIX + "calibrations/"
+DRIFT = PREFIX + "drift/"
+EVENTS = PREFIX + "events/"
 
 
 def _part(text: str) -> str:
@@ -78,3 +82,24 @@ def leader(service: str) -> str:
 def service(name: str, instance_id: str) -> str:
     """Key of one process's admin.ServiceInstance."""
     return f"{SERVICES}{_part(name)}/{_part(instance_id)}"
+
+
+def profile(profile_id: str) -> str:
+    """Key of an admin.CostProfile, from its id "model/hardware/version"."""
+    model_id, hardware, version = (*profile_id.split("/"), "", "", "")[:3]
+    return f"{PROFILES}{_part(model_id)}/{_part(hardware)}/{_part(version)}"
+
+
+def calibration(calibration_id: str) -> str:
+    """Key of an admin.Calibration."""
+    return CALIBRATIONS + _part(calibration_id)
+
+
+def drift(model_id: str) -> str:
+    """Key of an admin.DriftStatus."""
+    return DRIFT + _part(model_id)
+
+
+def event(event_id: str) -> str:
+    """Key of an admin.Event."""
+    return EVENTS + _part(event_id)

@@ -13,12 +13,20 @@ Example: 4,000 input and 200 output tokens on Llama 3.1 8B on an H100 take 0.083
 prefill and 72 mMU of decode, 0.212 MU.
 
 The two parts stay apart because pending prefill decides the time to first token; sum them where a scalar is wanted.
+
+A second form, `a * I + b * O + g * I * O`, is kept for comparison: it is 13 to 25 % off on the same pairs.
+
+Images: their tokens are input tokens; each costs `image_s` of the encoder on top, as prefill. What a CPU spends on
+decoding and resizing them is a resource of its own, not part of the price: `image_cpu_seconds`.
 """
 
 from __future__ import annotations
 
+import enum
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from model_units.units import MilliModelUnits, from_replica_seconds
@@ -50,6 +58,49 @@ class Cost:
         return MilliModelUnits(self.prefill_milli_mu + self.decode_milli_mu)
 
 
+class CostForm(enum.Enum):
+    """Which terms the cost function has."""
+
+    ATTENTION = "attention"
+    """a*I + d*I^2 for prefill, b*O + g*O*(I + O/2) for decode."""
+    PRODUCT = "product"
+    """a*I for prefill, b*O + g*I*O for decode; d is 0."""
+
+
+COEFFICIENTS: Final = ("a", "b", "d", "g")
+"""Names of the coefficients, in the order of every vector of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a profile's measurement says about its own quality.
+
+    Attributes:
+        intervals: 95 % confidence interval (low, high) of each coefficient, by its name.
+        hold_out_error: Cost-weighted mean error on points left out of the fit, 0.02 for 2 %.
+        class_errors: Signed error of the predicted capacity by traffic class, 0.02 for 2 % too dear.
+        points: Lengths that were measured.
+        engine_s: Replica time the measurement took, seconds.
+        latency_curve: (intensity, TPOT) in milliseconds, ascending in both: the time per output token a healthy
+            replica shows while the costs per output token of the sequences it decodes add up to that intensity. Empty
+            where it was not measured.
+        latency_spread: Typical relative distance of measurements from that curve.
+    """
+
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=lambda: MappingProxyType({}))
+    hold_out_error: float = 0.0
+    class_errors: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    points: int = 0
+    engine_s: float = 0.0
+    latency_curve: tuple[tuple[float, float], ...] = ()
+    latency_spread: float = 0.0
+
+    @property
+    def stated_error(self) -> float:
+        """The worst the profile admits to: of the hold-out error and every traffic class's."""
+        return max([self.hold_out_error, *(abs(error) for error in self.class_errors.values())])
+
+
 @dataclass(frozen=True, slots=True)
 class CostProfile:
     """The constants of the cost function for one (model, hardware, engine, latency objective).
@@ -68,6 +119,12 @@ class CostProfile:
         g: Replica-seconds per output token and token of context, 0 to 0.01.
         provenance: Where the constants come from, for people.
         version: Grows with every new fit of the same (model, hardware), 1 or more.
+        form: Which terms there are.
+        ttft_objective_ms: 95th percentile of the time to first token that full load keeps, 0 (none) up to 3,600,000.
+        image_s: Replica-seconds per image, 0 to 10.
+        image_cpu_s: CPU-seconds of preprocessing per image, 0 to 100.
+        create_time: When it was measured, RFC 3339 in UTC; empty for those that ship.
+        evidence: How well it is known; None where nothing is stated.
 
     Raises:
         ValueError: A value is out of its range or not finite; the message names it.
@@ -84,6 +141,12 @@ class CostProfile:
     g: float
     provenance: str
     version: int
+    form: CostForm = CostForm.ATTENTION
+    ttft_objective_ms: float = 0.0
+    image_s: float = 0.0
+    image_cpu_s: float = 0.0
+    create_time: str = ""
+    evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
         for name in ("profile_id", "model", "hardware", "engine", "provenance"):

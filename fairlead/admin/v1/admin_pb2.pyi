@@ -163,6 +163,7 @@ class Model(_message.Message):
     REPLICAS_MAX_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PREVIOUS_PROFILE_ID_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """1 to 127 of a-z, 0-9, '.', '_', '-', starting with a letter or digit. Immutable."""
     display_name: _builtins.str
@@ -185,6 +186,8 @@ class Model(_message.Message):
     """Most replicas the autoscaler starts."""
     etag: _builtins.str
     """Version for updates. Set by the server, not stored."""
+    previous_profile_id: _builtins.str
+    """The profile that was in force before profile_id, for a rollback; empty where there was none. Set by the server."""
     @_builtins.property
     def engine(self) -> Global___EngineSpec:
         """What its replicas run."""
@@ -209,10 +212,11 @@ class Model(_message.Message):
         replicas_max: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        previous_profile_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "engine", b"engine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_token", b"bytes_per_token", "context_tokens", b"context_tokens", "create_time", b"create_time", "display_name", b"display_name", "engine", b"engine", "etag", b"etag", "model_id", b"model_id", "output_tokens_default", b"output_tokens_default", "output_tokens_max", b"output_tokens_max", "profile_id", b"profile_id", "replicas_max", b"replicas_max", "replicas_min", b"replicas_min", "target_utilization", b"target_utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_token", b"bytes_per_token", "context_tokens", b"context_tokens", "create_time", b"create_time", "display_name", b"display_name", "engine", b"engine", "etag", b"etag", "model_id", b"model_id", "output_tokens_default", b"output_tokens_default", "output_tokens_max", b"output_tokens_max", "previous_profile_id", b"previous_profile_id", "profile_id", b"profile_id", "replicas_max", b"replicas_max", "replicas_min", b"replicas_min", "target_utilization", b"target_utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,11 +3,13 @@
 isort:skip_file
 Between routers, replica agents and engines: serving, load, draining, and the replica's record in etcd."""
 
+from collections import abc as _abc
 from fairlead.inference.v1 import inference_pb2 as _inference_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -36,6 +38,8 @@ class _ReplicaStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReplicaS
     """Takes no new requests, finishes the others."""
     REPLICA_STATE_UNHEALTHY: _ReplicaState.ValueType  # 4
     """Its engine is dead or hangs and is being replaced."""
+    REPLICA_STATE_CALIBRATING: _ReplicaState.ValueType  # 5
+    """Is being measured and takes no requests meanwhile."""
 
 class ReplicaState(_ReplicaState, metaclass=_ReplicaStateEnumTypeWrapper):
     """The life of a replica."""
@@ -50,6 +54,8 @@ REPLICA_STATE_DRAINING: ReplicaState.ValueType  # 3
 """Takes no new requests, finishes the others."""
 REPLICA_STATE_UNHEALTHY: ReplicaState.ValueType  # 4
 """Its engine is dead or hangs and is being replaced."""
+REPLICA_STATE_CALIBRATING: ReplicaState.ValueType  # 5
+"""Is being measured and takes no requests meanwhile."""
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
 @_typing.final
@@ -275,6 +281,196 @@ class DrainResponse(_message.Message):
 Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
 
 @_typing.final
+class Load(_message.Message):
+    """A load to put on a replica: a fixed number of requests at a time, each followed by the next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LENGTHS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    TIME_MAX_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    concurrency: _builtins.int
+    """Requests at a time, 1 or more."""
+    seed: _builtins.int
+    """Seed of the order of lengths and of the prompts' words."""
+    @_builtins.property
+    def lengths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lengths]:
+        """Lengths to draw from; one entry means all alike. 1 to 4096 entries."""
+
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Measured time after the warm-up, at least."""
+
+    @_builtins.property
+    def time_max(self) -> _duration_pb2.Duration:
+        """The whole experiment ends after this long whatever it has seen."""
+
+    def __init__(
+        self,
+        *,
+        lengths: _abc.Iterable[Global___Lengths] | None = ...,
+        concurrency: _builtins.int = ...,
+        window: _duration_pb2.Duration | None = ...,
+        time_max: _duration_pb2.Duration | None = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time_max", b"time_max", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "lengths", b"lengths", "seed", b"seed", "time_max", b"time_max", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Load: _TypeAlias = Load  # noqa: Y015
+
+@_typing.final
+class Lengths(_message.Message):
+    """One pair of lengths."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    input_tokens: _builtins.int
+    """Prompt, tokens, 1 or more."""
+    output_tokens: _builtins.int
+    """Answer, tokens, 1 or more."""
+    def __init__(
+        self,
+        *,
+        input_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input_tokens", b"input_tokens", "output_tokens", b"output_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lengths: _TypeAlias = Lengths  # noqa: Y015
+
+@_typing.final
+class CalibrateRequest(_message.Message):
+    """Speaks to a replica that is being calibrated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    CALIBRATION_ID_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    replica_id: _builtins.str
+    """The replica; refused when the agent at this address is another one. Read in the first message only, which holds no
+    load.
+    """
+    calibration_id: _builtins.str
+    """Who measures, for the agent's logs. Read in the first message only."""
+    @_builtins.property
+    def load(self) -> Global___Load:
+        """What to do next; unset in the first message."""
+
+    def __init__(
+        self,
+        *,
+        replica_id: _builtins.str = ...,
+        calibration_id: _builtins.str = ...,
+        load: Global___Load | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_id", b"calibration_id", "load", b"load", "replica_id", b"replica_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrateRequest: _TypeAlias = CalibrateRequest  # noqa: Y015
+
+@_typing.final
+class Measurement(_message.Message):
+    """What a load came to. The window begins and ends with a first token, so that it holds whole prefills."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WINDOW_S_FIELD_NUMBER: _builtins.int
+    ENGINE_S_FIELD_NUMBER: _builtins.int
+    FIRST_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODING_S_FIELD_NUMBER: _builtins.int
+    INPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    INPUT_SQUARES_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_S_P50_FIELD_NUMBER: _builtins.int
+    TTFT_S_P95_FIELD_NUMBER: _builtins.int
+    CUT_SHORT_FIELD_NUMBER: _builtins.int
+    window_s: _builtins.float
+    """Measured time, seconds."""
+    engine_s: _builtins.float
+    """Replica time from the first request to the last token, warm-up included, seconds."""
+    first_tokens: _builtins.int
+    """Requests that got their first token inside the window."""
+    output_tokens: _builtins.int
+    """Output tokens inside the window, first tokens included."""
+    decoding_s: _builtins.float
+    """Integral over the window of the number of requests between their first and their last token, seconds."""
+    input_tokens: _builtins.int
+    """Sum of the prompts' lengths of the requests counted in first_tokens, as the engine counted them."""
+    input_squares: _builtins.float
+    """Sum of the squares of the same lengths."""
+    context_tokens: _builtins.float
+    """Sum over the output tokens of their context: the prompt and the answer before them."""
+    ttft_s_p50: _builtins.float
+    """Median time to first token of requests that began after the warm-up, seconds; 0 where none has one."""
+    ttft_s_p95: _builtins.float
+    """95th percentile of the same, seconds."""
+    cut_short: _builtins.bool
+    """The load ended at time_max before its window was full."""
+    def __init__(
+        self,
+        *,
+        window_s: _builtins.float = ...,
+        engine_s: _builtins.float = ...,
+        first_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+        decoding_s: _builtins.float = ...,
+        input_tokens: _builtins.int = ...,
+        input_squares: _builtins.float = ...,
+        context_tokens: _builtins.float = ...,
+        ttft_s_p50: _builtins.float = ...,
+        ttft_s_p95: _builtins.float = ...,
+        cut_short: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "cut_short", b"cut_short", "decoding_s", b"decoding_s", "engine_s", b"engine_s", "first_tokens", b"first_tokens", "input_squares", b"input_squares", "input_tokens", b"input_tokens", "output_tokens", b"output_tokens", "ttft_s_p50", b"ttft_s_p50", "ttft_s_p95", b"ttft_s_p95", "window_s", b"window_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Measurement: _TypeAlias = Measurement  # noqa: Y015
+
+@_typing.final
+class CalibrateResponse(_message.Message):
+    """Answers a CalibrateRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASUREMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def measurement(self) -> Global___Measurement:
+        """What the last load came to; unset in the first answer."""
+
+    def __init__(
+        self,
+        *,
+        measurement: Global___Measurement | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measurement", b"measurement"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CalibrateResponse: _TypeAlias = CalibrateResponse  # noqa: Y015
+
+@_typing.final
 class Replica(_message.Message):
     """A replica's record at /fairlead/v1/replicas/{id}, written by its agent under an etcd lease: it vanishes with the agent."""
 
@@ -299,6 +495,9 @@ class Replica(_message.Message):
     OPS_ADDRESS_FIELD_NUMBER: _builtins.int
     ENGINE_RESTARTS_FIELD_NUMBER: _builtins.int
     SLOT_FIELD_NUMBER: _builtins.int
+    DRIFT_RATIO_FIELD_NUMBER: _builtins.int
+    DRIFT_PROFILE_ID_FIELD_NUMBER: _builtins.int
+    DRIFT_TOKENS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Unique for every start of an agent."""
     address: _builtins.str
@@ -335,6 +534,14 @@ class Replica(_message.Message):
     """Times the agent has restarted its engine."""
     slot: _builtins.str
     """The seat the actuator started this replica for; a replacement takes the same seat."""
+    drift_ratio: _builtins.float
+    """Time that production takes on it over time that the profile in force says, lately; 1 when the profile is true, 0
+    where nothing is known. Written when it has moved by 2 % or more.
+    """
+    drift_profile_id: _builtins.str
+    """The profile that ratio is about."""
+    drift_tokens: _builtins.int
+    """Output tokens that ratio stands for."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the agent started."""
@@ -361,10 +568,13 @@ class Replica(_message.Message):
         ops_address: _builtins.str = ...,
         engine_restarts: _builtins.int = ...,
         slot: _builtins.str = ...,
+        drift_ratio: _builtins.float = ...,
+        drift_profile_id: _builtins.str = ...,
+        drift_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "engine", b"engine", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "drift_profile_id", b"drift_profile_id", "drift_ratio", b"drift_ratio", "drift_tokens", b"drift_tokens", "engine", b"engine", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

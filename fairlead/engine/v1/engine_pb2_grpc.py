@@ -50,6 +50,11 @@ class EngineServiceStub:
                 request_serializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.DrainRequest.SerializeToString,
                 response_deserializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Calibrate = channel.stream_stream(
+                '/fairlead.engine.v1.EngineService/Calibrate',
+                request_serializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.CalibrateRequest.SerializeToString,
+                response_deserializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.CalibrateResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServiceServicer:
@@ -77,6 +82,14 @@ class EngineServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Calibrate(self, request_iterator, context):
+        """Takes the replica out of service and measures it: the first answer says that it is free, then every load that is
+        sent is answered once. The replica goes back to work when the call ends, however it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_EngineServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.DrainRequest.FromString,
                     response_serializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.DrainResponse.SerializeToString,
+            ),
+            'Calibrate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Calibrate,
+                    request_deserializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.CalibrateRequest.FromString,
+                    response_serializer=fairlead_dot_engine_dot_v1_dot_engine__pb2.CalibrateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class EngineService:
             '/fairlead.engine.v1.EngineService/Drain',
             fairlead_dot_engine_dot_v1_dot_engine__pb2.DrainRequest.SerializeToString,
             fairlead_dot_engine_dot_v1_dot_engine__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibrate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fairlead.engine.v1.EngineService/Calibrate',
+            fairlead_dot_engine_dot_v1_dot_engine__pb2.CalibrateRequest.SerializeToString,
+            fairlead_dot_engine_dot_v1_dot_engine__pb2.CalibrateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class EngineServiceStub:
     """Streams load reports: one at once, then at least one per interval and one at every notable change."""
     Drain: _grpc.UnaryUnaryMultiCallable[_engine_pb2.DrainRequest, _engine_pb2.DrainResponse]
     """Takes no new requests from now on and finishes those in flight."""
+    Calibrate: _grpc.StreamStreamMultiCallable[_engine_pb2.CalibrateRequest, _engine_pb2.CalibrateResponse]
+    """Takes the replica out of service and measures it: the first answer says that it is free, then every load that is
+    sent is answered once. The replica goes back to work when the call ends, however it ends.
+    """
 
 @_typing.type_check_only
 class EngineServiceAsyncStub(EngineServiceStub):
@@ -51,6 +55,10 @@ class EngineServiceAsyncStub(EngineServiceStub):
     """Streams load reports: one at once, then at least one per interval and one at every notable change."""
     Drain: _aio.UnaryUnaryMultiCallable[_engine_pb2.DrainRequest, _engine_pb2.DrainResponse]  # type: ignore[assignment]
     """Takes no new requests from now on and finishes those in flight."""
+    Calibrate: _aio.StreamStreamMultiCallable[_engine_pb2.CalibrateRequest, _engine_pb2.CalibrateResponse]  # type: ignore[assignment]
+    """Takes the replica out of service and measures it: the first answer says that it is free, then every load that is
+    sent is answered once. The replica goes back to work when the call ends, however it ends.
+    """
 
 class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by the replica agent that stands beside every engine."""
@@ -78,6 +86,16 @@ class EngineServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.DrainResponse, _abc.Awaitable[_engine_pb2.DrainResponse]]:
         """Takes no new requests from now on and finishes those in flight."""
+
+    @_abc_1.abstractmethod
+    def Calibrate(
+        self,
+        request_iterator: _MaybeAsyncIterator[_engine_pb2.CalibrateRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_engine_pb2.CalibrateResponse], _abc.AsyncIterator[_engine_pb2.CalibrateResponse]]:
+        """Takes the replica out of service and measures it: the first answer says that it is free, then every load that is
+        sent is answered once. The replica goes back to work when the call ends, however it ends.
+        """
 
 def add_EngineServiceServicer_to_server(servicer: EngineServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
