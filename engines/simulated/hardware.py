@@ -78,6 +78,21 @@ class Hardware:
         decode = (self.a0 if sequences else 0.0) + self.ad * context_tokens
         return (self.h + linear + decode + self.ap * prefill_squares) / _MS_PER_S
 
+    def decode_s(self, sequences: int, context_tokens: int, steps: int) -> float:
+        """Duration of steps in which the same sequences decode and nothing else happens.
+
+        Args:
+            sequences: B, 1 or more.
+            context_tokens: The sum of their contexts before the first step; it grows by B per step.
+            steps: How many.
+
+        Returns:
+            Seconds: the sum of `step_s` over the steps.
+        """
+        linear = max(self.w0 + self.w1 * sequences, self.g0 + self.g1 * sequences)
+        read_tokens = steps * context_tokens + sequences * (steps * (steps + 1) // 2)
+        return (steps * (self.h + linear + self.a0) + self.ad * read_tokens) / _MS_PER_S
+
 
 _MEASURED: Final = (
     Hardware("h100", "llama-3.1-8b", 5.82, 0.0062, -1.80, 0.02121, 0.275, 4.31e-5, 3.9e-7, 0.7, 440_000),
