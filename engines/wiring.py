@@ -28,7 +28,7 @@ from engines.simulated.engine import SimulatedEngine
 from engines.simulated.hardware import hardware
 from engines.simulated.service import SERVICE as FAULT_SERVICE
 from engines.simulated.service import FaultServicer
-from engines.simulated.step_machine import SchedulerLimits
+from engines.simulated.work import SchedulerLimits
 from fairlead.engine.v1 import engine_pb2_grpc
 from model_units.units import MilliModelUnitsPerMinute
 

@@ -16,8 +16,9 @@ from common.logs import get_logger
 from engines.engine import EngineDescription, EngineRequest, TokenBatch
 from engines.simulated.faults import Faults
 from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS, Hardware
-from engines.simulated.step_machine import SchedulerLimits, Step, StepMachine, Work
+from engines.simulated.step_machine import StepMachine
 from engines.simulated.text import OutputText, render
+from engines.simulated.work import SchedulerLimits, Step, Work
 from fairlead.errors import InvalidArgumentError, Reason, UnavailableError
 
 log = get_logger(__name__)

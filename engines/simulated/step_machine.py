@@ -19,126 +19,24 @@ last one, contexts are one sum, and who needs a block when is a count per step m
 
 from __future__ import annotations
 
-import enum
 import heapq
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 from engines.simulated.hardware import Hardware
-from engines.simulated.kv_cache import Holding, KvCache
+from engines.simulated.kv_cache import KvCache
+from engines.simulated.sequence import Sequence
+from engines.simulated.work import Event, EventKind, SchedulerLimits, Step, Work
 
 # Kept free at admission so that running requests can grow for a while before somebody is preempted. Source: vLLM's
 # default watermark.
 _WATERMARK: Final = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerLimits:
-    """Limits of the scheduler; the defaults are those of a usual engine.
-
-    Attributes:
-        sequences_max: Most sequences that run at once, 1 to `step_tokens_max`.
-        step_tokens_max: Most tokens computed per step (the chunk budget), 1 or more.
-        block_tokens: Tokens per KV block, 1 or more.
-        piece_tokens: Tokens per shareable piece of a prompt, a multiple of `block_tokens`. Source of the default: the
-            blocks of the Mooncake trace.
-    """
-
-    sequences_max: int = 256
-    step_tokens_max: int = 2_048
-    block_tokens: int = 16
-    piece_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        if self.block_tokens < 1 or not 1 <= self.sequences_max <= self.step_tokens_max:
-            raise ValueError("limits must be 1 or more, and sequences_max at most step_tokens_max")
-        if self.piece_tokens < 1 or self.piece_tokens % self.block_tokens:
-            raise ValueError("piece_tokens must be a multiple of block_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One request for the machine.
-
-    Attributes:
-        request_id: Unique among the requests in the machine.
-        input_tokens: Length of its prompt, 1 or more.
-        output_tokens: Tokens it will produce, 1 or more.
-        priority: Higher goes first.
-        prefix: Ids of the prompt's leading pieces of `piece_tokens` each, front first; an id stands for the piece and
-            everything before it. Empty where nothing is shared.
-    """
-
-    request_id: str
-    input_tokens: int
-    output_tokens: int
-    priority: int = 2
-    prefix: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step did.
-
-    Attributes:
-        duration_s: How long it takes; its tokens exist at its end.
-        produced: Requests that got one token each.
-        finished: Those of `produced` for which it was the last token.
-        admitted: Requests that began, or began again after a preemption, in order.
-        preempted: Requests that were thrown out of the KV cache and wait again.
-        prefill_tokens: Prompt tokens computed.
-    """
-
-    duration_s: float
-    produced: tuple[str, ...]
-    finished: tuple[str, ...]
-    admitted: tuple[str, ...]
-    preempted: tuple[str, ...]
-    prefill_tokens: int
-
-
-class EventKind(enum.Enum):
-    """What happened to a request."""
-
-    FIRST_TOKEN = "first_token"
-    FINISHED = "finished"
-    PREEMPTED = "preempted"
-
-
 _FIRST_TOKEN: Final = EventKind.FIRST_TOKEN
 _FINISHED: Final = EventKind.FINISHED
 _PREEMPTED: Final = EventKind.PREEMPTED
-
-
-class Event(NamedTuple):
-    """One thing that happened in virtual time.
-
-    Attributes:
-        time_s: When, on the machine's clock.
-        kind: What. A request of one token has both its FIRST_TOKEN and its FINISHED at one time, in this order.
-        request_id: To whom.
-        cached_input_tokens: With FIRST_TOKEN, prompt tokens found in the prefix cache.
-    """
-
-    time_s: float
-    kind: EventKind
-    request_id: str
-    cached_input_tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    work: Work
-    order: tuple[int, int]  # (-priority, arrival): lower goes first
-    target: int  # tokens to compute before the next token comes out of prefill
-    computed: int = 0  # while it prefills; what had been computed at `join` while it decodes
-    produced: int = 0  # likewise
-    cached: int = 0
-    join: int = -1  # step after which it decodes
-    holding: Holding | None = None
-    gone: bool = field(default=False)
 
 
 class StepMachine:
@@ -159,11 +57,11 @@ class StepMachine:
         size = self._limits.block_tokens
         self._cache = KvCache(hardware.kv_capacity_tokens // size, size, self._limits.piece_tokens)
         self._watermark = int(self._cache.blocks * _WATERMARK)
-        self._sequences: dict[str, _Sequence] = {}
-        self._decoding: dict[str, _Sequence] = {}
-        self._prefilling: list[_Sequence] = []  # sorted by order
-        self._waiting: list[tuple[tuple[int, int], _Sequence]] = []  # heap; those who left are dropped when met
-        self._ends: list[tuple[int, int, _Sequence]] = []  # heap of (last step, join, sequence), likewise
+        self._sequences: dict[str, Sequence] = {}
+        self._decoding: dict[str, Sequence] = {}
+        self._prefilling: list[Sequence] = []  # sorted by order
+        self._waiting: list[tuple[tuple[int, int], Sequence]] = []  # heap; those who left are dropped when met
+        self._ends: list[tuple[int, int, Sequence]] = []  # heap of (last step, join, sequence), likewise
         self._arrivals = 0
         self._joins = 0
         self._steps = 0
@@ -200,7 +98,7 @@ class StepMachine:
     def produced(self, request_id: str) -> int:
         """Tokens a request in the machine has produced."""
         sequence = self._sequences[request_id]
-        return sequence.produced + (self._steps - sequence.join if sequence.join >= 0 else 0)
+        return sequence.produced_by(self._steps)
 
     def cached(self, request_id: str) -> int:
         """Prompt tokens of a request in the machine that were found in the prefix cache."""
@@ -209,7 +107,7 @@ class StepMachine:
     def progress(self) -> Iterator[tuple[str, int]]:
         """Requests that decode, and the tokens each has produced."""
         for request_id, sequence in self._decoding.items():
-            yield request_id, sequence.produced + self._steps - sequence.join
+            yield request_id, sequence.produced_by(self._steps)
 
     def add(self, work: Work) -> None:
         """Takes a request; it joins at the next step.
@@ -225,7 +123,7 @@ class StepMachine:
         if self._cache.blocks_for(work.input_tokens + work.output_tokens - 1) > self._cache.blocks:
             raise ValueError(f"request {work.request_id!r} is larger than the KV cache")
         self._arrivals += 1
-        sequence = _Sequence(work, (-work.priority, self._arrivals), work.input_tokens)
+        sequence = Sequence(work, (-work.priority, self._arrivals), work.input_tokens)
         self._sequences[work.request_id] = sequence
         heapq.heappush(self._waiting, (sequence.order, sequence))
 
@@ -296,7 +194,7 @@ class StepMachine:
 
     # --- one step
 
-    def _make_room(self) -> list[_Sequence]:
+    def _make_room(self) -> list[Sequence]:
         """Preempts until every decoding sequence can write its next token."""
         preempted = []
         while self._growing[self._steps % self._limits.block_tokens] > self._cache.available:
@@ -305,7 +203,7 @@ class StepMachine:
             preempted.append(victim)
         return preempted
 
-    def _step(self) -> tuple[list[_Sequence], list[_Sequence], list[_Sequence], int]:
+    def _step(self) -> tuple[list[Sequence], list[Sequence], list[Sequence], int]:
         """Computes a step that has room; returns who joined decoding, who finished, who was admitted, and P."""
         decoding = len(self._decoding)
         self._cache.grow(self._growing[self._steps % self._limits.block_tokens])
@@ -313,7 +211,7 @@ class StepMachine:
         context = self._context
         chunks, admitted = self._prefill(self._limits.step_tokens_max - decoding)
         self._steps += 1
-        joined: list[_Sequence] = []
+        joined: list[Sequence] = []
         prefill_tokens, squares = 0, 0
         for sequence, tokens in chunks:
             squares += tokens * (2 * sequence.computed + tokens)
@@ -328,10 +226,10 @@ class StepMachine:
         )
         return joined, finished, admitted, prefill_tokens
 
-    def _prefill(self, budget: int) -> tuple[list[tuple[_Sequence, int]], list[_Sequence]]:
+    def _prefill(self, budget: int) -> tuple[list[tuple[Sequence, int]], list[Sequence]]:
         """Deals the budget out in order; returns chunks of (sequence, tokens) and who was admitted."""
-        chunks: list[tuple[_Sequence, int]] = []
-        admitted: list[_Sequence] = []
+        chunks: list[tuple[Sequence, int]] = []
+        admitted: list[Sequence] = []
         index = 0
         while budget > 0:
             head = self._waiting_head()
@@ -347,7 +245,7 @@ class StepMachine:
             index += 1
         return chunks, admitted
 
-    def _waiting_head(self) -> _Sequence | None:
+    def _waiting_head(self) -> Sequence | None:
         while self._waiting:
             sequence = self._waiting[0][1]
             if not sequence.gone and sequence.holding is None:
@@ -355,7 +253,7 @@ class StepMachine:
             heapq.heappop(self._waiting)
         return None
 
-    def _admit(self, sequence: _Sequence, index: int) -> bool:
+    def _admit(self, sequence: Sequence, index: int) -> bool:
         """Gives the head of the line a slot and its blocks, if they are free."""
         running = len(self._decoding) + len(self._prefilling)
         if running >= self._limits.sequences_max:
@@ -370,7 +268,7 @@ class StepMachine:
         self._prefilling.insert(index, sequence)
         return True
 
-    def _compute(self, sequence: _Sequence, tokens: int) -> None:
+    def _compute(self, sequence: Sequence, tokens: int) -> None:
         """Counts computed prompt tokens, and makes whole pieces of the prompt known."""
         before, sequence.computed = sequence.computed, sequence.computed + tokens
         prefix = sequence.work.prefix
@@ -378,7 +276,7 @@ class StepMachine:
             piece = self._limits.piece_tokens
             self._cache.share(sequence.holding, prefix[before // piece : sequence.computed // piece])
 
-    def _join(self, sequence: _Sequence) -> None:
+    def _join(self, sequence: Sequence) -> None:
         """A prompt is computed: its first (or next) token is out, and it decodes from the next step on."""
         self._prefilling.remove(sequence)
         sequence.produced += 1
@@ -390,21 +288,15 @@ class StepMachine:
         self._joins += 1
         heapq.heappush(self._ends, (last_step, self._joins, sequence))
 
-    def _finish(self) -> list[_Sequence]:
+    def _finish(self) -> list[Sequence]:
         """Removes everybody whose last token is out, in the order in which they joined."""
         finished = []
-        while self._ends and (self._ends[0][0] <= self._steps or not self._lives(self._ends[0])):
-            entry = heapq.heappop(self._ends)
-            if self._lives(entry):
-                finished.append(entry[2])
-                self._remove(entry[2])
+        while self._ends and (self._ends[0][0] <= self._steps or not self._ends[0][2].ends_after(self._ends[0][0])):
+            last_step, _, sequence = heapq.heappop(self._ends)
+            if sequence.ends_after(last_step):
+                finished.append(sequence)
+                self._remove(sequence)
         return finished
-
-    @staticmethod
-    def _lives(entry: tuple[int, int, _Sequence]) -> bool:
-        """Whether an entry of `_ends` still says when its sequence ends."""
-        last_step, _, sequence = entry
-        return sequence.join >= 0 and last_step == sequence.join + sequence.work.output_tokens - sequence.produced
 
     # --- stretches of steps in which sequences only decode
 
@@ -415,11 +307,11 @@ class StepMachine:
         head = self._waiting_head()
         if head is not None and self._admittable(head):
             return 0
-        while not self._lives(self._ends[0]):
+        while not self._ends[0][2].ends_after(self._ends[0][0]):
             heapq.heappop(self._ends)
         return self._steps_with_room(self._ends[0][0] - self._steps)
 
-    def _admittable(self, sequence: _Sequence) -> bool:
+    def _admittable(self, sequence: Sequence) -> bool:
         running = len(self._decoding) + len(self._prefilling)
         if running >= self._limits.sequences_max:
             return False
@@ -430,7 +322,7 @@ class StepMachine:
     def _steps_with_room(self, steps: int) -> int:
         """How many of the next `steps` find the blocks they need."""
         size, available = self._limits.block_tokens, self._cache.available
-        whole_rounds, rest = divmod(steps, size)
+        whole_rounds = steps // size
         if (whole_rounds + 1) * len(self._decoding) <= available:
             return steps
         if len(self._decoding):
@@ -473,20 +365,20 @@ class StepMachine:
 
     # --- leaving
 
-    def _preempt(self, sequence: _Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         produced = self.produced(sequence.work.request_id)
         self._release(sequence)
         sequence.computed, sequence.produced = 0, produced
         sequence.target = sequence.work.input_tokens + produced
         heapq.heappush(self._waiting, (sequence.order, sequence))
 
-    def _remove(self, sequence: _Sequence) -> None:
+    def _remove(self, sequence: Sequence) -> None:
         del self._sequences[sequence.work.request_id]
         sequence.gone = True
         if sequence.holding is not None:
             self._release(sequence)
 
-    def _release(self, sequence: _Sequence) -> None:
+    def _release(self, sequence: Sequence) -> None:
         """Takes slot and blocks away."""
         assert sequence.holding is not None
         grown = 0

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from engines.simulated.hardware import Hardware
-from engines.simulated.step_machine import SchedulerLimits, StepMachine, Work
+from engines.simulated.step_machine import StepMachine
+from engines.simulated.work import SchedulerLimits, Work
 
 KV_CAPACITY_TOKENS = 256
 LIMITS = SchedulerLimits(sequences_max=5, step_tokens_max=32, block_tokens=4)

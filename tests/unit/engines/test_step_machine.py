@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from engines.simulated.hardware import HARDWARE, Hardware, hardware
-from engines.simulated.step_machine import SchedulerLimits, Step, StepMachine, Work
+from engines.simulated.step_machine import StepMachine
+from engines.simulated.work import SchedulerLimits, Step, Work
 from fairlead.errors import InvalidArgumentError
 
 H100 = HARDWARE["h100"]
