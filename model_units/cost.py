@@ -23,9 +23,11 @@ decoding and resizing them is a resource of its own, not part of the price: `ima
 from __future__ import annotations
 
 import enum
-import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Final
 
@@ -34,10 +36,23 @@ from model_units.units import MilliModelUnits, from_replica_seconds
 TOKENS_MAX: Final = 10_000_000
 """Longest prompt or output that is priced; the most a model's context may be set to."""
 
+IMAGES_MAX: Final = 100_000
+"""Most images of one request that are priced."""
+
 # Beyond these a number is a typing error, not a measurement: one token costs at most ten seconds of a replica.
 _LINEAR_MAX_S: Final = 10.0
 _QUADRATIC_MAX_S: Final = 1e-2
+_IMAGE_CPU_MAX_S: Final = 100.0
 _TPOT_OBJECTIVE_MAX_MS: Final = 60_000.0
+_TTFT_OBJECTIVE_MAX_MS: Final = 3_600_000.0
+_ENGINE_MAX_S: Final = 1e9
+# An error beyond a hundredfold is no statement any more.
+_ERROR_MAX: Final = 100.0
+_COUNT_MAX: Final = 2**31 - 1  # a version and a number of points are int32 on the wire
+_TEXT_CHARACTERS_MAX: Final = 10_000
+_CURVE_POINTS_MAX: Final = 1_000
+_CLASSES_MAX: Final = 1_000
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +100,50 @@ class Evidence:
             replica shows while the costs per output token of the sequences it decodes add up to that intensity. Empty
             where it was not measured.
         latency_spread: Typical relative distance of measurements from that curve.
+
+    Raises:
+        ValueError: A value is out of its range or contradicts itself; the message names it.
     """
 
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=lambda: MappingProxyType({}))
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
     hold_out_error: float = 0.0
-    class_errors: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    class_errors: Mapping[str, float] = field(default_factory=dict, hash=False)
     points: int = 0
     engine_s: float = 0.0
     latency_curve: tuple[tuple[float, float], ...] = ()
     latency_spread: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in self.intervals.items():
+            if name not in COEFFICIENTS:
+                raise ValueError(f"evidence: intervals must be of {', '.join(COEFFICIENTS)}, not of {name!r}")
+            _check_range(f"evidence: intervals[{name}] low", low, 0.0, _LINEAR_MAX_S)
+            _check_range(f"evidence: intervals[{name}] high", high, low, _LINEAR_MAX_S)
+        if len(self.class_errors) > _CLASSES_MAX:
+            raise ValueError(f"evidence: class_errors must be at most {_CLASSES_MAX}, not {len(self.class_errors)}")
+        for name, error in self.class_errors.items():
+            _check_text("evidence: the name of a traffic class in class_errors", name)
+            _check_range(f"evidence: class_errors[{name}]", error, -_ERROR_MAX, _ERROR_MAX)
+        _check_range("evidence: hold_out_error", self.hold_out_error, 0.0, _ERROR_MAX)
+        _check_range("evidence: points", self.points, 0, _COUNT_MAX)
+        _check_range("evidence: engine_s", self.engine_s, 0.0, _ENGINE_MAX_S)
+        _check_range("evidence: latency_spread", self.latency_spread, 0.0, _ERROR_MAX)
+        self._check_curve()
+
+    def _check_curve(self) -> None:
+        if len(self.latency_curve) > _CURVE_POINTS_MAX:
+            raise ValueError(f"evidence: latency_curve must have at most {_CURVE_POINTS_MAX} points")
+        for intensity_ms, tpot_ms in self.latency_curve:
+            _check_range("evidence: latency_curve intensity", intensity_ms, 0.0, _ENGINE_MAX_S)
+            _check_range("evidence: latency_curve TPOT", tpot_ms, 0.0, _ENGINE_MAX_S)
+            if tpot_ms == 0.0:
+                raise ValueError("evidence: latency_curve TPOT must be above 0")
+        for (intensity, tpot), (next_intensity, next_tpot) in pairwise(self.latency_curve):
+            if not (intensity < next_intensity and tpot <= next_tpot):
+                raise ValueError(
+                    "evidence: latency_curve must ascend: intensities each above the one before, TPOTs never below;"
+                    f" ({next_intensity:g}, {next_tpot:g}) follows ({intensity:g}, {tpot:g})"
+                )
 
     @property
     def stated_error(self) -> float:
@@ -115,7 +165,7 @@ class CostProfile:
         tpot_objective_ms: The time per output token that full load still keeps, above 0 up to 60,000.
         a: Replica-seconds per uncached input token, 0 to 10.
         b: Replica-seconds per output token, 0 to 10.
-        d: Replica-seconds per input token squared, 0 to 0.01.
+        d: Replica-seconds per input token squared, 0 to 0.01; 0 in the form PRODUCT.
         g: Replica-seconds per output token and token of context, 0 to 0.01.
         provenance: Where the constants come from, for people.
         version: Grows with every new fit of the same (model, hardware), 1 or more.
@@ -149,38 +199,80 @@ class CostProfile:
     evidence: Evidence | None = None
 
     def __post_init__(self) -> None:
+        try:
+            self._check()
+        except ValueError as error:
+            raise ValueError(f"profile {self.profile_id!r}: {error}") from error
+
+    def _check(self) -> None:
         for name in ("profile_id", "model", "hardware", "engine", "provenance"):
-            if not getattr(self, name):
-                raise ValueError(f"profile {self.profile_id!r}: {name} must not be empty")
-        if self.version < 1:
-            raise ValueError(f"profile {self.profile_id!r}: version must be 1 or more, not {self.version}")
+            _check_text(name, getattr(self, name))
+        _check_range("version", self.version, 1, _COUNT_MAX)
+        if "/" in self.model or "/" in self.hardware:
+            raise ValueError("model and hardware must not hold a slash")
         if self.profile_id != f"{self.model}/{self.hardware}/{self.version}":
-            raise ValueError(f"profile {self.profile_id!r}: the id must be model/hardware/version")
-        self._check("tpot_objective_ms", _TPOT_OBJECTIVE_MAX_MS)
-        self._check("a", _LINEAR_MAX_S)
-        self._check("b", _LINEAR_MAX_S)
-        self._check("d", _QUADRATIC_MAX_S)
-        self._check("g", _QUADRATIC_MAX_S)
+            raise ValueError(f"profile_id must be model/hardware/version: {self.model}/{self.hardware}/{self.version}")
+        for name, maximum in _MAXIMA.items():
+            _check_range(name, getattr(self, name), 0.0, maximum)
         if self.tpot_objective_ms == 0.0:
-            raise ValueError(f"profile {self.profile_id!r}: tpot_objective_ms must be above 0")
+            raise ValueError("tpot_objective_ms must be above 0")
         if self.a == 0.0 or self.b == 0.0:
             # Work that is free would never meet a quota.
-            raise ValueError(f"profile {self.profile_id!r}: a and b must be above 0")
+            raise ValueError("a and b must be above 0")
+        if self.form is CostForm.PRODUCT and self.d != 0.0:
+            raise ValueError(f"d must be 0 in the form 'product', which has no such term, not {self.d}")
+        if self.create_time:
+            _check_time("create_time", self.create_time)
 
-    def _check(self, name: str, maximum: float) -> None:
-        value: float = getattr(self, name)
-        if not math.isfinite(value) or not 0.0 <= value <= maximum:
-            raise ValueError(f"profile {self.profile_id!r}: {name} must be 0 to {maximum:g}, not {value}")
+
+_MAXIMA: Final = MappingProxyType(
+    {
+        "tpot_objective_ms": _TPOT_OBJECTIVE_MAX_MS,
+        "a": _LINEAR_MAX_S,
+        "b": _LINEAR_MAX_S,
+        "d": _QUADRATIC_MAX_S,
+        "g": _QUADRATIC_MAX_S,
+        "ttft_objective_ms": _TTFT_OBJECTIVE_MAX_MS,
+        "image_s": _LINEAR_MAX_S,
+        "image_cpu_s": _IMAGE_CPU_MAX_S,
+    }
+)
 
 
-def cost(profile: CostProfile, *, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Cost:
+def _check_range(name: str, value: float, minimum: float, maximum: float) -> None:
+    # NaN compares false with everything, so it is refused here too.
+    if not minimum <= value <= maximum:
+        raise ValueError(f"{name} must be {minimum:g} to {maximum:g}, not {value}")
+
+
+def _check_text(name: str, value: str) -> None:
+    if not value:
+        raise ValueError(f"{name} must not be empty")
+    if len(value) > _TEXT_CHARACTERS_MAX or not value.isprintable():
+        raise ValueError(f"{name} must be at most {_TEXT_CHARACTERS_MAX} printable characters")
+
+
+def _check_time(name: str, value: str) -> None:
+    problem = f"{name} must be a time in UTC such as 2026-01-31T08:30:00Z, not {value!r}"
+    if not _TIME.fullmatch(value):
+        raise ValueError(problem)
+    try:
+        datetime.fromisoformat(value[:19])
+    except ValueError as error:
+        raise ValueError(problem) from error
+
+
+def cost(
+    profile: CostProfile, *, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, images: int = 0
+) -> Cost:
     """Prices a request.
 
     Args:
         profile: The constants.
-        input_tokens: Tokens of the rendered prompt, 0 to 10,000,000.
+        input_tokens: Tokens of the rendered prompt, those of its images included, 0 to 10,000,000.
         output_tokens: Tokens generated or expected, 0 to 10,000,000.
         cached_input_tokens: The part of the prompt found in a prefix cache, 0 to `input_tokens`.
+        images: Images in the prompt, 0 to 100,000; each is encoded whether its tokens were cached or not.
 
     Returns:
         Both parts, each rounded up to whole mMU. Never falls when any count but the cached one grows.
@@ -188,14 +280,48 @@ def cost(profile: CostProfile, *, input_tokens: int, output_tokens: int, cached_
     Raises:
         ValueError: A count is out of its range.
     """
-    if not 0 <= input_tokens <= TOKENS_MAX:
-        raise ValueError(f"input_tokens must be 0 to {TOKENS_MAX}, not {input_tokens}")
-    if not 0 <= output_tokens <= TOKENS_MAX:
-        raise ValueError(f"output_tokens must be 0 to {TOKENS_MAX}, not {output_tokens}")
-    if not 0 <= cached_input_tokens <= input_tokens:
-        raise ValueError(f"cached_input_tokens must be 0 to input_tokens ({input_tokens}), not {cached_input_tokens}")
+    if not (
+        0 <= cached_input_tokens <= input_tokens <= TOKENS_MAX
+        and 0 <= output_tokens <= TOKENS_MAX
+        and 0 <= images <= IMAGES_MAX
+    ):
+        raise _refusal(input_tokens, output_tokens, cached_input_tokens, images)
     uncached = input_tokens - cached_input_tokens
     # I^2 - H^2 as a product of whole numbers: exact, where the difference of two large floats is not.
     prefill_s = profile.a * uncached + profile.d * (uncached * (input_tokens + cached_input_tokens))
-    decode_s = profile.b * output_tokens + profile.g * (output_tokens * (2 * input_tokens + output_tokens)) / 2
+    if images:
+        prefill_s += profile.image_s * images
+    contexts = 2 * input_tokens if profile.form is _PRODUCT else 2 * input_tokens + output_tokens
+    decode_s = profile.b * output_tokens + profile.g * (output_tokens * contexts) / 2
     return Cost(from_replica_seconds(prefill_s), from_replica_seconds(decode_s))
+
+
+def image_cpu_seconds(profile: CostProfile, images: int) -> float:
+    """CPU time for decoding and resizing a request's images: a resource of its own, not part of the price.
+
+    Args:
+        profile: The constants.
+        images: Images in the prompt, 0 to 100,000.
+
+    Returns:
+        CPU-seconds, 0 or more.
+
+    Raises:
+        ValueError: `images` is out of its range.
+    """
+    _check_range("images", images, 0, IMAGES_MAX)
+    return profile.image_cpu_s * images
+
+
+_PRODUCT: Final = CostForm.PRODUCT  # a global is found faster than a member of an enum, and prices are on the hot path
+
+
+def _refusal(input_tokens: int, output_tokens: int, cached_input_tokens: int, images: int) -> ValueError:
+    """Names the count that is out of its range; apart, so that a good request pays for one comparison chain only."""
+    if not 0 <= input_tokens <= TOKENS_MAX:
+        return ValueError(f"input_tokens must be 0 to {TOKENS_MAX}, not {input_tokens}")
+    if not 0 <= output_tokens <= TOKENS_MAX:
+        return ValueError(f"output_tokens must be 0 to {TOKENS_MAX}, not {output_tokens}")
+    if not 0 <= images <= IMAGES_MAX:
+        return ValueError(f"images must be 0 to {IMAGES_MAX}, not {images}")
+    return ValueError(f"cached_input_tokens must be 0 to input_tokens ({input_tokens}), not {cached_input_tokens}")

@@ -1,21 +1,23 @@
-"""The cost profiles the platform ships with, and how one is found.
+"""The cost profiles the platform ships with, how one is found, and the JSON they are written in.
 
-A profile is a JSON file in `model_units/profiles`, named after its id. Of several versions of one (model, hardware) the
-newest is the default; older ones stay for rollback.
+A profile that ships is a JSON file in `model_units/profiles`, named after its id. Of several versions of one
+(model, hardware) the newest is the default; older ones stay for rollback.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from fairlead.errors import InvalidArgumentError, NotFoundError
-from model_units.cost import CostProfile
+from model_units.cost import CostForm, CostProfile, Evidence
+
+_T = TypeVar("_T")
 
 _BUILT_IN_DIRECTORY: Final = Path(__file__).parent / "profiles"
 
@@ -34,53 +36,159 @@ def parse_profile(text: str | bytes) -> CostProfile:
     """Reads one profile from JSON.
 
     Args:
-        text: A JSON object with exactly the fields of `CostProfile`.
+        text: A JSON object with the fields of `CostProfile`; those that have a default there may be left out.
+            `evidence` is an object of the same kind, an interval a list [low, high], the latency curve a list of them.
 
     Raises:
         InvalidArgumentError: Not JSON, a field is missing, unknown or of a wrong type, or a value is out of range.
     """
     try:
         raw = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"a cost profile must be JSON: {error}", field="profile") from error
+    return _read_object(CostProfile, "profile", raw)
+
+
+def render_profile(profile: CostProfile) -> str:
+    """Writes a profile as `parse_profile` reads it; what is at its default is left out.
+
+    Args:
+        profile: The profile.
+
+    Returns:
+        Indented JSON that ends with a line feed; reading it gives an equal profile.
+    """
+    return json.dumps(_plain(profile), indent=2, ensure_ascii=False) + "\n"
+
+
+def _plain(value: CostProfile | Evidence) -> dict[str, object]:
+    """The fields that are not at their defaults, as JSON knows them."""
+    plain: dict[str, object] = {}
+    for known in fields(value):
+        held = getattr(value, known.name)
+        if not held and _has_default(known):
+            continue
+        if isinstance(held, CostForm):
+            if held is not known.default:
+                plain[known.name] = held.value
+        elif isinstance(held, Evidence):
+            plain[known.name] = _plain(held)
+        else:
+            plain[known.name] = dict(held) if isinstance(held, Mapping) else held
+    return plain
+
+
+def _has_default(known: Field[Any]) -> bool:
+    return known.default is not MISSING or known.default_factory is not MISSING
+
+
+def _read_object(kind: Callable[..., _T], path: str, raw: object) -> _T:
+    """A CostProfile or an Evidence of a JSON object; `path` names it in refusals."""
     if not isinstance(raw, dict):
-        raise InvalidArgumentError("a cost profile must be a JSON object", field="profile")
+        raise InvalidArgumentError(f"{path} must be a JSON object", field=path)
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]  # both are dataclasses
+    for name in sorted(raw.keys() - known.keys()):
+        raise InvalidArgumentError(f"{path} has no field {name[:80]!r}", field=f"{path}.{name[:80]}")
     values: dict[str, object] = {}
-    known = {field.name: field.type for field in fields(CostProfile)}
-    for name in raw.keys() - known.keys():
-        raise InvalidArgumentError(f"a cost profile has no field {name!r}", field=f"profile.{name}")
-    for name, kind in known.items():
-        if name not in raw:
-            raise InvalidArgumentError(f"a cost profile needs the field {name!r}", field=f"profile.{name}")
-        values[name] = _checked(name, str(kind), raw[name])
+    for name, field in known.items():
+        if name in raw:
+            values[name] = _READERS[str(field.type)](f"{path}.{name}", raw[name])
+        elif not _has_default(field):
+            raise InvalidArgumentError(f"{path} needs the field {name!r}", field=f"{path}.{name}")
     try:
-        return CostProfile(**values)  # type: ignore[arg-type]  # each value was checked against its field's type
+        return kind(**values)
     except ValueError as error:
-        raise InvalidArgumentError(str(error), field="profile") from error
+        raise InvalidArgumentError(str(error), field=path) from error
 
 
-def _checked(name: str, kind: str, value: object) -> object:
-    """`value` if it is of the JSON type that stands for `kind`, numbers as float where a float is wanted."""
-    if kind == "str" and isinstance(value, str):
-        return value
-    if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+def _text(path: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise _wrong_type(path, "a text", value)
+    return value
+
+
+def _whole(path: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong_type(path, "a whole number", value)
+    return value
+
+
+def _number(path: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _wrong_type(path, "a number", value)
+    try:
         return float(value)
-    raise InvalidArgumentError(f"profile field {name!r} must be of type {kind}", field=f"profile.{name}")
+    except OverflowError as error:
+        raise InvalidArgumentError(f"{path} is too large a number", field=path) from error
+
+
+def _form(path: str, value: object) -> CostForm:
+    try:
+        return CostForm(value)
+    except ValueError as error:
+        forms = " or ".join(repr(form.value) for form in CostForm)
+        raise InvalidArgumentError(f"{path} must be {forms}", field=path) from error
+
+
+def _evidence(path: str, value: object) -> Evidence | None:
+    return None if value is None else _read_object(Evidence, path, value)
+
+
+def _pair(path: str, value: object) -> tuple[float, float]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise _wrong_type(path, "a list of two numbers", value)
+    return (_number(path, value[0]), _number(path, value[1]))
+
+
+def _mapping(read: Callable[[str, object], _T]) -> Callable[[str, object], Mapping[str, _T]]:
+    def reader(path: str, value: object) -> Mapping[str, _T]:
+        if not isinstance(value, dict):
+            raise _wrong_type(path, "a JSON object", value)
+        return {name: read(f"{path}.{name[:80]}", entry) for name, entry in value.items()}
+
+    return reader
+
+
+def _pairs(path: str, value: object) -> tuple[tuple[float, float], ...]:
+    if not isinstance(value, list):
+        raise _wrong_type(path, "a list of pairs of numbers", value)
+    return tuple(_pair(f"{path}[{index}]", entry) for index, entry in enumerate(value))
+
+
+def _wrong_type(path: str, wanted: str, value: object) -> InvalidArgumentError:
+    return InvalidArgumentError(f"{path} must be {wanted}, not {type(value).__name__}", field=path)
+
+
+# How a field is read, by the type it is declared with.
+_READERS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType(
+    {
+        "str": _text,
+        "int": _whole,
+        "float": _number,
+        "CostForm": _form,
+        "Evidence | None": _evidence,
+        "Mapping[str, tuple[float, float]]": _mapping(_pair),
+        "Mapping[str, float]": _mapping(_number),
+        "tuple[tuple[float, float], ...]": _pairs,
+    }
+)
 
 
 class ProfileCatalogue:
-    """A fixed set of profiles, found by id or by hardware.
+    """The profiles there are, found by id or by hardware.
 
     Args:
-        profiles: The profiles; ids must differ.
+        profiles: Those that ship; ids must differ.
+        live: Those measured on this platform, by id. Its owner changes it in place and every look-up sees that. A
+            profile that ships is never replaced by one of the same id, and no live one is a default: putting one into
+            force is a decision, not a side effect of storing it.
 
     Raises:
-        InvalidArgumentError: Two profiles have one id.
+        InvalidArgumentError: Two of `profiles` have one id.
     """
 
-    def __init__(self, profiles: Iterable[CostProfile]) -> None:
+    def __init__(self, profiles: Iterable[CostProfile], live: Mapping[str, CostProfile] = MappingProxyType({})) -> None:
+        self._live = live
         self._by_id: dict[str, CostProfile] = {}
         for profile in profiles:
             if profile.profile_id in self._by_id:
@@ -89,8 +197,12 @@ class ProfileCatalogue:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids, sorted."""
-        return tuple(sorted(self._by_id))
+        """All ids, sorted."""
+        return tuple(sorted({*self._by_id, *self._live}))
+
+    def is_built_in(self, profile_id: str) -> bool:
+        """Whether the profile of this id ships with the platform."""
+        return profile_id in self._by_id
 
     def get(self, profile_id: str) -> CostProfile:
         """The profile of this id.
@@ -98,13 +210,23 @@ class ProfileCatalogue:
         Raises:
             NotFoundError: There is none; the message lists those there are.
         """
-        profile = self._by_id.get(profile_id)
+        profile = self._by_id.get(profile_id) or self._live.get(profile_id)
         if profile is None:
             raise NotFoundError(f"there is no cost profile {profile_id!r}; known: {', '.join(self.ids)}")
         return profile
 
+    def versions_of(self, model: str, hardware: str) -> list[CostProfile]:
+        """Every profile of one (model, hardware), oldest version first."""
+        every = (self.get(profile_id) for profile_id in self.ids)
+        chosen = [profile for profile in every if (profile.model, profile.hardware) == (model, hardware)]
+        return sorted(chosen, key=lambda profile: profile.version)
+
+    def next_version(self, model: str, hardware: str) -> int:
+        """The version that a new profile of (model, hardware) gets, 1 or more."""
+        return max((profile.version for profile in self.versions_of(model, hardware)), default=0) + 1
+
     def default_for(self, hardware: str) -> CostProfile:
-        """The newest profile of the model that `hardware` stands for.
+        """The newest profile that ships for the model that `hardware` stands for.
 
         Raises:
             NotFoundError: Nothing was measured on this hardware; the message lists the labels there are.

@@ -19,8 +19,8 @@ token_counts = st.integers(0, TOKENS_MAX)
 
 
 def replaced(field: str, value: float) -> CostProfile:
-    values: dict[str, Any] = {**dataclasses.asdict(H100), field: value}
-    return CostProfile(**values)
+    changes: dict[str, Any] = {field: value}
+    return dataclasses.replace(H100, **changes)
 
 
 def test_worked_example_of_the_docstring() -> None:
