@@ -13,11 +13,9 @@ lengths of 0 become 1. Everything else is refused with the line it stands in.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import math
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,19 +23,17 @@ from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import IO, NoReturn, cast
+from typing import IO
 
 from fairlead.errors import InvalidArgumentError
+from fairlead.replay.files import TextLines, unpacked
 
 BLOCK_TOKENS = 512
 """Prompt tokens behind one of `hash_ids`. Source: Mooncake, FAST'25."""
 TOKENS_MAX = 10_000_000
 """Longest input or output taken for real: the longest context any model here can have."""
-ROWS_MAX = 5_000_000
-"""Longest trace that is read, so that a wrong file cannot fill the memory."""
 DEFAULT_TRACE = "azure_conv_excerpt.csv.gz"
 """The excerpt that ships with the package: 120 s of a conversation service."""
-_GZIP_MAGIC = b"\x1f\x8b"
 _CSV_COLUMNS = ("t_s", "input_tokens", "output_tokens")
 
 
@@ -122,24 +118,22 @@ def _open(path: Path | str | None, stack: ExitStack) -> IO[bytes]:
         stream = stack.enter_context(source.open("rb"))
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the trace {path}: {error.strerror}", field="trace") from None
-    head = stream.read(2)
-    stream.seek(0)
-    return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if head == _GZIP_MAGIC else stream
+    return unpacked(stream)
 
 
 class _Rows:
-    """Reads the rows of one file, knowing the line it is at."""
+    """Reads the rows of one file."""
 
     def __init__(self, name: str, stream: IO[bytes]) -> None:
         self.notes: list[str] = []
-        self._name = name
         self._stream = stream
-        self._line = 0
+        self._name = name
         self._zero_lengths = 0
 
     def read(self) -> Iterator[TraceRequest]:
         with io.TextIOWrapper(self._stream, encoding="utf-8", newline="") as text:
-            lines = self._lines(text)
+            self._lines = TextLines(self._name, text)
+            lines = iter(self._lines)
             first = next(lines, "")
             if first.lstrip().startswith("{"):
                 yield from self._json_rows(first, lines)
@@ -148,24 +142,11 @@ class _Rows:
         if self._zero_lengths:
             self.notes.append(f"{self._zero_lengths} lengths of 0 tokens were taken as 1")
 
-    def _lines(self, text: IO[str]) -> Iterator[str]:
-        try:
-            for line in text:
-                self._line += 1
-                if self._line > ROWS_MAX:
-                    self._fail(f"more than {ROWS_MAX} lines: read a part of it")
-                yield line
-        except UnicodeDecodeError:
-            self._line += 1
-            self._fail("not text: a trace is CSV or JSON Lines, plain or gzip-compressed")
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            self._fail(f"the file is damaged or cut off after {self._line} whole lines: fetch it again", numbered=False)
-
     def _csv_rows(self, header: str, lines: Iterator[str]) -> Iterator[TraceRequest]:
         columns = [column.strip() for column in header.split(",")]
         missing = [column for column in _CSV_COLUMNS if column not in columns]
         if missing:
-            self._fail(
+            self._lines.fail(
                 f"no column {', '.join(missing)}: a trace to replay is CSV with "
                 "t_s,input_tokens,output_tokens[,client] or JSON Lines with timestamp, input_length, output_length"
             )
@@ -175,7 +156,7 @@ class _Rows:
             if not row:
                 continue
             if len(row) != len(columns):
-                self._fail(f"{len(row)} values where the header names {len(columns)}: is the file cut off?")
+                self._lines.fail(f"{len(row)} values where the header names {len(columns)}: is the file cut off?")
             yield TraceRequest(
                 arrival_s=self._seconds(row[at_s], 1.0),
                 input_tokens=self._tokens(row[into], "input_tokens"),
@@ -198,9 +179,9 @@ class _Rows:
             stamp, into, out = row["timestamp"], row["input_length"], row["output_length"]
             blocks = tuple(row.get("hash_ids", ()))
         except (ValueError, KeyError, TypeError, AttributeError):
-            self._fail("not a JSON object with timestamp, input_length and output_length: is the file cut off?")
+            self._lines.fail("not a JSON object with timestamp, input_length and output_length: is the file cut off?")
         if not all(isinstance(block, int) for block in blocks):
-            self._fail("hash_ids must be whole numbers")
+            self._lines.fail("hash_ids must be whole numbers")
         return TraceRequest(
             arrival_s=self._seconds(stamp, 1000.0),
             input_tokens=self._tokens(into, "input_length"),
@@ -209,32 +190,18 @@ class _Rows:
         )
 
     def _seconds(self, value: object, divisor: float) -> float:
-        number = self._number(value, "the time")
+        number = self._lines.number(value, "the time")
         if number < 0:
-            self._fail(f"the time {value!r} is negative")
+            self._lines.fail(f"the time {value!r} is negative")
         return number / divisor
 
     def _tokens(self, value: object, column: str) -> int:
-        number = self._number(value, column)
+        number = self._lines.number(value, column)
         if number != int(number) or not 0 <= number <= TOKENS_MAX:
-            self._fail(f"{column} {value!r} is not a count of tokens between 0 and {TOKENS_MAX}")
+            self._lines.fail(f"{column} {value!r} is not a count of tokens between 0 and {TOKENS_MAX}")
         if number == 0:
             self._zero_lengths += 1
         return max(1, int(number))
-
-    def _number(self, value: object, column: str) -> float:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            try:
-                number = float(value)
-            except (ValueError, OverflowError):
-                number = math.nan
-            if math.isfinite(number):
-                return number
-        self._fail(f"{column} {value!r} is not a number")
-
-    def _fail(self, problem: str, *, numbered: bool = True) -> NoReturn:
-        where = f" line {self._line}" if numbered and self._line else ""
-        raise InvalidArgumentError(f"{self._name}{where}: {problem}", field="trace")
 
 
 def spread_ticks(times_s: Sequence[float]) -> list[float]:
