@@ -12,6 +12,7 @@ from common.logs import get_logger
 from common.rpc import LeaderClient
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.errors import FairleadError, from_rpc_error
+from ratelimiter.core.notable import differs_notably
 from ratelimiter.core.values import Want, Workload
 from ratelimiter.desk import Desk
 from ratelimiter.metrics import RateLimiterMetrics
@@ -22,8 +23,6 @@ log = get_logger(__name__)
 _CALL_TIMEOUT_S = 1.0
 # How often a notable change is looked for, as a part of the report interval.
 _LOOKS_PER_INTERVAL = 5
-# A change by an eighth of the larger value is notable: an owner that comes back must not wait for its turn.
-_NOTABLE_PART = 8
 
 
 class DemandReporter:
@@ -60,11 +59,7 @@ class DemandReporter:
     def _is_due(self, demand: Mapping[Workload, Want]) -> bool:
         if self._clock.monotonic_ns() - self._told_ns >= self._interval_s * NS_PER_S:
             return True
-        for workload in demand.keys() | self._told.keys():
-            before, after = _rate(self._told.get(workload)), _rate(demand.get(workload))
-            if abs(after - before) * _NOTABLE_PART > max(before, after):
-                return True
-        return False
+        return differs_notably(self._told, demand)
 
     async def _report(self, epoch: int, demand: Mapping[Workload, Want]) -> None:
         self._told, self._told_ns = demand, self._clock.monotonic_ns()
@@ -87,7 +82,3 @@ class DemandReporter:
         if error is None and self._failing:
             log.info("capacity allocator takes demand again")
         self._failing = error is not None
-
-
-def _rate(want: Want | None) -> int:
-    return want.wants if want else 0

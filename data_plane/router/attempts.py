@@ -18,20 +18,19 @@ from data_plane.router.core.continuation import Replay, deterministic
 from data_plane.router.core.fleet import Fleet, Member
 from data_plane.router.core.loads import Report
 from data_plane.router.core.pick import pick
-from data_plane.router.core.retry import RetryBudget
+from data_plane.router.core.retry import (
+    RetryBudget,
+    casts_doubt,
+    may_have_started,
+    may_try_again,
+    reason_given_up,
+)
 from data_plane.router.exchange import Finished, Receipt
 from data_plane.router.upstream import Upstream
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError, QuotaExceededError, Reason, UnavailableError
 
 log = get_logger(__name__)
-
-# A request that kills engines must not reach a third one.
-STARTED_ATTEMPTS_MAX = 2
-ATTEMPTS_MAX = 6
-
-# With these the replica says that it started nothing: another attempt repeats no work and needs no budget.
-_NOTHING_STARTED = frozenset({Reason.SHUTTING_DOWN, Reason.QUEUE_FULL, Reason.NOT_READY})
 
 _NO_REPLICA_RETRY_S = 2.0
 
@@ -200,17 +199,18 @@ class Attempts:
         """
         now_ns = self._clock.monotonic_ns()
         order, replica_id = relay.order, member.record.replica_id
-        nothing_started = error.reason in _NOTHING_STARTED
-        if error.reason is not Reason.QUEUE_FULL:
+        if casts_doubt(error.reason):
             self._fleet.failed(replica_id, now_ns)
         relay.excluded.add(replica_id)
-        relay.started_attempts += not nothing_started
-        budget = self._budget(order.model.model_id)
-        allowed = (
-            (not relay.delivered_tokens or deterministic(order.request))
-            and relay.started_attempts < STARTED_ATTEMPTS_MAX
-            and relay.receipt.attempts < ATTEMPTS_MAX
-            and (nothing_started or budget.allow(order.price.cost.total_milli_mu, now_ns))
+        relay.started_attempts += may_have_started(error.reason)
+        allowed = may_try_again(
+            error.reason,
+            resumable=not relay.delivered_tokens or deterministic(order.request),
+            attempts=relay.receipt.attempts,
+            started_attempts=relay.started_attempts,
+            milli_mu=order.price.cost.total_milli_mu,
+            budget=self._budget(order.model.model_id),
+            now_ns=now_ns,
         )
         log.warning(
             "attempt failed",
@@ -228,25 +228,26 @@ class Attempts:
 
     def _given_up(self, relay: Relay, failure: FairleadError | None) -> FairleadError:
         model_id, facts = relay.order.model.model_id, {"attempts": str(relay.receipt.attempts)}
-        if relay.delivered_tokens:
+        reason = reason_given_up(failure.reason if failure else None, delivered=bool(relay.delivered_tokens))
+        if reason is Reason.STREAM_BROKEN:
             return UnavailableError(
                 f"the stream broke after {relay.delivered_tokens} tokens; what arrived was charged",
                 reason=Reason.STREAM_BROKEN,
                 metadata={**facts, "output_tokens": str(relay.delivered_tokens)},
             )
-        if failure is None:
+        if reason is Reason.NO_REPLICA:
             return UnavailableError(
                 f"no replica of {model_id!r} can take the request now",
                 reason=Reason.NO_REPLICA,
                 metadata=facts,
                 retry_after_s=_NO_REPLICA_RETRY_S,
             )
-        if isinstance(failure, QuotaExceededError):
+        if reason is Reason.QUEUE_FULL:
             return UnavailableError(
                 f"every replica of {model_id!r} that was tried is full",
                 reason=Reason.QUEUE_FULL,
                 metadata=facts,
-                retry_after_s=failure.retry_after_s or _NO_REPLICA_RETRY_S,
+                retry_after_s=(failure.retry_after_s if failure else None) or _NO_REPLICA_RETRY_S,
             )
         return UnavailableError(
             "the replica was lost before the first token and no other could take over; nothing was charged",
