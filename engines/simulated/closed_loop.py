@@ -1,0 +1,180 @@
+"""A fixed number of requests at a time, each followed by the next, and the accounts of a measured window of it. Pure.
+
+The first request of each stream stands for one that is already under way: its prompt is longer and its answer shorter
+by what it would have produced, spread evenly over the streams. So the mix of contexts is the steady one as soon as
+every first prompt is computed, and nobody waits for a whole generation of requests to pass.
+
+The window opens with the first token that comes after this warm-up and closes with a first token at least `window_s`
+later: in between lie whole prefills, and the time one of them took is never counted without its work.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Final
+
+from model_units.calibration.load import LoadResult, LoadSpec
+
+# Windows that would hold fewer prefills than this are prolonged: a prompt more or less is then a few percent.
+_FIRST_TOKENS_MIN: Final = 4
+
+
+class _Stream:
+    __slots__ = ("input_tokens", "output_tokens", "produced", "sent_s", "warm")
+
+    def __init__(self, input_tokens: int, output_tokens: int, sent_s: float, warm: bool) -> None:
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.produced = 0
+        self.sent_s = sent_s
+        self.warm = warm
+
+
+class _Totals:
+    """Sums since the beginning; a window is the difference of two."""
+
+    __slots__ = ("context", "decoding_s", "first_tokens", "input", "output", "squares", "time_s")
+
+    def __init__(self) -> None:
+        self.time_s = self.decoding_s = self.squares = self.context = 0.0
+        self.first_tokens = self.input = self.output = 0
+
+    def copy(self) -> _Totals:
+        copy = _Totals()
+        for name in self.__slots__:
+            setattr(copy, name, getattr(self, name))
+        return copy
+
+
+class ClosedLoop:
+    """Deals out requests and keeps the accounts. Whoever drives it says what happened, in order of time.
+
+    Args:
+        spec: The load.
+        now_s: When it begins.
+    """
+
+    def __init__(self, spec: LoadSpec, now_s: float) -> None:
+        self._spec = spec
+        self._random = random.Random(spec.seed)
+        self._began_s = self._seen_s = now_s
+        self._streams: list[_Stream] = []
+        self._warming = spec.concurrency
+        self._decoding = 0
+        self._totals = _Totals()
+        self._opened: _Totals | None = None
+        self._closed: _Totals | None = None
+        self._cut_short = False
+        self._ttfts_s: list[float] = []
+
+    def begin(self) -> list[tuple[int, int]]:
+        """The first request of every stream: (input tokens, output tokens), by the stream's number."""
+        count = self._spec.concurrency
+        phases = [(index + 0.5) / count for index in range(count)]
+        self._random.shuffle(phases)
+        first = []
+        for phase in phases:
+            read, made = self._draw()
+            passed = min(made - 1, int(phase * made))
+            first.append((read + passed, made - passed))
+            self._streams.append(_Stream(read + passed, made - passed, self._began_s, warm=True))
+        return first
+
+    @property
+    def done(self) -> bool:
+        """Whether the window is full."""
+        return self._closed is not None
+
+    def at_boundary(self, now_s: float) -> bool:
+        """Whether a first token now would open or close the window: whoever does not report every token as it comes
+        must report all progress before it."""
+        if self._opened is None:
+            return self._warming <= 1
+        return self._full(now_s)
+
+    def progress(self, stream: int, produced: int) -> None:
+        """A request has produced so many tokens in all; the first one is reported by `first_token`."""
+        state = self._streams[stream]
+        more = produced - state.produced
+        if more > 0:
+            self._totals.output += more
+            self._totals.context += more * (state.input_tokens + (state.produced + produced - 1) / 2)
+            state.produced = produced
+
+    def first_token(self, stream: int, now_s: float) -> None:
+        """A request got its first token."""
+        self._pass(now_s)
+        state, totals = self._streams[stream], self._totals
+        self._decoding += 1
+        totals.first_tokens += 1
+        totals.input += state.input_tokens
+        totals.squares += state.input_tokens**2
+        self.progress(stream, max(1, state.produced))
+        if state.warm:
+            self._warming -= 1
+        elif not self._warming:
+            self._ttfts_s.append(now_s - state.sent_s)
+        if self._opened is None:
+            if not self._warming:
+                self._opened = totals.copy()
+        elif self._full(now_s):
+            self._closed = totals.copy()
+
+    def ended(self, stream: int, now_s: float) -> tuple[int, int]:
+        """A request got its last token. Returns the lengths of the next one of its stream, to be sent now."""
+        self._pass(now_s)
+        self.progress(stream, self._streams[stream].output_tokens)
+        self._decoding -= 1
+        read, made = self._draw()
+        self._streams[stream] = _Stream(read, made, now_s, warm=False)
+        return read, made
+
+    def counted(self, stream: int, input_tokens: int) -> None:
+        """The engine counted a running request's prompt: its length is put right where it differs from the plan."""
+        self._streams[stream].input_tokens = input_tokens
+
+    def stop(self, now_s: float) -> None:
+        """Ends the load at its time limit, with whatever the window holds."""
+        self._pass(now_s)
+        if self._closed is None:
+            self._closed, self._cut_short = self._totals.copy(), True
+
+    def result(self, now_s: float) -> LoadResult:
+        """What it came to; to be called once `done` (or after `stop`)."""
+        closed = self._closed or self._totals
+        opened = self._opened or closed
+        return LoadResult(
+            window_s=closed.time_s - opened.time_s,
+            engine_s=now_s - self._began_s,
+            first_tokens=closed.first_tokens - opened.first_tokens,
+            output_tokens=closed.output - opened.output,
+            decoding_s=closed.decoding_s - opened.decoding_s,
+            input_tokens=closed.input - opened.input,
+            input_squares=closed.squares - opened.squares,
+            context_tokens=closed.context - opened.context,
+            ttft_s_p50=_quantile(self._ttfts_s, 0.5),
+            ttft_s_p95=_quantile(self._ttfts_s, 0.95),
+            cut_short=self._cut_short,
+        )
+
+    def _full(self, now_s: float) -> bool:
+        opened = self._opened
+        if opened is None or self._closed is not None:
+            return False
+        enough = self._totals.first_tokens - opened.first_tokens >= _FIRST_TOKENS_MIN - 1
+        return enough and now_s - self._began_s - opened.time_s >= self._spec.window_s
+
+    def _pass(self, now_s: float) -> None:
+        self._totals.decoding_s += self._decoding * (now_s - self._seen_s)
+        self._totals.time_s = now_s - self._began_s
+        self._seen_s = now_s
+
+    def _draw(self) -> tuple[int, int]:
+        return self._random.choice(self._spec.lengths)
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least `share` of all do not exceed; 0 of nothing."""
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else 0.0

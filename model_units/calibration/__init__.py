@@ -1,0 +1,1 @@
+"""Calibration: which load to put on a replica next, and what all of them together say it costs."""
