@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Final
 
 from common import keys
@@ -12,6 +11,7 @@ from common.clock import Clock
 from common.logs import get_logger
 from common.store import Expect, Store
 from control_plane.core import check
+from control_plane.core.happenings import Happening
 from fairlead.admin.v1 import calibration_pb2 as pb
 from fairlead.errors import InvalidArgumentError
 
@@ -24,30 +24,8 @@ KEPT_MAX: Final = 10_000
 PAGE_SIZE_DEFAULT: Final = 100
 PAGE_SIZE_MAX: Final = 1_000
 
-INFO: Final = pb.EVENT_SEVERITY_INFO
-WARNING: Final = pb.EVENT_SEVERITY_WARNING
-
 # etcd refuses transactions of more than 128 operations (--max-txn-ops).
 _DELETES_MAX: Final = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """Something that happened, not dated yet.
-
-    Attributes:
-        kind: Upper snake case: "PROFILE_DRIFT".
-        severity: INFO or WARNING.
-        model_id: The model it is about.
-        message: One sentence, and what to do.
-        facts: The numbers behind it.
-    """
-
-    kind: str
-    severity: pb.EventSeverity.ValueType
-    model_id: str
-    message: str
-    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 class Events:
@@ -87,7 +65,7 @@ class Events:
         wanted = await self.all(request.model_id)
         return pb.ListEventsResponse(events=wanted[: request.page_size or PAGE_SIZE_DEFAULT])
 
-    async def all(self, model_id: str = "") -> list[pb.Event]:
+    async def all(self, model_id: str = "") -> Sequence[pb.Event]:
         """Every event that is kept, of one model or of all, newest first."""
         listing = await self._store.list(keys.EVENTS)
         events = [pb.Event.FromString(entry.value) for entry in reversed(listing.entries)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, cast
 
 from common.clock import NS_PER_S, Clock
+from engines.agent.core.decoding import DecodeMeter, Sequence
 from engines.agent.core.load import Load, LoadAccount, UtilizationWindow
 from engines.agent.core.queue import AdmissionQueue, Priority, QueueLimits, Ticket
 from engines.agent.job import Job, Refusal, prompt_bytes
@@ -31,8 +32,11 @@ class _Run:
     ticket: Ticket
     arrived_s: float
     admitted: asyncio.Future[None]
+    sequence: Sequence
     error: FairleadError | None = None
     reader: asyncio.Task[object] | None = field(default=None)  # set while it waits for the engine
+    asked_s: float = 0.0  # of the last batch
+    answered_s: float = 0.0
 
     def interrupt(self, error: FairleadError) -> None:
         """Makes the run end with `error` at its next await, or now if it is in one."""
@@ -46,7 +50,7 @@ class _Run:
 class Dispatcher:
     """The queue in front of one engine and everything in flight.
 
-    Refuses requests until `open` and after `close`; the agent's own probes always pass.
+    Refuses requests until `open` and after `close`; the agent's own probes and calibrations always pass.
 
     Args:
         engine: The engine.
@@ -56,6 +60,9 @@ class Dispatcher:
         clock: Monotonic time.
         changed: Told when the queue becomes empty or no longer is.
         engine_failed: Told when the engine failed a request.
+
+    Attributes:
+        meter: Follows how fast the engine decodes; the agent's own probes are left out.
     """
 
     def __init__(
@@ -77,12 +84,15 @@ class Dispatcher:
         self._engine_failed = engine_failed
         self._queue = AdmissionQueue(QueueLimits(queued_max, 1))
         self._account = LoadAccount()
+        self.meter = DecodeMeter()
         self._utilization = UtilizationWindow(capacity)
         self._lengths = OutputLengthEstimator()
         self._bytes_per_token = BytesPerToken()
         self._runs: dict[str, _Run] = {}
         self._count = 0
         self._reading = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._refusal: Refusal | None = Refusal("the engine is starting", Reason.NOT_READY)
 
     @property
@@ -103,6 +113,10 @@ class Dispatcher:
         the queue wait for the readers.
         """
         return self._reading + self._queue.waiting if self._reading else 0
+
+    async def idle(self) -> None:
+        """Returns once nothing is in flight."""
+        await self._idle.wait()
 
     def load(self) -> Load:
         """The load now."""
@@ -132,7 +146,7 @@ class Dispatcher:
         for run in list(self._runs.values()):
             run.interrupt(refusal.error())
 
-    async def run(self, job: Job, *, probe: bool = False) -> AsyncGenerator[TokenBatch]:
+    async def run(self, job: Job, *, probe: bool = False, calibration: bool = False) -> AsyncGenerator[TokenBatch]:
         """Serves a request.
 
         Closing the generator, or cancelling the task that reads it, takes the request out of the queue or stops the
@@ -141,6 +155,7 @@ class Dispatcher:
         Args:
             job: The request.
             probe: The agent's own: passes a closed door and does not count as others' work.
+            calibration: Of a calibration this replica is set aside for: passes a closed door.
 
         Yields:
             What the engine produced; the last batch says why it ended.
@@ -150,7 +165,7 @@ class Dispatcher:
             UnavailableError: The agent takes no requests, or the engine failed.
             FairleadError: What the engine raised.
         """
-        if self._refusal is not None and not probe:
+        if self._refusal is not None and not (probe or calibration):
             raise self._refusal.error()
         run = self._enqueue(job)
         try:
@@ -167,10 +182,13 @@ class Dispatcher:
                 while (batch := await self._next(run, stream, counts=not probe)) is not None:
                     produced += batch.output_tokens
                     served = self._account.produce(run.ticket.request_id, batch.output_tokens)
-                    self._utilization.add(served, self._now_s())
+                    self._utilization.add(served, run.answered_s)
+                    if not probe:
+                        self.meter.batch(run.sequence, batch.output_tokens, run.asked_s, run.answered_s)
                     if batch.finish is not None:
                         finished = True
                         self._learn(job, batch, produced)
+                        self.meter.settle(run.sequence, batch.input_tokens, batch.cached_input_tokens)
                         self._end(run)
                     yield batch
             if not finished:
@@ -193,8 +211,9 @@ class Dispatcher:
             raise _queue_full()
         if offer.displaced is not None:
             self._runs[offer.displaced.request_id].interrupt(_queue_full())
-        run = _Run(job, ticket, self._now_s(), asyncio.get_running_loop().create_future())
+        run = _Run(job, ticket, self._now_s(), asyncio.get_running_loop().create_future(), Sequence(tokens_in))
         self._runs[name] = run
+        self._idle.clear()
         self._account.queue(
             name,
             prefill_milli_mu=job.prefill_milli_mu,
@@ -229,6 +248,9 @@ class Dispatcher:
         assert task is not None
         run.reader = task
         self._reading += counts
+        run.asked_s = self._now_s()
+        if counts:
+            self.meter.asked(run.asked_s)
         try:
             return await anext(stream, None)
         except asyncio.CancelledError:
@@ -241,7 +263,10 @@ class Dispatcher:
             raise
         finally:
             run.reader = None
+            run.answered_s = self._now_s()
             self._reading -= counts
+            if counts:
+                self.meter.answered(run.answered_s)
 
     def _learn(self, job: Job, last: TokenBatch, produced: int) -> None:
         if not job.tenant_id or last.finish is Finish.CANCELLED:
@@ -263,6 +288,8 @@ class Dispatcher:
             self._queue.leave(name)
             self._account.end(name)
             self._admit()
+            if not self._runs:
+                self._idle.set()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() / NS_PER_S
