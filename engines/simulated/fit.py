@@ -24,6 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engines.simulated.config_names import facts_of
@@ -44,6 +45,7 @@ _WEIGHTS: Final = {
     Component.PREFILL_ATTENTION: 0.4,
 }
 _ROUNDS: Final = 60
+_BREAKPOINTS_MAX: Final = 40  # scanned; the rounds move the breakpoint on from there
 _ERROR_FLOOR: Final = 1e-5  # keeps the weight of a point that is met exactly finite
 _DIGITS: Final = 4  # of the constants: 0.05 %, far below what a fit knows
 _CONSTANTS: Final = ("w0", "w1", "g0", "g1", "a0", "ad", "ap", "h")
@@ -154,7 +156,8 @@ class _Problem:
     def solve(self) -> Floats:
         """The constants of least weighted absolute error that were found."""
         tokens = np.unique(self._tokens[self._linear])
-        breakpoints = [float(low + high) / 2 for low, high in pairwise(tokens)]
+        between = [float(low + high) / 2 for low, high in pairwise(tokens)]
+        breakpoints = between[:: 1 + len(between) // _BREAKPOINTS_MAX]
         tried = [self._one_line(), *(self._from(breakpoint) for breakpoint in breakpoints)]
         best = min(tried, key=self._loss)
         if best[3] < best[1]:  # the lines by slope, so that w is the one of few tokens
@@ -234,7 +237,9 @@ def comparison(fits: Sequence[HardwareFit], points: Mapping[str, Sequence[Kernel
         label = fit.hardware.label
         decode, prefill = fit.decode_error, fit.prefill_error
         table.add_row(
-            f"{config}\n({label})", *_cells(fit.hardware, decode, prefill), style="" if fit.acceptable else "red"
+            escape(f"{config}\n({label})"),
+            *_cells(fit.hardware, decode, prefill),
+            style="" if fit.acceptable else "red",
         )
         if label in PUBLISHED:
             table.add_row("published", *_cells(PUBLISHED[label], *errors_of(PUBLISHED[label], rows)), style="dim")
@@ -268,9 +273,11 @@ def main(path: Path | str = SHIPPED_POINTS, console: Console | None = None) -> i
         for note in fit.notes:
             console.print(f"{config}: {note}", markup=False)
         worst = fit.worst
-        console.print(f"{config}: worst {worst.component} of {worst.batch} x {worst.length}: {fit.worst_error:+.1%}")
+        where = f"{worst.component} of {worst.batch} x {worst.length}"
+        console.print(f"{config}: worst {where}: {fit.worst_error:+.1%}", markup=False)
         if not fit.acceptable:
-            console.print(f"{config} misses a bar: decode {DECODE_ERROR_MAX:.0%}, prefill {PREFILL_ERROR_MAX:.0%}")
+            bars = f"decode {DECODE_ERROR_MAX:.0%}, prefill {PREFILL_ERROR_MAX:.0%}"
+            console.print(f"{config} misses a bar: {bars}", markup=False)
     return 0 if all(fit.acceptable for fit in fits) else 1
 
 
