@@ -75,6 +75,23 @@ class KvCache:
         Returns:
             Its holding and the tokens that need not be computed, fewer than `tokens`; None when there is no room.
         """
+        matched, fresh, fits = self._match(tokens, prefix, reserve_blocks)
+        if not fits:
+            return None
+        shared = list(prefix[:matched])
+        for piece in shared:
+            if self._references[piece] == 0:
+                del self._idle[piece]
+            self._references[piece] += 1
+        self._take(fresh)
+        return Holding(fresh, shared), matched * self._piece_tokens
+
+    def fits(self, tokens: int, prefix: Sequence[int], reserve_blocks: int) -> bool:
+        """Whether `admit` would find room. As long as nothing is released, one that does not fit never will."""
+        return self._match(tokens, prefix, reserve_blocks)[2]
+
+    def _match(self, tokens: int, prefix: Sequence[int], reserve_blocks: int) -> tuple[int, int, bool]:
+        """Returns the pieces that are known, the blocks needed beside them, and whether those can be taken."""
         matched, matched_idle = 0, 0
         if prefix:
             most = (tokens - 1) // self._piece_tokens  # the last token is always computed: it yields the next one
@@ -85,15 +102,7 @@ class KvCache:
                 matched += 1
                 matched_idle += references == 0
         fresh = self.blocks_for(tokens) - matched * self._piece_blocks
-        if fresh + reserve_blocks > self.available - matched_idle * self._piece_blocks:
-            return None
-        shared = list(prefix[:matched])
-        for piece in shared:
-            if self._references[piece] == 0:
-                del self._idle[piece]
-            self._references[piece] += 1
-        self._take(fresh)
-        return Holding(fresh, shared), matched * self._piece_tokens
+        return matched, fresh, fresh + reserve_blocks <= self.available - matched_idle * self._piece_blocks
 
     def share(self, holding: Holding, pieces: Sequence[int]) -> None:
         """Makes computed pieces of a prompt known; those known already stay private a second time."""

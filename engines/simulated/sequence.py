@@ -18,7 +18,7 @@ class Sequence:
         target: Tokens to compute before the next token comes out of prefill.
         computed: Tokens computed; while it decodes, those at `join`.
         produced: Tokens that are out; while it decodes, those at `join`.
-        cached: Prompt tokens found in the prefix cache when it first began.
+        cached: Prompt tokens found in the prefix cache when it first began; -1 before.
         join: The step after which it decodes; -1 while it does not.
         holding: Its part of the KV cache; None while it waits.
         gone: Finished or cancelled.
@@ -29,7 +29,7 @@ class Sequence:
     target: int
     computed: int = 0
     produced: int = 0
-    cached: int = 0
+    cached: int = -1
     join: int = -1
     holding: Holding | None = None
     gone: bool = False

@@ -101,8 +101,8 @@ class StepMachine:
         return sequence.produced_by(self._steps)
 
     def cached(self, request_id: str) -> int:
-        """Prompt tokens of a request in the machine that were found in the prefix cache."""
-        return self._sequences[request_id].cached
+        """Prompt tokens of a request in the machine that were found in the prefix cache; 0 before it is admitted."""
+        return max(0, self._sequences[request_id].cached)
 
     def progress(self) -> Iterator[tuple[str, int]]:
         """Requests that decode, and the tokens each has produced."""
@@ -148,6 +148,7 @@ class StepMachine:
             produced=(*decoders, *(sequence.work.request_id for sequence in joined)),
             finished=tuple(sequence.work.request_id for sequence in finished),
             admitted=tuple(sequence.work.request_id for sequence in admitted),
+            cached={sequence.work.request_id: sequence.cached for sequence in admitted},
             preempted=tuple(sequence.work.request_id for sequence in preempted),
             prefill_tokens=prefill_tokens,
         )
@@ -263,7 +264,7 @@ class StepMachine:
             return False
         heapq.heappop(self._waiting)
         sequence.holding, sequence.computed = room
-        if not sequence.produced:
+        if sequence.cached < 0:  # later it finds what it computed itself
             sequence.cached = sequence.computed
         self._prefilling.insert(index, sequence)
         return True
@@ -315,9 +316,7 @@ class StepMachine:
         running = len(self._decoding) + len(self._prefilling)
         if running >= self._limits.sequences_max:
             return False
-        if sequence.work.prefix:
-            return True  # a step finds out what the prefix cache leaves to compute
-        return self._cache.blocks_for(sequence.target) + self._watermark <= self._cache.available
+        return self._cache.fits(sequence.target, sequence.work.prefix, self._watermark)
 
     def _steps_with_room(self, steps: int) -> int:
         """How many of the next `steps` find the blocks they need."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class Step:
         produced: Requests that got one token each.
         finished: Those of `produced` for which it was the last token.
         admitted: Requests that began, or began again after a preemption, in order.
+        cached: For each of `admitted`, the prompt tokens that the prefix cache had when it first began.
         preempted: Requests that were thrown out of the KV cache and wait again.
         prefill_tokens: Prompt tokens computed.
     """
@@ -68,6 +70,7 @@ class Step:
     produced: tuple[str, ...]
     finished: tuple[str, ...]
     admitted: tuple[str, ...]
+    cached: Mapping[str, int]
     preempted: tuple[str, ...]
     prefill_tokens: int
 
