@@ -13,7 +13,9 @@ from common.logs import get_logger
 from common.ops import OpsServer
 from common.rpc import GrpcServer
 from common.telemetry import Telemetry
+from engines.agent.calibrate import Bench
 from engines.agent.dispatcher import Dispatcher
+from engines.agent.experiment import LiveExperiments
 from engines.agent.metrics import AgentMetrics
 from engines.agent.notices import Notices
 from engines.agent.observed import Observer
@@ -118,6 +120,14 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         clock=clock,
         metrics=metrics,
     )
+    experiments = LiveExperiments(dispatcher, clock, lambda: record.described.context_tokens)
+    bench = Bench(
+        supervisor=supervisor,
+        dispatcher=dispatcher,
+        record=record,
+        measure=engine.rehearse if isinstance(engine, SimulatedEngine) else experiments.run,
+        changed=changed,
+    )
     servicer = EngineServicer(
         model_id=config.model_id,
         dispatcher=dispatcher,
@@ -126,6 +136,7 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         record=record,
         observer=Observer(record.replica_id, telemetry.tracer, metrics, clock),
         changed=changed,
+        bench=bench,
     )
     _watch_gauges(metrics, dispatcher, engine)
     server = GrpcServer(config, telemetry)

@@ -72,7 +72,9 @@ class ReplicaRecord:
             slot=identity.slot,
         )
         self._replica.start_time.FromNanoseconds(clock.wall_ns())
+        self._state: engine_pb2.ReplicaState.ValueType = State.REPLICA_STATE_STARTING
         self._draining = False
+        self._calibrating = False
         self._registration = Registration(
             store, keys.replica(self._replica.replica_id), self._replica.SerializeToString
         )
@@ -92,6 +94,18 @@ class ReplicaRecord:
         """Whether the replica was told to drain; it never takes requests again."""
         return self._draining
 
+    @property
+    def calibrating(self) -> bool:
+        """Whether the replica is set aside for a calibration."""
+        return self._calibrating
+
+    @property
+    def described(self) -> engine_pb2.Replica:
+        """The record as last published, a copy."""
+        copy = engine_pb2.Replica()
+        copy.CopyFrom(self._replica)
+        return copy
+
     def set_addresses(self, address: str, ops_address: str) -> None:
         """Says where the agent listens; to be known before `run`.
 
@@ -107,8 +121,11 @@ class ReplicaRecord:
         await self._registration.run()
 
     def set_state(self, state: engine_pb2.ReplicaState.ValueType) -> None:
-        """Publishes a state; once draining, only that."""
+        """Publishes a state; once draining, only that, and CALIBRATING for READY while it is set aside."""
+        self._state = state
         shown = State.REPLICA_STATE_DRAINING if self._draining else state
+        if shown == State.REPLICA_STATE_READY and self._calibrating:
+            shown = State.REPLICA_STATE_CALIBRATING
         if shown != self._replica.state:
             self._replica.state = shown
             self._publish()
@@ -117,6 +134,11 @@ class ReplicaRecord:
         """Publishes DRAINING, for good."""
         self._draining = True
         self.set_state(State.REPLICA_STATE_DRAINING)
+
+    def set_calibrating(self, calibrating: bool) -> None:
+        """Publishes that the replica is set aside for a calibration, or that it is back."""
+        self._calibrating = calibrating
+        self.set_state(self._state)
 
     def set_engine(self, description: EngineDescription, process_id: int) -> None:
         """Publishes what the engine says of itself."""

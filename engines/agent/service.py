@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from common.logs import get_logger
 from common.telemetry import extract
+from engines.agent.calibrate import Bench
 from engines.agent.dispatcher import Dispatcher
 from engines.agent.job import Job
 from engines.agent.notices import Notices
@@ -45,6 +46,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         record: Who this replica is.
         observer: Records each request.
         changed: Notable changes of the load or state.
+        bench: Calibrations of this replica.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         record: ReplicaRecord,
         observer: Observer,
         changed: Notices,
+        bench: Bench,
     ) -> None:
         self._model_id = model_id
         self._dispatcher = dispatcher
@@ -65,6 +68,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         self._record = record
         self._observer = observer
         self._changed = changed
+        self._bench = bench
         self._closing = False
 
     async def Generate(
@@ -128,6 +132,14 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
         log.info("draining", replica=self._record.replica_id, in_flight=self._dispatcher.in_flight)
         self._supervisor.drain()
         return engine_pb2.DrainResponse(requests_in_flight=self._dispatcher.in_flight)
+
+    async def Calibrate(
+        self, request_iterator: AsyncIterator[engine_pb2.CalibrateRequest], context: Any
+    ) -> AsyncIterator[engine_pb2.CalibrateResponse]:
+        """See EngineService."""
+        async with aclosing(self._bench.serve(aiter(request_iterator))) as answers:
+            async for answer in answers:
+                yield answer
 
     def close(self) -> None:
         """Ends the load streams, so that the server can stop."""

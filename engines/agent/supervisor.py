@@ -17,7 +17,8 @@ from engines.agent.metrics import AgentMetrics, ProbeResult
 from engines.agent.probe import probe
 from engines.agent.record import ReplicaRecord, State
 from engines.engine import Engine
-from fairlead.errors import FairleadError, Reason
+from fairlead.engine.v1 import engine_pb2
+from fairlead.errors import FailedPreconditionError, FairleadError, Reason
 
 log = get_logger(__name__)
 
@@ -79,6 +80,26 @@ class Supervisor:
         """Takes no new requests, for good; those in flight go on."""
         self._record.drain()
         self._dispatcher.close(Refusal("the replica is draining; try another one", Reason.SHUTTING_DOWN))
+
+    def reserve(self) -> None:
+        """Sets the replica aside for a calibration: it takes no requests, those in flight go on.
+
+        Raises:
+            FailedPreconditionError: It is set aside already, or does not serve.
+        """
+        if self._record.calibrating:
+            raise FailedPreconditionError("the replica is being calibrated already; try another one or wait")
+        if self._record.state != State.REPLICA_STATE_READY:
+            state = engine_pb2.ReplicaState.Name(self._record.state).removeprefix("REPLICA_STATE_")
+            raise FailedPreconditionError(f"the replica is {state}; only a READY one can be calibrated")
+        self._record.set_calibrating(True)
+        self._dispatcher.close(Refusal("the replica is being calibrated; try another one", Reason.NOT_READY))
+
+    def release(self) -> None:
+        """Ends the calibration: the replica serves again, unless something else keeps it from serving."""
+        self._record.set_calibrating(False)
+        if self._record.state == State.REPLICA_STATE_READY:
+            self._dispatcher.open()
 
     async def run(self) -> None:
         """Keeps the engine serving until cancelled, then stops it."""
@@ -167,11 +188,13 @@ class Supervisor:
         self._nudge.set()
 
     def _serve(self) -> None:
-        if not self._record.draining:
+        if self._record.draining:
+            return
+        if not self._record.calibrating:
             self._dispatcher.open()
             if self._record.state != State.REPLICA_STATE_READY:
                 log.info("ready", replica=self._record.replica_id)
-            self._record.set_state(State.REPLICA_STATE_READY)
+        self._record.set_state(State.REPLICA_STATE_READY)
 
     def _lose(self, decision: Decision) -> None:
         """Takes the replica out of service and ends what was in flight."""

@@ -16,10 +16,12 @@ from common.logs import get_logger
 from engines.engine import EngineDescription, EngineRequest, TokenBatch
 from engines.simulated.faults import Faults
 from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS, Hardware
+from engines.simulated.rehearsal import rehearse
 from engines.simulated.step_machine import StepMachine
 from engines.simulated.text import OutputText, render
 from engines.simulated.work import SchedulerLimits, Step, Work
 from fairlead.errors import InvalidArgumentError, Reason, UnavailableError
+from model_units.calibration.load import LoadResult, LoadSpec
 
 log = get_logger(__name__)
 
@@ -70,6 +72,7 @@ class SimulatedEngine:
         self._streams: dict[str, _Stream] = {}
         self._faults = Faults()
         self._wake = asyncio.Event()
+        self._altered = asyncio.Event()  # faults were set, or the engine ended
         self._loop_task: asyncio.Task[None] | None = None
         self._progress_tokens = 0
 
@@ -82,6 +85,7 @@ class SimulatedEngine:
         """Replaces the faults; what was frozen goes on when its fault is gone."""
         self._faults = faults
         self._wake.set()
+        self._altered.set()
         for stream in self._streams.values():
             stream.ready.set()
 
@@ -164,6 +168,39 @@ class SimulatedEngine:
                 del self._streams[request.request_id]
                 self._machine.cancel(request.request_id)
 
+    async def rehearse(self, load: LoadSpec) -> LoadResult:
+        """Puts a load on this engine in virtual time, with its faults: it slows when the engine is slow, waits while
+        the engine hangs and fails when it does.
+
+        Args:
+            load: The load.
+
+        Raises:
+            UnavailableError: The engine does not run, ended meanwhile, or is out of memory.
+            InvalidArgumentError: A request is larger than the KV cache.
+        """
+        engine, result = self._loop_task, None
+        while True:
+            self._altered.clear()
+            if engine is None or engine is not self._loop_task:
+                raise UnavailableError("the engine is not running", reason=Reason.ENGINE_FAILED)
+            if self._faults.out_of_memory:
+                raise UnavailableError("the engine is out of memory", reason=Reason.ENGINE_FAILED)
+            freeze = self._faults.freeze_after_tokens
+            if self._faults.hang or (freeze and freeze < max(made for _, made in load.lengths)):
+                await self._altered.wait()
+            elif result is None:
+                slow_factor = self._faults.slow_factor
+                try:
+                    result = await asyncio.to_thread(
+                        rehearse, self._hardware, load, self._limits, slow_factor=slow_factor
+                    )
+                except ValueError as error:
+                    raise InvalidArgumentError(f"load: {error}", field="load") from error
+            else:
+                self._progress_tokens += result.output_tokens
+                return result
+
     def _refuse_if_broken(self, text: str) -> None:
         if not self.alive():
             raise UnavailableError("the engine is not running", reason=Reason.ENGINE_FAILED)
@@ -232,6 +269,7 @@ class SimulatedEngine:
 
     def _die(self, why: str) -> None:
         """What the end of an engine's process does: everything in flight fails, nothing more is produced."""
+        self._altered.set()
         if self._loop_task is not None:
             self._loop_task.cancel()
             self._loop_task = None
