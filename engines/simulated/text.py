@@ -25,7 +25,7 @@ _WORD_LIST: Final = (
     " me even most made after also well did many must before back see through way where get much go good sea wind ship"
     " port tide bay rope sail deck crew"
 )
-_WORDS: Final = tuple(_WORD_LIST.split())
+_TOKENS: Final = tuple((" " + word, f" {word}".encode()) for word in _WORD_LIST.split())
 # Multiplicative hashing spreads the CRC's bits (Knuth, The Art of Computer Programming 3, 6.4).
 _MIX: Final = 0x9E3779B97F4A7C15
 _MASK: Final = (1 << 64) - 1
@@ -49,9 +49,9 @@ def _tokens(text: str, seed: int) -> Iterator[tuple[str, bool]]:
     while True:
         mixed = ((state ^ salt) * _MIX) & _MASK
         mixed = ((mixed ^ (mixed >> 29)) * _MIX) & _MASK
-        token = " " + _WORDS[(mixed >> 40) % len(_WORDS)]
+        token, encoded = _TOKENS[(mixed >> 40) % len(_TOKENS)]
         yield token, (mixed >> 12) % MEAN_OUTPUT_TOKENS == 0
-        state = zlib.crc32(token.encode(), state)
+        state = zlib.crc32(encoded, state)
 
 
 class OutputText:
@@ -104,7 +104,7 @@ class OutputText:
 
     def take(self, count: int) -> str:
         """The text of the next `count` tokens."""
-        text = "".join(token for token, _ in itertools.islice(self._tokens, count))
+        text = "".join([token for token, _ in itertools.islice(self._tokens, count)])
         if self._characters_left is not None:
             text = text[: self._characters_left]
             self._characters_left -= len(text)
