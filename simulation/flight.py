@@ -1,0 +1,135 @@
+"""One request on its way, and the tenant it belongs to: what the actors of a simulation hand to each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from data_plane.router.core.holds import BucketKey, Hold
+from data_plane.router.core.loads import Dispatch
+from data_plane.router.core.pricing import Price
+from engines.agent.core.queue import Priority
+from simulation.books import TenantBook
+from simulation.kernel import NS_PER_S
+from simulation.scenario import TenantSpec
+
+if TYPE_CHECKING:
+    from simulation.replica import Replica
+
+
+class Tenant:
+    """A tenant of one model while it is simulated.
+
+    Attributes:
+        id: Its name.
+        model_id: What it uses.
+        bucket: Its key in every router's holds.
+        spec: Its part of the scenario.
+        book: What became of its requests.
+        priority: Of its requests.
+        deadline_ns: Longest life of a request.
+        patience_ns: Longest wait for a first token; 0 means no limit.
+    """
+
+    __slots__ = ("book", "bucket", "deadline_ns", "id", "model_id", "patience_ns", "priority", "spec")
+
+    def __init__(self, spec: TenantSpec, book: TenantBook) -> None:
+        self.id = spec.id
+        self.model_id = spec.model
+        self.bucket: BucketKey = (spec.id, spec.model)
+        self.spec = spec
+        self.book = book
+        self.priority = Priority.BATCH if spec.priority == "batch" else Priority.INTERACTIVE
+        self.deadline_ns = round(spec.deadline_s * NS_PER_S)
+        self.patience_ns = round(spec.patience_s * NS_PER_S)
+
+
+class Flight:
+    """One request at one router, from its arrival to its one end.
+
+    Attributes:
+        number: Unique in the run.
+        tenant: Whose.
+        input_tokens: Its prompt.
+        output_tokens: What it will produce.
+        prefix: Ids of its prompt's leading blocks.
+        session_id: What it says of its session.
+        tries: How often its client was refused before.
+        prompt_bytes: Of its text.
+        max_tokens: What it asks for at most.
+        arrived_ns: When.
+        price: The router's estimate.
+        hold: What it holds of its quota.
+        covered_tokens: Output tokens its hold stands for.
+        dispatch: Its entry in the router's view of the replica.
+        replica: Where it is.
+        key: Its name at that replica; a new one for every attempt.
+        attempts: Replicas it was sent to.
+        started_attempts: Those that may have begun to work on it.
+        excluded: Replicas that failed it.
+        first_ns: When its first token was seen; 0 before.
+        delivered: Tokens it has produced as far as anybody has looked.
+        cached: Prompt tokens found in a prefix cache.
+        ended: Whether it has had its end.
+    """
+
+    __slots__ = (
+        "arrived_ns",
+        "attempts",
+        "cached",
+        "covered_tokens",
+        "delivered",
+        "dispatch",
+        "ended",
+        "excluded",
+        "first_ns",
+        "hold",
+        "input_tokens",
+        "key",
+        "max_tokens",
+        "number",
+        "output_tokens",
+        "prefix",
+        "price",
+        "prompt_bytes",
+        "replica",
+        "session_id",
+        "started_attempts",
+        "tenant",
+        "tries",
+    )
+
+    hold: Hold | None
+    price: Price
+    dispatch: Dispatch
+
+    def __init__(
+        self,
+        number: int,
+        tenant: Tenant,
+        input_tokens: int,
+        output_tokens: int,
+        prefix: tuple[int, ...] = (),
+        session_id: str = "",
+        tries: int = 0,
+    ) -> None:
+        self.number = number
+        self.tenant = tenant
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.prefix = prefix
+        self.session_id = session_id
+        self.tries = tries
+        self.prompt_bytes = max(1, int(input_tokens * tenant.spec.bytes_per_token))
+        self.max_tokens = max(tenant.spec.max_tokens, output_tokens)
+        self.arrived_ns = 0
+        self.hold = None
+        self.covered_tokens = 0
+        self.replica: Replica | None = None
+        self.key = ""
+        self.attempts = 0
+        self.started_attempts = 0
+        self.excluded: tuple[str, ...] = ()
+        self.first_ns = 0
+        self.delivered = 0
+        self.cached = 0
+        self.ended = False

@@ -1,0 +1,203 @@
+"""The control side that decides who may use how much: capacity allocator and rate limiter, by the product's cores.
+
+    routers --wants, every second--> limiter --demand--> allocator --quotas--> limiter --leases--> routers
+
+Calls take no time here; what goes through the store takes `control_delay_s`. Elections, restarts and outages of the
+control side are not simulated: there is one leader from beginning to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Final
+
+from capacity.core.allocate import Demand, Model, ModelLedger, Replica, Reservation, allocate
+from capacity.core.caution import Caution
+from capacity.translate import replica_from
+from common.clock import MonotonicNs
+from fairlead.engine.v1 import engine_pb2
+from ratelimiter.core.lease import Limiter, Terms
+from ratelimiter.core.notable import differs_notably
+from ratelimiter.core.values import Quota, Report, Table, Version, Want, Workload
+from ratelimiter.translate import table_to
+from simulation.kernel import NS_PER_S, Loop
+from simulation.registry import Registry
+from simulation.router import Router
+
+# The services' default settings: ratelimiter/config.py and capacity/config.py.
+_TERMS: Final = Terms(lease_ns=10 * NS_PER_S, burst_window_s=30)
+_REPORT_INTERVAL_S: Final = 1.0
+_DEBOUNCE_S: Final = 0.1
+_TICK_S: Final = 1.0
+_DEMAND_INTERVAL_S: Final = 1.0
+_DEMAND_LOOK_S: Final = 0.2
+_ROUND_S: Final = 2.0
+
+
+class Allocator:
+    """Quotas out of live capacity, reservations and demand.
+
+    Args:
+        loop: Virtual time.
+        models: Every model.
+        reservations: Every reservation.
+
+    Attributes:
+        ledgers: Of the last round, by model.
+    """
+
+    def __init__(self, loop: Loop, models: Sequence[Model], reservations: Sequence[Reservation]) -> None:
+        self._loop = loop
+        self._models = models
+        self._reservations = reservations
+        self._replicas: dict[str, Replica] = {}
+        self._demand: Mapping[tuple[str, str], Demand] = {}
+        self._caution = Caution(MonotonicNs(0))
+        self._round_planned = False
+        self._limiters: list[RateLimiter] = []
+        self._granted: dict[Workload, Quota] = {}
+        self.ledgers: dict[str, ModelLedger] = {}
+        loop.after(0.0, self._regular)
+
+    def feed(self, limiter: RateLimiter) -> None:
+        """Quotas go to this limiter."""
+        self._limiters.append(limiter)
+
+    def on_record(self, replica_id: str, record: engine_pb2.Replica | None) -> None:
+        """The store's watch on replicas."""
+        if record is None:
+            self._replicas.pop(replica_id, None)
+        else:
+            self._replicas[replica_id] = replica_from(record)
+        self._soon()
+
+    def take_demand(self, demand: Mapping[tuple[str, str], Demand]) -> None:
+        """The limiter's report."""
+        if demand != self._demand:
+            self._demand = demand
+            self._soon()
+
+    def _soon(self) -> None:
+        if not self._round_planned:
+            self._round_planned = True
+            self._loop.after(_DEBOUNCE_S, self._round)
+
+    def _regular(self, _: object) -> None:
+        self._soon()
+        self._loop.after(_ROUND_S, self._regular)
+
+    def _round(self, _: object) -> None:
+        self._round_planned = False
+        ledgers = allocate(self._replicas.values(), self._models, self._reservations, self._demand)
+        self.ledgers = {ledger.model_id: ledger for ledger in ledgers}
+        quotas: dict[Workload, Quota] = {}
+        for ledger in ledgers:
+            mine = {w: quota for w, quota in self._granted.items() if w.model_id == ledger.model_id}
+            granted = sum(quota.granted for quota in mine.values())
+            if self._caution.doubts(ledger.model_id, ledger.have, granted, MonotonicNs(self._loop.now_ns)):
+                quotas |= mine
+                continue
+            for row in ledger.quotas:
+                if row.granted > 0:
+                    quotas[Workload(ledger.model_id, row.tenant_id)] = Quota(row.granted, row.guaranteed)
+        if quotas != self._granted:
+            self._granted = quotas
+            for limiter in self._limiters:
+                limiter.take_quotas(quotas)
+
+
+class RateLimiter:
+    """Leases out of quotas and the routers' wants.
+
+    Args:
+        loop: Virtual time.
+        routers: All of them.
+        allocator: Gets the demand, gives the quotas.
+        delay_ns: Of the store.
+        random: Spreads the routers' reports.
+    """
+
+    def __init__(
+        self, loop: Loop, routers: Sequence[Router], allocator: Allocator, delay_ns: int, random: Random
+    ) -> None:
+        self._loop = loop
+        self._routers = {router.router_id: router for router in routers}
+        self._allocator = allocator
+        self._delay_ns = delay_ns
+        self._random = random
+        self._limiter = Limiter(1, _TERMS)
+        self._told: Mapping[Workload, Want] = {}
+        self._told_ns = 0
+        self._tick_planned = False
+        allocator.feed(self)
+        for router in routers:
+            loop.after(random.uniform(0.0, _REPORT_INTERVAL_S), self._report, router)
+        loop.after(0.0, self._regular)
+        loop.after(0.0, self._tell_demand)
+
+    def take_quotas(self, quotas: Mapping[Workload, Quota]) -> None:
+        """The allocator has written quotas."""
+        self._loop.at(self._loop.now_ns + self._delay_ns, self._set_quotas, quotas)
+
+    def outstanding(self, workload: Workload) -> int:
+        """What all routers together could be spending of a workload, mMU per minute."""
+        return self._limiter.outstanding(workload)
+
+    def _set_quotas(self, quotas: Mapping[Workload, Quota]) -> None:
+        self._limiter.set_quotas(quotas)
+        self._soon()
+
+    def _report(self, router: Router) -> None:
+        """A router says what it wants and gets its leases."""
+        now_ns = self._loop.now_ns
+        rows = router.demand.report(now_ns, held=router.holds.held(), waiting=router.batch.waiting())
+        wants = {
+            Workload(row.model_id, row.tenant_id): Want(
+                row.wants_milli_mu_per_minute,  # type: ignore[arg-type]  # the units' new types are erased on the wire
+                row.used_milli_mu_per_minute,  # type: ignore[arg-type]
+                row.held_milli_mu,  # type: ignore[arg-type]
+            )
+            for row in rows
+        }
+        report = Report(
+            router.router_id, router.router_id, router.desk.next_report(), Version(*router.desk.applied), wants
+        )
+        self._deliver(self._limiter.report(report, MonotonicNs(now_ns)))
+        self._soon()
+        self._loop.after(_REPORT_INTERVAL_S * self._random.uniform(0.9, 1.0), self._report, router)
+
+    def _deliver(self, table: Table) -> None:
+        self._routers[table.router_id].desk.take(table_to(table, self._loop.wall_ns()))
+
+    def _soon(self) -> None:
+        if not self._tick_planned:
+            self._tick_planned = True
+            self._loop.after(_DEBOUNCE_S, self._tick)
+
+    def _regular(self, _: object) -> None:
+        self._soon()
+        self._loop.after(_TICK_S, self._regular)
+
+    def _tick(self, _: object) -> None:
+        self._tick_planned = False
+        actions = self._limiter.tick(MonotonicNs(self._loop.now_ns))
+        for table in actions.tables:
+            self._loop.at(self._loop.now_ns + self._delay_ns, self._deliver, table)
+
+    def _tell_demand(self, _: object) -> None:
+        """Demand goes to the allocator every second, and at once when it has changed notably."""
+        demand = self._limiter.demand()
+        if demand is not None:
+            old = self._loop.now_ns - self._told_ns >= _DEMAND_INTERVAL_S * NS_PER_S
+            if old or differs_notably(self._told, demand):
+                self._told, self._told_ns = demand, self._loop.now_ns
+                self._allocator.take_demand(
+                    {(w.model_id, w.tenant_id): Demand(d.wants, d.used) for w, d in demand.items()}
+                )
+        self._loop.after(_DEMAND_LOOK_S, self._tell_demand)
+
+
+def watch_replicas(registry: Registry, allocator: Allocator) -> None:
+    """The allocator follows the records."""
+    registry.watch(allocator.on_record)
