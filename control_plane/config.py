@@ -26,6 +26,13 @@ class ControlPlaneConfig(CommonConfig):
     )
     assign_interval_s: float = setting(5.0, "longest time between two looks at the fleet", minimum=0.1, maximum=300)
 
+    drift_interval_s: float = setting(
+        5.0, "time between two looks at how fast replicas say they are", minimum=0.1, maximum=300
+    )
+    drift_start_s: float = setting(
+        30.0, "a profile or replica must be off for this long before it counts", minimum=0, maximum=3600
+    )
+
     def pepper(self) -> bytes:
         """Reads the pepper.
 

@@ -28,3 +28,15 @@ class ControlPlaneMetrics:
         self.assignments = Counter("fairlead_sharder_assignments", "Assignments written", ["model"], registry=registry)
         self.conflicts = Counter("fairlead_sharder_conflicts", "Commits refused by the store", registry=registry)
         self.replicas = Gauge("fairlead_sharder_replicas", "Replicas assigned", ["model"], registry=registry)
+        self.profile_drift_ratio = Gauge(
+            "fairlead_profile_drift_ratio",
+            "Time that production takes over time that the profile says; 0 where nothing is known; leader only",
+            ["model"],
+            registry=registry,
+        )
+        self.profile_drifting = Gauge(
+            "fairlead_profile_drifting",
+            "1 while a model's profile is found not to be true any more; leader only",
+            ["model"],
+            registry=registry,
+        )

@@ -8,11 +8,12 @@ from common import keys
 from common.clock import Clock
 from common.store import Expect
 from control_plane.core import check
+from control_plane.core.activation import profile_in_force
 from control_plane.core.paging import page
+from control_plane.profiles import StoredProfiles
 from control_plane.records import Tables, model_guard, stored_bytes, tenant_guard, until_stored
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import AlreadyExistsError, ConflictError, FailedPreconditionError, NotFoundError, Reason
-from model_units.profiles import ProfileCatalogue
 
 _NAMED_MAX = 5
 
@@ -28,14 +29,14 @@ class Models:
         profiles: Cost profiles a model may name.
     """
 
-    def __init__(self, tables: Tables, clock: Clock, profiles: ProfileCatalogue) -> None:
+    def __init__(self, tables: Tables, clock: Clock, profiles: StoredProfiles) -> None:
         self._tables = tables
         self._clock = clock
         self._profiles = profiles
 
     async def create(self, request: admin_pb2.CreateModelRequest) -> admin_pb2.Model:
         """See AdminService."""
-        model = check.model(request.model, self._profiles)
+        model = check.model(request.model, await self._profiles.catalogue())
         model.create_time.FromNanoseconds(self._clock.wall_ns())
         key = keys.model(model.model_id)
         taken = AlreadyExistsError(f"there is a model {model.model_id!r} already")
@@ -61,13 +62,14 @@ class Models:
 
     async def update(self, request: admin_pb2.UpdateModelRequest) -> admin_pb2.Model:
         """See AdminService."""
-        model = check.model(request.model, self._profiles)
+        model = check.model(request.model, await self._profiles.catalogue())
         key = keys.model(model.model_id)
 
         async def attempt() -> admin_pb2.Model | None:
             stored = await self._tables.models.require(key)
             stored.check_etag(request.model.etag)
             model.create_time.CopyFrom(stored.record.create_time)
+            model.previous_profile_id = _previous(stored.record, model)
             if request.validate_only:
                 return model
             revision = await self._tables.store.commit([stored.unchanged()], {key: stored_bytes(model)})
@@ -99,6 +101,12 @@ class Models:
             return None if revision is None else admin_pb2.DeleteModelResponse()
 
         return await until_stored(attempt)
+
+
+def _previous(stored: admin_pb2.Model, changed: admin_pb2.Model) -> str:
+    """What a rollback goes back to after an update: what was in force, if the update puts another one there."""
+    present = profile_in_force(stored)
+    return stored.previous_profile_id if profile_in_force(changed) == present else present
 
 
 class Reservations:

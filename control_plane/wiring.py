@@ -15,21 +15,26 @@ from common.rpc import GrpcServer, LeaderClient
 from common.store import Store
 from common.telemetry import Telemetry
 from control_plane.auth import AdminAuth
+from control_plane.calibration_service import CalibrationService, Runs, Unmeasured
 from control_plane.config import SERVICE, ControlPlaneConfig
 from control_plane.directory import Directory
+from control_plane.drift import DriftViews, DriftWatch
+from control_plane.events import Events
 from control_plane.forward import CapacityForwarder, RateLimiterForwarder, ShardingService
 from control_plane.metrics import ControlPlaneMetrics
 from control_plane.models import Models, Reservations
+from control_plane.mutations import Mutations
+from control_plane.profiles import Profiles, StoredProfiles
 from control_plane.records import Tables
 from control_plane.service import AdminService
 from control_plane.sharder import FleetViews, Sharder
 from control_plane.tenants import ApiKeys, Tenants
-from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
+from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc, calibration_pb2, calibration_pb2_grpc
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.engine.v1 import engine_pb2
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
-from model_units.profiles import built_in_profiles
+from model_units.wire import decode_profile
 
 
 def admin_service(
@@ -40,11 +45,23 @@ def admin_service(
     return AdminService(
         tenants=Tenants(tables, clock),
         api_keys=ApiKeys(tables, clock, pepper, secrets.token_bytes),
-        models=Models(tables, clock, built_in_profiles()),
+        models=Models(tables, clock, StoredProfiles(store)),
         reservations=Reservations(tables, capacity.shortfall),
         directory=Directory(tables),
         clock=clock,
         metrics=metrics,
+    )
+
+
+def calibration_service(
+    store: Store, clock: Clock, runs: Runs, events: Events, metrics: ControlPlaneMetrics
+) -> CalibrationService:
+    """The API of calibrations, profiles, drift and events on a store."""
+    return CalibrationService(
+        calibrations=runs,
+        profiles=Profiles(Tables(store), StoredProfiles(store), events, clock),
+        events=events,
+        mutations=Mutations(clock, metrics),
     )
 
 
@@ -63,7 +80,8 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         models=Mirror(store, keys.MODELS, admin_pb2.Model.FromString),
         reservations=Mirror(store, keys.POLICIES, admin_pb2.Reservation.FromString),
     )
-    metrics = ControlPlaneMetrics(telemetry.registry)
+    profiles = Mirror(store, keys.PROFILES, decode_profile)
+    metrics, events = ControlPlaneMetrics(telemetry.registry), Events(store, clock)
     member = Member(SERVICE, config, store, telemetry, election_ttl_s=config.election_ttl_s)
     capacity_leader, limiter_leader = LeaderClient(leaders, "capacity"), LeaderClient(leaders, "ratelimiter")
     capacity = CapacityForwarder(capacity_leader)
@@ -72,6 +90,11 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         admin_pb2_grpc.add_AdminServiceServicer_to_server,
         admin_service(store, clock, pepper, capacity, metrics),
         admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+    )
+    server.add(
+        calibration_pb2_grpc.add_CalibrationServiceServicer_to_server,
+        calibration_service(store, clock, Unmeasured(), events, metrics),
+        calibration_pb2.DESCRIPTOR.services_by_name["CalibrationService"].full_name,
     )
     server.add(
         capacity_pb2_grpc.add_CapacityServiceServicer_to_server,
@@ -89,14 +112,23 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         sharding_pb2.DESCRIPTOR.services_by_name["ShardingService"].full_name,
     )
     sharder = Sharder(store, views, member.election, config, clock, metrics)
+    drift = DriftWatch(
+        store,
+        DriftViews(views.replicas, views.models, profiles),
+        member.election,
+        events,
+        config=config,
+        clock=clock,
+        metrics=metrics,
+    )
 
     def readiness() -> str | None:
         return None if views.synced and leaders.synced else "the store has not been read yet"
 
     ops = OpsServer(config, telemetry.registry, readiness)
-    mirrors = (leaders.run, views.replicas.run, views.models.run, views.reservations.run)
+    mirrors = (leaders.run, views.replicas.run, views.models.run, views.reservations.run, profiles.run)
     try:
-        await member.serve(stop, server, ops, (*mirrors, sharder.run))
+        await member.serve(stop, server, ops, (*mirrors, sharder.run, drift.run))
     finally:
         await capacity_leader.close()
         await limiter_leader.close()

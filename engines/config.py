@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,8 @@ SIMULATED: Final = "simulated"
 TRITON: Final = "triton"
 
 _HEALTH: Final = HealthLimits()
+COLD_START_OF_HARDWARE: Final = "hardware"
+_COLD_START_MAX_S: Final = 3600
 _DEFAULT_HARDWARE: Final = {SIMULATED: "h100", TRITON: "cpu-2core"}
 
 
@@ -43,8 +46,20 @@ class EngineConfig(CommonConfig):
     probe_timeout_s: float = setting(
         _HEALTH.probe_timeout_s, "a probe without an answer counts as failed once per this time", minimum=0.1
     )
+    drift_window_s: float = setting(
+        5.0, "the engine's speed is compared with its profile once per this time", minimum=0.5, maximum=60
+    )
+    drift_smoothing_s: float = setting(60.0, "busy time that this comparison looks back on", minimum=1, maximum=3600)
     start_max_s: float = setting(600.0, "longest start of the engine before it is tried again", minimum=1)
-    cold_start_s: float = setting(0.0, "simulated engine: how long loading takes", minimum=0, maximum=3600)
+    cold_start: str = setting(
+        "0", f"simulated engine: how long loading takes, seconds; {COLD_START_OF_HARDWARE}: what its weights take"
+    )
+    step_tokens_max: int = setting(
+        2048,
+        "simulated engine: most tokens per step (the chunk budget); less: smoother decoding, later first tokens",
+        minimum=1,
+        maximum=1_000_000,
+    )
     dialect: str = setting("", "Triton: tensors of our own server's model", choices=("", "ensemble", "llmapi"))
     endpoint: str = setting("", "Triton: host:port of a running server; empty starts our own")
     model_name: str = setting("", "Triton: the model's name on a running server; empty finds it")
@@ -60,11 +75,29 @@ class EngineConfig(CommonConfig):
     def __post_init__(self) -> None:
         if not self.model_id:
             raise InvalidArgumentError("model_id is required: --model-id names the model this replica serves")
+        self.cold_start_s(0.0)
 
     @property
     def hardware_label(self) -> str:
         """The hardware label, with the default filled in."""
         return self.hardware or _DEFAULT_HARDWARE[self.engine]
+
+    def cold_start_s(self, of_hardware_s: float) -> float:
+        """How long loading takes, seconds.
+
+        Args:
+            of_hardware_s: What it takes on this hardware, where the setting asks for that.
+
+        Raises:
+            InvalidArgumentError: The setting is neither that word nor a number of seconds.
+        """
+        if self.cold_start == COLD_START_OF_HARDWARE:
+            return of_hardware_s
+        with contextlib.suppress(ValueError):
+            if 0 <= (seconds := float(self.cold_start)) <= _COLD_START_MAX_S:
+                return seconds
+        allowed = f"0 to {_COLD_START_MAX_S} seconds or {COLD_START_OF_HARDWARE!r}"
+        raise InvalidArgumentError(f"cold_start must be {allowed}, not {self.cold_start!r}", field="cold_start")
 
     @property
     def health(self) -> HealthLimits:

@@ -15,6 +15,7 @@ from common.rpc import GrpcServer
 from common.telemetry import Telemetry
 from engines.agent.calibrate import Bench
 from engines.agent.dispatcher import Dispatcher
+from engines.agent.drift import DriftWatch
 from engines.agent.experiment import LiveExperiments
 from engines.agent.metrics import AgentMetrics
 from engines.agent.notices import Notices
@@ -26,12 +27,13 @@ from engines.agent.service import EngineServicer
 from engines.agent.supervisor import Supervisor, SupervisorLimits
 from engines.config import SERVICE, SIMULATED, EngineConfig
 from engines.engine import Engine
-from engines.simulated.engine import SimulatedEngine
+from engines.simulated.engine import PIECE_TOKENS, SimulatedEngine
 from engines.simulated.hardware import hardware
 from engines.simulated.service import SERVICE as FAULT_SERVICE
 from engines.simulated.service import FaultServicer
 from engines.simulated.work import SchedulerLimits
 from fairlead.engine.v1 import engine_pb2_grpc
+from fairlead.errors import InvalidArgumentError
 from model_units.units import MilliModelUnitsPerMinute
 
 log = get_logger(__name__)
@@ -48,15 +50,11 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
         work_directory: A folder of the engine's own.
 
     Raises:
-        InvalidArgumentError: Its hardware is unknown.
+        InvalidArgumentError: Its hardware is unknown, or its limits exclude each other.
     """
     if config.engine == SIMULATED:
-        defaults = SchedulerLimits()
-        return SimulatedEngine(
-            hardware(config.hardware_label),
-            SchedulerLimits(sequences_max=config.sequences_max or defaults.sequences_max),
-            cold_start_s=config.cold_start_s,
-        )
+        machine = hardware(config.hardware_label)
+        return SimulatedEngine(machine, _limits(config), cold_start_s=config.cold_start_s(machine.cold_start_s()))
     # Imported here because a simulated replica needs none of Triton's packages.
     from engines.triton.adapter import TritonEngine, TritonSettings
     from engines.triton.tensors import Dialect
@@ -76,6 +74,17 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
             otlp_traces_url=config.otlp_traces_url,
         )
     )
+
+
+def _limits(config: EngineConfig) -> SchedulerLimits:
+    """The scheduler limits of a simulated engine."""
+    sequences_max = config.sequences_max or SchedulerLimits().sequences_max
+    if config.step_tokens_max < sequences_max:
+        raise InvalidArgumentError(
+            f"step_tokens_max is {config.step_tokens_max}; it must hold a token of each of {sequences_max} sequences",
+            field="step_tokens_max",
+        )
+    return SchedulerLimits(sequences_max, config.step_tokens_max, piece_tokens=PIECE_TOKENS)
 
 
 async def serve(config: EngineConfig, stop: asyncio.Event) -> None:
@@ -128,6 +137,16 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         measure=engine.rehearse if isinstance(engine, SimulatedEngine) else experiments.run,
         changed=changed,
     )
+    drift = DriftWatch(
+        store,
+        model_id=config.model_id,
+        hardware=config.hardware_label,
+        meter=dispatcher.meter,
+        record=record,
+        clock=clock,
+        window_s=config.drift_window_s,
+        smoothing_s=config.drift_smoothing_s,
+    )
     servicer = EngineServicer(
         model_id=config.model_id,
         dispatcher=dispatcher,
@@ -139,6 +158,9 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         bench=bench,
     )
     _watch_gauges(metrics, dispatcher, engine)
+    metrics.gauge(
+        "profile_drift_ratio", "Time the engine takes over time its profile says; 0 unknown", lambda: drift.ratio
+    )
     server = GrpcServer(config, telemetry)
     server.add(engine_pb2_grpc.add_EngineServiceServicer_to_server, servicer, ENGINE_SERVICE)
     if isinstance(engine, SimulatedEngine):
@@ -151,11 +173,13 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         async with asyncio.TaskGroup() as tasks:
             registering = tasks.create_task(record.run())
             supervising = tasks.create_task(supervisor.run())
+            comparing = tasks.create_task(drift.run())
             await stop.wait()
             supervisor.drain()
             await _finish(dispatcher, config.drain_grace_s)
             servicer.close()
             await server.drain_and_stop(_LAST_CALLS_S)
+            comparing.cancel()
             supervising.cancel()
             registering.cancel()
     finally:

@@ -195,6 +195,10 @@ class ProfileCatalogue:
                 raise InvalidArgumentError(f"two cost profiles have the id {profile.profile_id!r}", field="profile_id")
             self._by_id[profile.profile_id] = profile
 
+    def with_live(self, live: Mapping[str, CostProfile]) -> ProfileCatalogue:
+        """A catalogue of the same profiles that ship, beside these live ones."""
+        return ProfileCatalogue(self._by_id.values(), live)
+
     @property
     def ids(self) -> tuple[str, ...]:
         """All ids, sorted."""

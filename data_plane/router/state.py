@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from google.protobuf.message import Message
+from model_units.wire import decode_profile
 
 from common import keys
 from common.clock import Clock
@@ -20,9 +20,10 @@ from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.quota.v1 import quota_pb2
 from fairlead.sharding.v1 import sharding_pb2
-from model_units.profiles import ProfileCatalogue
+from model_units.cost import CostProfile
+from model_units.profiles import built_in_profiles
 
-M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class RouterState:
@@ -39,18 +40,19 @@ class RouterState:
         self._store = store
         self._state_dir = state_dir
         self._clock = clock
-        self.api_keys = self._mirror(keys.API_KEYS, admin_pb2.ApiKey)
-        self.tenants = self._mirror(keys.TENANTS, admin_pb2.Tenant)
-        self.models = self._mirror(keys.MODELS, admin_pb2.Model)
-        self.policies = self._mirror(keys.POLICIES, admin_pb2.Reservation)
-        self.assignments = self._mirror(keys.ASSIGNMENTS, sharding_pb2.Assignment)
-        self.replicas = self._mirror(keys.REPLICAS, engine_pb2.Replica)
-        self.leaders = self._mirror(keys.LEADERS, admin_pb2.ServiceInstance)
-        self.leases = self._mirror(keys.lease(router_id), quota_pb2.LeaseTable)
+        self.api_keys = self._mirror(keys.API_KEYS, admin_pb2.ApiKey.FromString)
+        self.tenants = self._mirror(keys.TENANTS, admin_pb2.Tenant.FromString)
+        self.models = self._mirror(keys.MODELS, admin_pb2.Model.FromString)
+        self.policies = self._mirror(keys.POLICIES, admin_pb2.Reservation.FromString)
+        self.assignments = self._mirror(keys.ASSIGNMENTS, sharding_pb2.Assignment.FromString)
+        self.replicas = self._mirror(keys.REPLICAS, engine_pb2.Replica.FromString)
+        self.leaders = self._mirror(keys.LEADERS, admin_pb2.ServiceInstance.FromString)
+        self.leases = self._mirror(keys.lease(router_id), quota_pb2.LeaseTable.FromString)
+        self.profiles: Mirror[CostProfile] = self._mirror(keys.PROFILES, decode_profile)
 
     @property
     def _mirrors(self) -> tuple[Mirror[Any], ...]:
-        configured = (self.api_keys, self.tenants, self.models, self.policies)
+        configured = (self.api_keys, self.tenants, self.models, self.policies, self.profiles)
         return (*configured, self.assignments, self.replicas, self.leaders, self.leases)
 
     def missing(self) -> str | None:
@@ -59,15 +61,15 @@ class RouterState:
             return None
         return "waiting for the first copy of the configuration: etcd does not answer and there is no snapshot"
 
-    def tables(self, profiles: ProfileCatalogue) -> Tables:
-        """Look-ups over the mirrors."""
+    def tables(self) -> Tables:
+        """Look-ups over the mirrors; profiles are those that ship and those in the store."""
         return Tables(
             keys=self.api_keys.items,
             tenants=self.tenants.items,
             models=self.models.items,
             policies=self.policies.items,
             assignments=self.assignments.items,
-            profiles=profiles,
+            profiles=built_in_profiles().with_live(self.profiles.items),
         )
 
     def feed_fleet(self, fleet: Fleet, changed: Callable[[], None]) -> None:
@@ -99,8 +101,8 @@ class RouterState:
             for mirror in self._mirrors:
                 tasks.create_task(mirror.run())
 
-    def _mirror(self, prefix: str, kind: type[M]) -> Mirror[M]:
+    def _mirror(self, prefix: str, decode: Callable[[bytes], T]) -> Mirror[T]:
         path = None
         if self._state_dir is not None:
             path = self._state_dir / (prefix.removeprefix(keys.PREFIX).strip("/").replace("/", "-") + ".snapshot")
-        return Mirror(self._store, prefix, kind.FromString, snapshot_path=path, clock=self._clock)
+        return Mirror(self._store, prefix, decode, snapshot_path=path, clock=self._clock)

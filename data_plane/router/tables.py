@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from common.logs import get_logger
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import NotFoundError, PermissionDeniedError, Reason, UnauthenticatedError, UnavailableError
 from fairlead.sharding.v1 import sharding_pb2
 from model_units.cost import CostProfile
 from model_units.profiles import ProfileCatalogue
+
+log = get_logger(__name__)
 
 
 class Tables:
@@ -39,6 +42,8 @@ class Tables:
         self._policies = policies
         self._assignments = assignments
         self._profiles = profiles
+        self._priced_with: dict[str, CostProfile] = {}
+        self._stood_in: dict[str, str] = {}
         self._subsets: dict[str, tuple[sharding_pb2.Assignment, dict[str, Sequence[str]]]] = {}
 
     def check_tenant(self, tenant_id: str) -> None:
@@ -86,13 +91,30 @@ class Tables:
     def profile(self, model: admin_pb2.Model) -> CostProfile:
         """The model's cost profile.
 
+        Where it names one that this router has not seen (yet), what it was priced with before stands in for it: a
+        price that is a little old beats a refusal.
+
         Raises:
-            UnavailableError: It names one that this router does not have; that is for the operators to mend.
+            UnavailableError: There never was another one; that is for the operators to mend.
         """
         try:
-            return self._profiles.resolve(model.profile_id, model.engine.hardware)
+            profile = self._profiles.resolve(model.profile_id, model.engine.hardware)
         except NotFoundError as error:
-            raise UnavailableError(f"model {model.model_id!r} cannot be priced: {error.message}") from error
+            return self._stand_in(model, error)
+        self._priced_with[model.model_id] = profile
+        return profile
+
+    def _stand_in(self, model: admin_pb2.Model, missing: NotFoundError) -> CostProfile:
+        profile = self._priced_with.get(model.model_id)
+        if profile is None:
+            try:
+                profile = self._profiles.get(model.previous_profile_id)
+            except NotFoundError:
+                raise UnavailableError(f"model {model.model_id!r} cannot be priced: {missing.message}") from missing
+        if self._stood_in.get(model.model_id) != model.profile_id:
+            self._stood_in[model.model_id] = model.profile_id
+            log.error("profile unknown", model=model.model_id, wanted=model.profile_id, used=profile.profile_id)
+        return profile
 
     def subset(self, model_id: str, tenant_id: str) -> Sequence[str]:
         """The replicas assigned to a workload; empty where there is no assignment."""

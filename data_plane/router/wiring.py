@@ -47,7 +47,6 @@ from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import InvalidArgumentError
 from fairlead.inference.v1 import inference_pb2_grpc
 from model_units.length import OutputLengthEstimator
-from model_units.profiles import built_in_profiles
 from model_units.text import BytesPerToken
 
 SERVICE = "router"
@@ -145,7 +144,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     )
     router = Router(
         config,
-        tables=state.tables(built_in_profiles()),
+        tables=state.tables(),
         upstream=GrpcUpstream(channels, clock, token_timeout_s=config.token_timeout_s),
         pepper=pepper,
         telemetry=telemetry,

@@ -154,6 +154,19 @@ class ReplicaRecord:
         self._replica.engine_restarts += 1
         self._publish()
 
+    def set_drift(self, ratio: float, profile_id: str, tokens: int) -> None:
+        """Publishes how far the engine is from its profile.
+
+        Args:
+            ratio: Time it takes over time the profile says; 0 where nothing is known.
+            profile_id: The profile; empty where nothing is known.
+            tokens: Output tokens the ratio stands for.
+        """
+        self._replica.drift_ratio = ratio
+        self._replica.drift_profile_id = profile_id
+        self._replica.drift_tokens = tokens
+        self._registration.update()
+
     def _publish(self) -> None:
         self._registration.update()
         self._changed.notify()

@@ -16,6 +16,7 @@ from control_plane.core.keys import KEYS_PER_TENANT_MAX
 from control_plane.directory import Directory
 from control_plane.metrics import ControlPlaneMetrics
 from control_plane.models import Models, Reservations
+from control_plane.profiles import StoredProfiles
 from control_plane.records import Tables
 from control_plane.service import AdminService
 from control_plane.tenants import ApiKeys, Tenants
@@ -29,7 +30,6 @@ from fairlead.errors import (
     NotFoundError,
     Reason,
 )
-from model_units.profiles import built_in_profiles
 from tests.unit.control_plane.test_check import model as a_model
 
 RESERVED = 50_000
@@ -47,7 +47,7 @@ class Office:
         self.service = AdminService(
             tenants=Tenants(tables, self.clock),
             api_keys=ApiKeys(tables, self.clock, b"p" * 32, self.draw),
-            models=Models(tables, self.clock, built_in_profiles()),
+            models=Models(tables, self.clock, StoredProfiles(self.store)),
             reservations=Reservations(tables, self.ask_allocator),
             directory=Directory(tables),
             clock=self.clock,

@@ -17,7 +17,6 @@ from data_plane.router.state import RouterState
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.quota.v1 import quota_pb2
-from model_units.profiles import built_in_profiles
 from tests.support.waiting import eventually
 
 KEY = ("acme", "tiny")
@@ -150,7 +149,7 @@ async def test_the_mirrors_feed_tables_fleet_and_leases_and_come_back_from_disk(
     await eventually(lambda: state.missing() is None)
     assert fleet.get("a")
     assert desk.usable
-    assert state.tables(built_in_profiles()).model("acme", "tiny").model_id == "tiny"
+    assert state.tables().model("acme", "tiny").model_id == "tiny"
     await store.delete(keys.replica("a"))
     await eventually(lambda: fleet.get("a") is None)
     await store.put(keys.replica("b"), engine_pb2.Replica(replica_id="b", model_id="tiny").SerializeToString())
@@ -162,4 +161,4 @@ async def test_the_mirrors_feed_tables_fleet_and_leases_and_come_back_from_disk(
     assert state.missing() is None
     assert fleet.get("b")
     assert desk.usable
-    assert [model.model_id for model in state.tables(built_in_profiles()).models_of("acme")] == ["tiny"]
+    assert [model.model_id for model in state.tables().models_of("acme")] == ["tiny"]
