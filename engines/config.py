@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,8 +17,6 @@ SIMULATED: Final = "simulated"
 TRITON: Final = "triton"
 
 _HEALTH: Final = HealthLimits()
-COLD_START_OF_HARDWARE: Final = "hardware"
-_COLD_START_MAX_S: Final = 3600
 COLD_START_OF_HARDWARE: Final = "hardware"
 _COLD_START_MAX_S: Final = 3600
 _DEFAULT_HARDWARE: Final = {SIMULATED: "h100", TRITON: "cpu-2core"}
@@ -79,29 +76,11 @@ class EngineConfig(CommonConfig):
         if not self.model_id:
             raise InvalidArgumentError("model_id is required: --model-id names the model this replica serves")
         self.cold_start_s(0.0)
-        self.cold_start_s(0.0)
 
     @property
     def hardware_label(self) -> str:
         """The hardware label, with the default filled in."""
         return self.hardware or _DEFAULT_HARDWARE[self.engine]
-
-    def cold_start_s(self, of_hardware_s: float) -> float:
-        """How long loading takes, seconds.
-
-        Args:
-            of_hardware_s: What it takes on this hardware, where the setting asks for that.
-
-        Raises:
-            InvalidArgumentError: The setting is neither that word nor a number of seconds.
-        """
-        if self.cold_start == COLD_START_OF_HARDWARE:
-            return of_hardware_s
-        with contextlib.suppress(ValueError):
-            if 0 <= (seconds := float(self.cold_start)) <= _COLD_START_MAX_S:
-                return seconds
-        allowed = f"0 to {_COLD_START_MAX_S} seconds or {COLD_START_OF_HARDWARE!r}"
-        raise InvalidArgumentError(f"cold_start must be {allowed}, not {self.cold_start!r}", field="cold_start")
 
     def cold_start_s(self, of_hardware_s: float) -> float:
         """How long loading takes, seconds.

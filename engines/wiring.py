@@ -34,7 +34,6 @@ from engines.simulated.service import FaultServicer
 from engines.simulated.work import SchedulerLimits
 from fairlead.engine.v1 import engine_pb2_grpc
 from fairlead.errors import InvalidArgumentError
-from fairlead.errors import InvalidArgumentError
 from model_units.units import MilliModelUnitsPerMinute
 
 log = get_logger(__name__)
@@ -75,17 +74,6 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
             otlp_traces_url=config.otlp_traces_url,
         )
     )
-
-
-def _limits(config: EngineConfig) -> SchedulerLimits:
-    """The scheduler limits of a simulated engine."""
-    sequences_max = config.sequences_max or SchedulerLimits().sequences_max
-    if config.step_tokens_max < sequences_max:
-        raise InvalidArgumentError(
-            f"step_tokens_max is {config.step_tokens_max}; it must hold a token of each of {sequences_max} sequences",
-            field="step_tokens_max",
-        )
-    return SchedulerLimits(sequences_max, config.step_tokens_max, piece_tokens=PIECE_TOKENS)
 
 
 def _limits(config: EngineConfig) -> SchedulerLimits:
