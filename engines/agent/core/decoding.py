@@ -22,7 +22,7 @@ class Sums:
 
     Attributes:
         decoding_s: Time that sequences spent between their tokens, over all sequences, seconds.
-        tokens: Tokens that time stands for, first tokens included.
+        tokens: Tokens that time stands for; first ones are not among them, they end a prefill.
         work_s: Work served, by the profile's prices, replica-seconds.
         busy_s: Time the engine had work, seconds.
         window_s: Length of the window, seconds.
@@ -101,9 +101,7 @@ class DecodeMeter:
         if now_s - asked_s < _WAITED_S_MIN:
             sequence.anchor_s = -1.0
             return
-        if before == 0:
-            self._tokens += 1
-        elif sequence.anchor_s >= 0.0:
+        if sequence.anchor_s >= 0.0:
             self._tokens += tokens
             self._decoding_s += now_s - sequence.anchor_s
         sequence.anchor_s = now_s
