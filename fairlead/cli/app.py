@@ -81,7 +81,7 @@ def _shared_options(*, hidden: bool) -> list[click.Option]:
 
     return [
         option("-o", "--output", type=click.Choice(OUTPUTS), help="Form of the output.  [default: table]"),
-        option("--profile", metavar="NAME", hidden=hidden, help="Profile of the configuration file."),
+        option("--profile", metavar="NAME", hidden=hidden, help="Profile of the configuration file, no cost profile."),
         option("--address", metavar="HOST:PORT", hidden=hidden, help="Router, or several with commas."),
         option("--admin-address", metavar="HOST:PORT", hidden=hidden, help="Control plane."),
         option("--admin-token-file", metavar="FILE", hidden=hidden, help="File with the admin token."),

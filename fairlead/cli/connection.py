@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -10,6 +11,7 @@ import grpc
 
 from fairlead.admin.v1 import admin_pb2
 from fairlead.admin.v1.admin_pb2_grpc import AdminServiceStub
+from fairlead.admin.v1.calibration_pb2_grpc import CalibrationServiceStub
 from fairlead.capacity.v1.capacity_pb2_grpc import CapacityServiceStub
 from fairlead.errors import DeadlineExceededError, FairleadError, Reason, UnavailableError, from_rpc_error
 from fairlead.quota.v1.quota_pb2_grpc import RateLimiterServiceStub
@@ -45,6 +47,8 @@ class AdminConnection:
         self._timeout_s = timeout_s
         self.admin = AdminServiceStub(self._channel)
         """Tenants, keys, models, reservations, replicas, services."""
+        self.calibration = CalibrationServiceStub(self._channel)
+        """Calibrations, cost profiles, drift, events."""
         self.capacity = CapacityServiceStub(self._channel)
         """Have, sold and used."""
         self.limiter = RateLimiterServiceStub(self._channel)
@@ -52,8 +56,26 @@ class AdminConnection:
         self.sharding = ShardingServiceStub(self._channel)
         """Assignments."""
 
-    def call(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+    def call(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_s: float | None = None
+    ) -> Response:
         """Calls a method.
+
+        Args:
+            method: Of one of the stubs of this connection.
+            request: What to send.
+            timeout_s: Another deadline than this connection's, seconds.
+
+        Raises:
+            FairleadError: What the platform answered, or that it cannot be reached.
+        """
+        try:
+            return method(request, timeout=timeout_s or self._timeout_s, metadata=self._metadata)
+        except grpc.RpcError as failure:
+            raise self._worded(from_rpc_error(failure)) from None
+
+    def stream(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Iterator[Response]:
+        """Calls a method that answers for as long as there is something new. Ending the iteration ends the call.
 
         Args:
             method: Of one of the stubs of this connection.
@@ -62,10 +84,13 @@ class AdminConnection:
         Raises:
             FairleadError: What the platform answered, or that it cannot be reached.
         """
+        answers = method(request, metadata=self._metadata)
         try:
-            return method(request, timeout=self._timeout_s, metadata=self._metadata)
+            yield from answers
         except grpc.RpcError as failure:
             raise self._worded(from_rpc_error(failure)) from None
+        finally:
+            answers.cancel()  # type: ignore[no-untyped-call]
 
     def tenants(self) -> list[admin_pb2.Tenant]:
         """Lists all tenants, page by page."""

@@ -1,18 +1,38 @@
 """Every command, registered with the root."""
 
 from fairlead.cli.app import root
-from fairlead.cli.commands import capacity, doctor, fleet, keys, models, quota, replay, shell, talk, tenants, top
+from fairlead.cli.commands import (
+    calibrate,
+    capacity,
+    doctor,
+    events,
+    fleet,
+    keys,
+    models,
+    profiles,
+    quota,
+    replay,
+    shell,
+    simulate,
+    talk,
+    tenants,
+    top,
+)
 
 __all__ = [
+    "calibrate",
     "capacity",
     "doctor",
+    "events",
     "fleet",
     "keys",
     "models",
+    "profiles",
     "quota",
     "replay",
     "root",
     "shell",
+    "simulate",
     "talk",
     "tenants",
     "top",

@@ -9,7 +9,7 @@ import click
 from fairlead.admin.v1 import admin_pb2
 from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, yes_option
 from fairlead.cli.connection import new_request_id
-from fairlead.cli.output import Column, message_row, mu, state
+from fairlead.cli.output import Column, drift, message_row, mu, state
 from fairlead.sharding.v1 import sharding_pb2
 
 REPLICAS = (
@@ -19,6 +19,7 @@ REPLICAS = (
     Column("capacity_milli_mu_per_minute", "MU/min", mu),
     Column("engine", "engine"),
     Column("hardware", "hardware"),
+    Column("drift_ratio", "drift", drift),
     Column("host", "host"),
     Column("address", "address"),
     Column("engine_restarts", "restarts"),

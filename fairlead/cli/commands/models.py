@@ -27,6 +27,7 @@ COLUMNS = (
     Column("model_id", "model"),
     Column("display_name", "name"),
     Column("engine", "engine", _engine),
+    Column("profile_id", "cost profile"),
     Column("context_tokens", "context"),
     Column("output_tokens_max", "most output"),
     Column("target_utilization", "target use"),

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fairlead.cli.app import Invocation, pass_invocation, root
 from fairlead.cli.commands.capacity import capacity_table
-from fairlead.cli.output import bar, mu, state
+from fairlead.cli.output import bar, drift, mu, state
 from fairlead.cli.snapshot import Loads, Snapshot, look
 from fairlead.errors import FairleadError
 
@@ -88,7 +88,9 @@ def _quotas(rows: list[dict[str, Any]]) -> Table:
 
 
 def _replicas(rows: list[dict[str, Any]]) -> Table:
-    table = _table("replica", "model", "state", "load", "running ", "queued ", "prefill MU ", "decode MU ", "restarts ")
+    table = _table(
+        "replica", "model", "state", "load", "running ", "queued ", "prefill MU ", "decode MU ", "drift ", "restarts "
+    )
     for row in rows:
         load = row["load"] or {}
         table.add_row(
@@ -100,6 +102,7 @@ def _replicas(rows: list[dict[str, Any]]) -> Table:
             str(load.get("queued_requests", "-")),
             mu(load.get("pending_prefill_milli_mu")),
             mu(load.get("decode_milli_mu")),
+            drift(row["drift_ratio"]),
             str(row["engine_restarts"]),
         )
     return table

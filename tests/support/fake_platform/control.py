@@ -21,6 +21,7 @@ from fairlead.errors import (
 )
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
+from tests.support.fake_platform.calibration import FakeCalibration
 from tests.support.fake_platform.router import abort
 
 LEADERS = ("autoscaler", "capacity", "control-plane", "ratelimiter")
@@ -48,6 +49,7 @@ class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
         self.capacity = _Capacity(self)
         self.limiter = _Limiter(self)
         self.sharding = _Sharding(self)
+        self.calibration = FakeCalibration(self)
         for name in (*LEADERS, "router"):
             self.services.append(
                 admin_pb2.ServiceInstance(

@@ -9,7 +9,7 @@ from typing import Self
 
 import grpc.aio
 
-from fairlead.admin.v1 import admin_pb2_grpc
+from fairlead.admin.v1 import admin_pb2_grpc, calibration_pb2_grpc
 from fairlead.capacity.v1 import capacity_pb2_grpc
 from fairlead.inference.v1 import inference_pb2_grpc
 from fairlead.quota.v1 import quota_pb2_grpc
@@ -55,6 +55,7 @@ class FakePlatform:
         router, control = grpc.aio.server(), grpc.aio.server()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.router, router)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self.control, control)
+        calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self.control.calibration, control)
         capacity_pb2_grpc.add_CapacityServiceServicer_to_server(self.control.capacity, control)
         quota_pb2_grpc.add_RateLimiterServiceServicer_to_server(self.control.limiter, control)
         sharding_pb2_grpc.add_ShardingServiceServicer_to_server(self.control.sharding, control)

@@ -1,0 +1,65 @@
+"""fairlead simulate: a platform in virtual time, where the simulator is at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import runpy
+import sys
+from pathlib import Path
+
+import click
+
+from fairlead.cli.app import root
+from fairlead.errors import FailedPreconditionError
+
+_PACKAGE = "simulation"
+
+
+@root.command(
+    "simulate",
+    cls=click.Command,  # every option, the shared ones and --help too, is the simulator's
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+    options_metavar="SCENARIO.toml",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]...")
+def simulate(arguments: tuple[str, ...]) -> None:
+    """Run a scenario in virtual time: the fleet, its tenants and its policies, without engines.
+
+    The simulator is part of a checkout and of the platform's image; its own --help says more.
+    """
+    if not _installed():
+        checkout = _checkout(Path.cwd())
+        if checkout is None:
+            raise FailedPreconditionError(
+                "the simulator is not part of the installed command: repeat this in a checkout of Fairlead, or run "
+                '`python -m simulation` in the platform\'s image (docker run --rm -v "$PWD:/scenarios" '
+                "fairlead/platform:dev python -m simulation /scenarios/SCENARIO.toml)"
+            )
+        sys.path.insert(0, str(checkout))
+    before = sys.argv
+    sys.argv = ["fairlead simulate", *arguments]
+    try:
+        runpy.run_module(_PACKAGE, run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+
+
+def _installed() -> bool:
+    """Whether Python finds a simulator that can be run, not something else of that name."""
+    try:
+        return importlib.util.find_spec(f"{_PACKAGE}.__main__") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _checkout(start: Path) -> Path | None:
+    """The folder of a checkout: `start` or one above it."""
+    return next(
+        (
+            folder
+            for folder in (start, *start.parents)
+            if (folder / _PACKAGE / "__main__.py").is_file() and (folder / "model_units").is_dir()
+        ),
+        None,
+    )
