@@ -18,7 +18,8 @@ from fairlead.replay.files import CsvRow, csv_rows
 SHIPPED_POINTS: Final = Path(__file__).parent / "data" / "engine_step_times.csv.gz"
 """The measurements behind the shipped constants."""
 
-_COLUMNS: Final = ("config", "component", "batch_or_tokens", "seq_or_context_len", "ms")
+POINT_COLUMNS: Final = ("config", "component", "batch_or_tokens", "seq_or_context_len", "ms")
+"""Columns of a file of measurements."""
 _TOKENS_MAX: Final = 1e9  # more than any step or context holds: a wrong column
 
 
@@ -92,7 +93,7 @@ def read_kernel_points(path: Path | str = SHIPPED_POINTS) -> dict[str, tuple[Ker
             with an unknown component or with a number out of range; the message names the line.
     """
     points: dict[str, list[KernelPoint]] = {}
-    for row in csv_rows(path, _COLUMNS, field="points"):
+    for row in csv_rows(path, POINT_COLUMNS, field="points"):
         config = row.text("config")
         if not config:
             row.lines.fail("config is empty")
