@@ -22,7 +22,7 @@ gets 1, and A is sent a table of 50. A's next report acknowledges it, and B is s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.clock import MonotonicNs
@@ -86,7 +86,7 @@ class Limiter:
     def set_quotas(self, quotas: Mapping[Workload, Quota]) -> None:
         """Replaces all quotas; a workload that is absent has none."""
         changed = {w for w in self._quotas.keys() | quotas.keys() if self._quotas.get(w) != quotas.get(w)}
-        self._quotas = dict(quotas)
+        self._quotas = dict(sorted(quotas.items()))
         self._absorb(Changes(changed))
 
     def report(self, report: Report, now: MonotonicNs) -> Table:
@@ -139,9 +139,8 @@ class Limiter:
         live = [session for session in self._roster.live() if session.table is not None]
         due: dict[str, Session] = {}
         for workload in sorted(self._dirty):
-            for session in live:
-                if session.router_id not in due and self._is_notable(session, workload):
-                    due[session.router_id] = session
+            due |= {session.router_id: session for session in self._notable(workload, live)}
+            live = [session for session in live if session.router_id not in due]
         self._dirty.clear()
         return Actions(tuple(self._issue(session) for session in due.values()), self._roster.take_gone())
 
@@ -185,14 +184,21 @@ class Limiter:
     def _end_of(self, now: MonotonicNs, lease_ns: int) -> MonotonicNs:
         return MonotonicNs(now + lease_ns + lease_ns // _GUARD_PART)
 
-    def _is_notable(self, session: Session, workload: Workload) -> bool:
-        """Whether a router's rate should change now rather than with its next answer."""
-        lease = session.table.leases.get(workload) if session.table else None
-        has, quota = (int(lease.rate) if lease else 0), self._quota(workload)
-        return has > quota or abs(self._rate_for(session, workload) - has) > quota // _PUSH_PART
+    def _notable(self, workload: Workload, live: Sequence[Session]) -> list[Session]:
+        """The routers whose rate should change now rather than with their next answer."""
+        quota, target, held = self._quota(workload), self._target(workload), self._roster.held(workload)
+        notable = []
+        for session in live:
+            lease = session.table.leases.get(workload) if session.table else None
+            has = int(lease.rate) if lease else 0
+            free = quota - held + session.spendable.get(workload, 0)
+            rate = max(0, min(target.get(session.router_id, 0), free))
+            if has > quota or abs(rate - has) > quota // _PUSH_PART:
+                notable.append(session)
+        return notable
 
     def _issue(self, session: Session) -> Table:
-        rates = {workload: self._rate_for(session, workload) for workload in sorted(self._quotas)}
+        rates = {workload: self._rate_for(session, workload) for workload in self._quotas}
         rates = {workload: rate for workload, rate in rates.items() if rate > 0}
         self._table_number += 1
         version = Version(self.epoch, self._table_number)
@@ -218,7 +224,7 @@ class Limiter:
     def _rate_for(self, session: Session, workload: Workload) -> int:
         """What a router may be granted now: its target, as far as the others do not hold it."""
         target = self._target(workload).get(session.router_id, 0)
-        free = self._quota(workload) - self._roster.held(workload, but=session)
+        free = self._quota(workload) - self._roster.held(workload) + session.spendable.get(workload, 0)
         return max(0, min(target, free))
 
     def _target(self, workload: Workload) -> dict[str, int]:

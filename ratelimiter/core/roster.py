@@ -111,10 +111,14 @@ class Roster:
         self._gone -= gone
         return tuple(sorted(gone))
 
-    def held(self, workload: Workload, *, but: Session | None = None) -> int:
-        """What all processes but one could be spending of a workload, milli-MU per minute."""
-        held = sum(s.spendable.get(workload, 0) for s in self._sessions.values() if s is not but)
-        return held + sum(issued.rates.get(workload, 0) for _, issued in self._inherited)
+    def held(self, workload: Workload) -> int:
+        """What all processes together could be spending of a workload, milli-MU per minute."""
+        held = 0
+        for session in self._sessions.values():
+            held += session.spendable.get(workload, 0)
+        for _, issued in self._inherited:
+            held += issued.rates.get(workload, 0)
+        return held
 
     def held_by_the_gone(self, workload: Workload) -> int:
         """The part of it that no live process holds and that only expiry frees."""
