@@ -16,6 +16,7 @@ _STATES = {
     engine_pb2.REPLICA_STATE_READY: Registered.READY,
     engine_pb2.REPLICA_STATE_DRAINING: Registered.DRAINING,
     engine_pb2.REPLICA_STATE_UNHEALTHY: Registered.UNHEALTHY,
+    engine_pb2.REPLICA_STATE_CALIBRATING: Registered.CALIBRATING,
 }
 
 
@@ -49,7 +50,11 @@ def view_model(
     running, registered = list(seats), list(replicas)
     seen = tuple(_seat(seat, registration_of(seat, registered), requests_in_flight) for seat in running)
     ours = {seat.slot for seat in running}
-    live = (engine_pb2.REPLICA_STATE_STARTING, engine_pb2.REPLICA_STATE_READY)
+    live = (
+        engine_pb2.REPLICA_STATE_STARTING,
+        engine_pb2.REPLICA_STATE_READY,
+        engine_pb2.REPLICA_STATE_CALIBRATING,
+    )
     foreign = tuple(_record(replica) for replica in registered if replica.slot not in ours and replica.state in live)
     if model is None:
         return ModelView(model_id, 0, len(running), MilliModelUnitsPerMinute(0), seen, foreign)

@@ -81,7 +81,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 9))
     def become_ready(self, index: int) -> None:
-        if process := self.pick(index, Registered.STARTING, Registered.UNHEALTHY):
+        if process := self.pick(index, Registered.STARTING, Registered.UNHEALTHY, Registered.CALIBRATING):
             process.state, process.ready_once = Registered.READY, True
 
     @rule()
@@ -94,6 +94,11 @@ class Fleet(RuleBasedStateMachine):
     def fall_ill_or_vanish(self, index: int, sick: bool) -> None:
         if process := self.pick(index, Registered.READY):
             process.state = Registered.UNHEALTHY if sick else None
+
+    @rule(index=st.integers(0, 9))
+    def be_calibrated(self, index: int) -> None:
+        if process := self.pick(index, Registered.READY):
+            process.state = Registered.CALIBRATING
 
     @rule(index=st.integers(0, 9))
     def die(self, index: int) -> None:

@@ -103,7 +103,8 @@ class SeatMemory:
             self._enter(SeatState.LOADING, now)
         self.was_registered = self.was_registered or seat.record is not None
         state = classify(seat, self.was_registered)
-        if state in (SeatState.READY, SeatState.UNHEALTHY, SeatState.LOST) and self.drain_asked:
+        undrained = (SeatState.READY, SeatState.UNHEALTHY, SeatState.LOST, SeatState.CALIBRATING)
+        if state in undrained and self.drain_asked:
             state = SeatState.DRAINING
         if state is SeatState.DRAINING:
             self.drain_asked = True

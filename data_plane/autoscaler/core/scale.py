@@ -24,6 +24,7 @@ from data_plane.autoscaler.core.seat import (
     Forget,
     ModelView,
     Plan,
+    Record,
     Registered,
     ScalePolicy,
     Seat,
@@ -78,7 +79,7 @@ class ModelScaler:
             self._window.add(view.need, now)
         present = [seat for seat in seats if self._counts(seat, now)]
         expected = _expected_capacity(view)
-        have = sum(_capacity(seat, expected) for seat in present) + sum(record.capacity for record in view.foreign)
+        have = sum(_capacity(seat, expected) for seat in present) + sum(_served(record) for record in view.foreign)
         replicas = len(present) + len(view.foreign)
         wanted = _wanted(view, replicas, have, expected)
 
@@ -175,8 +176,15 @@ class ModelScaler:
 
 
 def _capacity(seat: Seat, unknown: int) -> int:
-    """A seat's capacity, or `unknown` before it has registered one."""
+    """A seat's capacity, or `unknown` before it has registered one; none while it is being measured."""
+    if seat.record is not None and seat.record.state is Registered.CALIBRATING:
+        return 0
     return seat.record.capacity if seat.record is not None and seat.record.capacity > 0 else unknown
+
+
+def _served(record: Record) -> int:
+    """What a replica that somebody else started serves."""
+    return 0 if record.state is Registered.CALIBRATING else record.capacity
 
 
 def _expected_capacity(view: ModelView) -> int:

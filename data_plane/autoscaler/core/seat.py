@@ -21,6 +21,7 @@ class Registered(enum.Enum):
     READY = "ready"
     DRAINING = "draining"
     UNHEALTHY = "unhealthy"
+    CALIBRATING = "calibrating"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class SeatState(enum.Enum):
     DRAINING = "draining"
     UNHEALTHY = "unhealthy"
     """Its agent is replacing a dead or hanging engine."""
+    CALIBRATING = "calibrating"
+    """Is being measured: stays, and serves nothing meanwhile."""
     LOST = "lost"
     """Alive, was registered, and is not any more: its agent hangs or cannot reach the store."""
     DEAD = "dead"
@@ -114,6 +117,8 @@ def classify(seat: Seat, was_registered: bool) -> SeatState:
             return SeatState.DRAINING
         case Registered.UNHEALTHY:
             return SeatState.UNHEALTHY
+        case Registered.CALIBRATING:
+            return SeatState.CALIBRATING
         case _:
             assert_never(seat.record.state)
 

@@ -61,6 +61,11 @@ def test_deleted_model_needs_nothing() -> None:
 def test_replicas_of_others_count_while_they_live() -> None:
     """Replicas in no seat of ours are foreign; those that drain or are unhealthy do not count."""
     registered = [replica("", 7), replica("replica-9", 8, "STARTING"), replica("x", 9, "DRAINING"), replica()]
+    registered.append(replica("y", 10, "CALIBRATING"))
     view = view_model("m", MODEL, None, [SEAT], registered, {"replica-1-42": 3})
-    assert [record.state for record in view.foreign] == [Registered.READY, Registered.STARTING]
+    assert [record.state for record in view.foreign] == [
+        Registered.READY,
+        Registered.STARTING,
+        Registered.CALIBRATING,
+    ]
     assert view.seats[0].requests_in_flight == 3

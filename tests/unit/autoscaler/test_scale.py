@@ -105,6 +105,18 @@ def test_uses_registered_capacity(bench: Bench) -> None:
     assert plan.actions == (Start("replica-2"), Start("replica-3"))
 
 
+def test_a_replica_under_calibration_stays_and_serves_nothing(bench: Bench) -> None:
+    """What is being measured is replaced while the need asks for it, is never stopped, and keeps its seat."""
+    seats = [seat(1), seat(2, Registered.CALIBRATING)]
+    assert bench.look(seats, need=100_000).actions == ()
+    assert bench.look(seats, need=200_000).actions == (Start("replica-3"),)
+    assert bench.look(seats, need=200_000, high=2).actions == (), "its seat counts"
+    bench.clock.advance(10 * POLICY.loading_limit_s)
+    assert bench.look(seats, need=100_000).actions == (), "it is not stuck"
+    other = Record("r", Registered.CALIBRATING, MilliModelUnitsPerMinute(CAPACITY))
+    assert bench.look([seat(1)], need=200_000, foreign=[other]).actions == (Start("replica-2"),)
+
+
 def test_waits_a_stable_window_before_removing(bench: Bench) -> None:
     """A need that was high inside the window keeps its replicas; the drain comes when it left the window."""
     seats = [seat(1), seat(2), seat(3)]

@@ -48,6 +48,7 @@ def test_a_new_replica_is_believed_briefly_before_its_first_report() -> None:
         (UNHEALTHY, Health.DOUBTFUL),
         (DRAINING, Health.CLOSED),
         (engine_pb2.REPLICA_STATE_STARTING, Health.CLOSED),
+        (engine_pb2.REPLICA_STATE_CALIBRATING, Health.CLOSED),
     ],
 )
 def test_the_agents_word_counts_over_the_record(state: engine_pb2.ReplicaState.ValueType, health: Health) -> None:
