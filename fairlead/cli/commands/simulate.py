@@ -15,14 +15,16 @@ from fairlead.errors import FailedPreconditionError
 _PACKAGE = "simulation"
 
 
-@root.command(
-    "simulate",
-    cls=click.Command,  # every option, the shared ones and --help too, is the simulator's
-    context_settings={"ignore_unknown_options": True, "help_option_names": []},
-    add_help_option=False,
-    options_metavar="SCENARIO.toml",
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]...")
+class _PassedOn(click.Command):
+    """Takes its arguments as they are: every option, the shared ones and --help too, is the simulator's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Takes the arguments."""
+        ctx.params["arguments"] = tuple(args)
+        return []
+
+
+@root.command("simulate", cls=_PassedOn)
 def simulate(arguments: tuple[str, ...]) -> None:
     """Run a scenario in virtual time: the fleet, its tenants and its policies, without engines.
 
@@ -37,6 +39,7 @@ def simulate(arguments: tuple[str, ...]) -> None:
                 "fairlead/platform:dev python -m simulation /scenarios/SCENARIO.toml)"
             )
         sys.path.insert(0, str(checkout))
+        sys.modules.pop(_PACKAGE, None)  # looking for it may have imported something else of that name
     before = sys.argv
     sys.argv = ["fairlead simulate", *arguments]
     try:
