@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.admin.v1 import calibration_pb2
 from tests.support.fake_platform import FakePlatform
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -192,3 +193,49 @@ def test_an_interrupt_stops_a_generation(terminal, platform: FakePlatform) -> No
     while not platform.router.cancelled and time.monotonic() < deadline:
         talking._read(0.05)
     assert len(platform.router.cancelled) == 1
+
+
+def test_a_calibration_is_paused_by_one_interrupt_and_goes_on(terminal, platform: FakePlatform) -> None:
+    """The bar and the coefficients are shown; Ctrl-C pauses on the server; the same command goes on to the end."""
+    fake = platform.control.calibration
+    fake.hold_after = 2
+    running = terminal("calibrate", "tiny")
+    shown = running.wait_for("load 2 of 4")
+    for said in ("calibrating tiny on tiny-r1", "0:40 min left", "Ctrl-C pauses it"):
+        assert said in running.wait_for(said)
+    assert "━" in shown
+    running.process.send_signal(signal.SIGINT)
+    running.wait_for("to go on: fairlead calibrate tiny")
+    assert running.end() == 130
+    assert "Traceback" not in running.shown
+    assert fake.calibrations["tiny-1"].state == calibration_pb2.CALIBRATION_STATE_PAUSED
+    fake.hold_after = None
+    resumed = terminal("calibrate", "tiny")
+    resumed.wait_for("requests to tiny are priced with it")
+    assert "2 loads are measured already" in resumed.shown
+    assert resumed.end() == 0
+
+
+def test_a_second_interrupt_leaves_a_calibration_at_once(terminal, platform: FakePlatform) -> None:
+    """A pause that takes its time is left by a second Ctrl-C, without a traceback."""
+    fake = platform.control.calibration
+    fake.hold_after, fake.pause_is_slow = 1, True
+    running = terminal("calibrate", "tiny")
+    running.wait_for("load 1 of 4")
+    running.process.send_signal(signal.SIGINT)
+    running.wait_for("Ctrl-C leaves at once")
+    running.process.send_signal(signal.SIGINT)
+    running.wait_for("left at once")
+    assert running.end() == 130
+    assert "Traceback" not in running.shown
+
+
+def test_publishing_a_refused_profile_asks(terminal, platform: FakePlatform) -> None:
+    """The question names the error; n leaves the calibration refused."""
+    fake = platform.control.calibration
+    fake.add_refused("tiny")
+    asked = terminal("calibrations", "publish", "tiny")
+    asked.wait_for("off by 9.0% on lengths it was not fitted on? [y/N]")
+    asked.type("n\n")
+    assert asked.end() == 130
+    assert fake.calibrations["tiny-1"].state == calibration_pb2.CALIBRATION_STATE_REFUSED
