@@ -109,7 +109,7 @@ def _kv_bytes_per_token(size: float) -> float:
     for (low, low_bytes), (high, high_bytes) in pairwise(_KV_BYTES):
         if size <= high:
             share = math.log(size / low) / math.log(high / low)
-            return low_bytes * (high_bytes / low_bytes) ** share
+            return low_bytes * math.pow(high_bytes / low_bytes, share)
     return _KV_BYTES[-1][1]
 
 

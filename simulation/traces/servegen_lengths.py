@@ -35,17 +35,17 @@ class LengthTable:
     """The distributions by client and window.
 
     Args:
-        name: The file, for messages.
         rows: Quantile functions by (client, window start) and field.
     """
 
-    def __init__(self, name: str, rows: dict[tuple[str, float], Fields]) -> None:
+    def __init__(self, rows: dict[tuple[str, float], Fields]) -> None:
         self._rows = rows
         self._starts: dict[str, list[float]] = defaultdict(list)
         for client, start_s in sorted(rows):
             self._starts[client].append(start_s)
         self._with_images = any(_IMAGES in fields for fields in rows.values())
         self._requests: dict[tuple[str, float], float] = defaultdict(float)
+        self._sent: dict[str, float] = defaultdict(float)
         self._pools: dict[float, tuple[list[Fields], Floats]] = {}
         self._pooled: dict[str, int] = defaultdict(int)
         self._drawn = 0
@@ -56,6 +56,7 @@ class LengthTable:
         """Says how much everybody sent, (window start, client, requests), so that pools keep their proportions."""
         for start_s, client, requests in sent:
             self._requests[client, start_s // WINDOW_S * WINDOW_S] += requests
+            self._sent[client] += requests
 
     def draw(self, draws: np.random.Generator, client: str, at_s: float, count: int) -> tuple[Ints, Ints, Ints | None]:
         """Draws (inputs, outputs, images or None) for some requests of a client.
@@ -110,6 +111,8 @@ class LengthTable:
         if start_s not in self._pools:
             keys = [key for key in self._rows if key[1] == start_s] or list(self._rows)
             weights = np.array([self._requests.get(key, 0.0) for key in keys])
+            if not weights.any():  # rates of another week: by what each sends at all
+                weights = np.array([self._sent.get(client, 0.0) for client, _ in keys])
             if not weights.any():
                 weights = np.ones(len(keys))
             self._pools[start_s] = ([self._rows[key] for key in keys], weights / weights.sum())
@@ -149,7 +152,7 @@ def read_lengths(path: Path) -> LengthTable:
                 f"{path.name}: client {client!r} lacks input or output lengths in the window of {start_s:g} s",
                 field="trace",
             )
-    return LengthTable(path.name, dict(rows))
+    return LengthTable(dict(rows))
 
 
 def _quantiles(row: CsvRow) -> QuantileFunction:

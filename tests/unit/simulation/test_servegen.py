@@ -47,6 +47,12 @@ def test_scaling_keeps_the_shares(tmp_path: Path, wanted: dict[str, float]) -> N
     assert len(of(workload, "a", "images")) / len(workload.requests) == pytest.approx(0.75, abs=0.03)
 
 
+def test_a_client_of_few_requests_is_not_lost_by_scaling(tmp_path: Path) -> None:
+    """Ten requests a window at a scale of 0.03 are 0.3 on average, not none."""
+    path = servegen(tmp_path, [(600 * window, "a", 10, 1, "Gamma", 1, 1) for window in range(1_000)])
+    assert len(open_workload(path, rate_scale=0.03).requests) == pytest.approx(300, abs=50)
+
+
 def test_the_same_seed_draws_the_same_requests(tmp_path: Path) -> None:
     """A workload repeats by its seed, differs by another, and a part agrees with the whole where they overlap."""
     path = servegen(tmp_path, DAY)
@@ -115,6 +121,20 @@ def test_a_client_without_lengths_draws_from_the_others(tmp_path: Path) -> None:
     assert (inputs == outputs).all()  # both from the same client of the pool
     assert (inputs == 50).mean() == pytest.approx(0.1, abs=0.03)
     assert "1 clients have no lengths of their own: 75% of the requests" in workload.notes[0]
+
+
+def test_rates_of_another_week_weigh_the_pool_by_what_each_sends(tmp_path: Path) -> None:
+    """Where no window of the lengths is the rates' own, nearest windows serve and the pool keeps its proportions."""
+    rates = [(604_800, client, count, 1, "Gamma", 1, 1) for client, count in (("a", 900), ("b", 100), ("big", 3_000))]
+    lengths = [
+        lengths_row(client, field, (value,) * 5)
+        for client, value in (("a", 10), ("b", 50))
+        for field in ("input_tokens", "output_tokens")
+    ]
+    workload = open_workload(servegen(tmp_path, rates, lengths))
+    assert set(of(workload, "a", "input_tokens")) == {10}
+    assert (of(workload, "big", "input_tokens") == 50).mean() == pytest.approx(0.1, abs=0.03)
+    assert any("nearest window" in note for note in workload.notes)
 
 
 def test_images_are_counted_and_their_tokens_are_input(tmp_path: Path) -> None:
