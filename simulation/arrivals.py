@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from importlib import resources
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
 from fairlead.errors import InvalidArgumentError
-from fairlead.replay import read_trace
+from fairlead.replay.traces import DEFAULT_TRACE
 from model_units.cost import CostProfile, cost
 from simulation.scenario import EXCERPT, SYNTHETIC, TenantSpec
+from simulation.traces import Kind, SimRequest, Workload, open_workload, recognise
 
 # Requests looked at to learn what a workload costs per request.
 _SAMPLES = 2_000
 _SYNTHETIC_TOKENS_MAX = 100_000
+_SAMPLE_S, _SAMPLE_RATE = 600.0, 3.0
+
+_RECORDED = frozenset({Kind.REQUESTS, Kind.PREFIXED_REQUESTS})
+_RATELESS = frozenset({Kind.LENGTHS, Kind.QUANTILES})
 
 
 class Arrival(NamedTuple):
@@ -46,25 +52,16 @@ class Workloads:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
-        self._read: dict[str, Sequence[Arrival]] = {}
+        self._read: dict[str, Workload] = {}
 
-    def get(self, name: str) -> Sequence[Arrival]:
-        """A workload, sorted by arrival.
+    def path(self, name: str) -> Path:
+        """Where a workload is.
 
         Raises:
-            InvalidArgumentError: There is no such file, or it is no trace.
+            InvalidArgumentError: There is no such file.
         """
-        if name not in self._read:
-            self._read[name] = self._load(name)
-        return self._read[name]
-
-    def put(self, name: str, arrivals: Sequence[Arrival]) -> None:
-        """Gives a workload made elsewhere a name."""
-        self._read[name] = arrivals
-
-    def _load(self, name: str) -> Sequence[Arrival]:
         if name == EXCERPT:
-            return _arrivals(None)
+            return Path(str(resources.files("fairlead") / "data" / DEFAULT_TRACE))
         path = Path(name) if self._folder is None else self._folder / name
         if not path.is_file():
             where = f"in {self._folder}" if self._folder else "here; name their folder with --traces"
@@ -72,19 +69,17 @@ class Workloads:
                 f"there is no workload {name!r} {where}; use a trace file's name, {EXCERPT} or {SYNTHETIC}",
                 field="workload",
             )
-        return _arrivals(path)
+        return path
 
-
-def _arrivals(path: Path | None) -> list[Arrival]:
-    trace = read_trace(path)
-    return [
-        Arrival(each.arrival_s, each.input_tokens, each.output_tokens, each.client, each.prefix_blocks)
-        for each in trace.requests
-    ]
+    def recorded(self, name: str) -> Workload:
+        """All of a recorded workload."""
+        if name not in self._read:
+            self._read[name] = open_workload(self.path(name))
+        return self._read[name]
 
 
 def traffic(
-    spec: TenantSpec, workloads: Workloads, random: Random, profile: CostProfile, capacity: int
+    spec: TenantSpec, workloads: Workloads, random: Random, profile: CostProfile, capacity: int, duration_s: float
 ) -> Iterator[Arrival]:
     """A tenant's requests in order of arrival, without end or up to `end_s`.
 
@@ -94,6 +89,7 @@ def traffic(
         random: Draws a synthetic one; salts the prefixes of a recorded one, which nobody else shares.
         profile: Prices it, where the tenant says how much load it is.
         capacity: What its model's replicas serve at the start, mMU per minute.
+        duration_s: How long traffic is needed.
 
     Raises:
         InvalidArgumentError: Its workload cannot be had or has no request of its client.
@@ -105,18 +101,54 @@ def traffic(
             drawn = [_lengths(spec, generator) for _ in range(_SAMPLES)]
             rate = _requests_per_s(spec.load, capacity, profile, drawn)
         return _bounded(_synthetic(spec, rate, random), spec)
-    recorded = [each for each in workloads.get(spec.workload) if not spec.client or each.client == spec.client]
-    if not recorded:
-        raise InvalidArgumentError(
-            f"tenant {spec.id!r}: no client {spec.client!r} in workload {spec.workload!r}", field="client"
-        )
-    span_s = _span_s(recorded)
+    if recognise(workloads.path(spec.workload)) not in _RECORDED:
+        return _bounded(_drawn(spec, workloads, random, profile, capacity, duration_s), spec)
+    workload = workloads.recorded(spec.workload)
+    requests = _of_client(workload, spec)
     scale = spec.rate_scale
     if spec.load:
-        every = max(1, len(recorded) // _SAMPLES)
-        lengths = [(each.input_tokens, each.output_tokens) for each in recorded[::every]]
-        scale = _requests_per_s(spec.load, capacity, profile, lengths) * span_s / len(recorded)
-    return _bounded(_repeated(recorded, span_s, scale, spec.offset_s, random.getrandbits(60)), spec)
+        every = max(1, len(requests) // _SAMPLES)
+        rate = _requests_per_s(spec.load, capacity, profile, [_pair(each) for each in requests[::every]])
+        scale = rate * workload.duration_s / len(requests)
+    salt = random.getrandbits(60)
+    return _bounded(_repeated(requests, workload.duration_s, scale, spec.offset_s, salt), spec)
+
+
+def _drawn(
+    spec: TenantSpec, workloads: Workloads, random: Random, profile: CostProfile, capacity: int, duration_s: float
+) -> Iterator[Arrival]:
+    """Requests drawn from published statistics: as many as the run needs."""
+    path, seed = workloads.path(spec.workload), random.getrandbits(31)
+    kind = recognise(path)
+    rate = spec.requests_per_s if kind in _RATELESS else None
+    if spec.load:
+        sample = open_workload(
+            path, seed=seed, start_s=spec.offset_s, duration_s=_SAMPLE_S, requests_per_s=_SAMPLE_RATE
+        )
+        requests = _of_client(sample, spec)
+        rate = _requests_per_s(spec.load, capacity, profile, [_pair(each) for each in requests])
+        rate *= len(sample.requests) / len(requests)
+    scale = 1.0 if spec.load else spec.rate_scale
+    workload = open_workload(
+        path, seed=seed, start_s=spec.offset_s, duration_s=duration_s, rate_scale=scale, requests_per_s=rate
+    )
+    for each in _of_client(workload, spec):
+        yield Arrival(each.arrival_s, each.input_tokens, each.output_tokens, each.client, each.prefix)
+
+
+def _of_client(workload: Workload, spec: TenantSpec) -> Sequence[SimRequest]:
+    if not spec.client:
+        return workload.requests
+    requests = [each for each in workload.requests if each.client == spec.client]
+    if not requests:
+        raise InvalidArgumentError(
+            f"tenant {spec.id!r}: no client {spec.client!r} in workload {workload.name!r}", field="client"
+        )
+    return requests
+
+
+def _pair(request: SimRequest) -> tuple[int, int]:
+    return request.input_tokens, request.output_tokens
 
 
 def _bounded(arrivals: Iterator[Arrival], spec: TenantSpec) -> Iterator[Arrival]:
@@ -127,22 +159,16 @@ def _bounded(arrivals: Iterator[Arrival], spec: TenantSpec) -> Iterator[Arrival]
         yield arrival._replace(at_s=at_s) if spec.start_s else arrival
 
 
-def _span_s(recorded: Sequence[Arrival]) -> float:
-    """Length of a workload: up to its last arrival and one mean gap more, so that it can be repeated."""
-    last_s = recorded[-1].at_s
-    return last_s + (last_s / (len(recorded) - 1) if len(recorded) > 1 and last_s > 0 else 1.0)
-
-
 def _requests_per_s(load: float, capacity: int, profile: CostProfile, lengths: Sequence[tuple[int, int]]) -> float:
     costs = [cost(profile, input_tokens=read, output_tokens=made).total_milli_mu for read, made in lengths]
     return load * capacity / 60.0 * len(costs) / sum(costs)
 
 
 def _repeated(
-    recorded: Sequence[Arrival], span_s: float, scale: float, offset_s: float, salt: int
+    recorded: Sequence[SimRequest], span_s: float, scale: float, offset_s: float, salt: int
 ) -> Iterator[Arrival]:
     offset_s %= span_s
-    at = bisect_left(recorded, offset_s, key=lambda each: each.at_s)
+    at = bisect_left(recorded, offset_s, key=lambda each: each.arrival_s)
     base_s, turn = -offset_s, 0
     while True:
         for arrival in recorded[at:]:
@@ -151,7 +177,11 @@ def _repeated(
                 own = salt ^ turn << 60  # in another turn or for another tenant the same ids are other prompts
                 prefix = tuple([own ^ block for block in prefix])
             yield Arrival(
-                (base_s + arrival.at_s) / scale, arrival.input_tokens, arrival.output_tokens, arrival.client, prefix
+                (base_s + arrival.arrival_s) / scale,
+                arrival.input_tokens,
+                arrival.output_tokens,
+                arrival.client,
+                prefix,
             )
         at, base_s, turn = 0, base_s + span_s, turn + 1
 

@@ -146,11 +146,12 @@ class Simulation:
 
     def _plan_traffic(self, workloads: Workloads) -> None:
         replicas = {spec.id: spec.replicas for spec in self.scenario.models}
+        duration_s = self.scenario.settings.duration_s
         for tenant in self.tenants:
             spec = tenant.spec
             random = stream(self.scenario.settings.seed, "tenant", spec.id)
             capacity = max(1, replicas[spec.model]) * REPLICA_CAPACITY
-            arrivals = traffic(spec, workloads, random, self._profiles[spec.model], capacity)
+            arrivals = traffic(spec, workloads, random, self._profiles[spec.model], capacity, duration_s)
             self._next((tenant, arrivals))
 
     # --- traffic

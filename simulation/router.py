@@ -31,7 +31,7 @@ from data_plane.router.lease_desk import LeaseDesk
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import QuotaExceededError, Reason
 from model_units.cost import CostProfile
-from model_units.length import OutputLengthEstimator
+from model_units.length import OutputLengthEstimator, next_covered_tokens
 from model_units.text import BytesPerToken
 from simulation.expiry import Expiry
 from simulation.flight import Flight
@@ -165,7 +165,7 @@ class Router:
         """A stream has delivered more than its hold stands for: it holds more."""
         assert flight.hold is not None
         while flight.covered_tokens < flight.delivered:
-            flight.covered_tokens = pricing.next_covered_tokens(flight.covered_tokens + 1, flight.max_tokens)
+            flight.covered_tokens = next_covered_tokens(flight.covered_tokens + 1, flight.max_tokens)
         tenant = flight.tenant
         profile = self._around.profiles[tenant.model_id]
         covered = pricing.settled(profile, flight.price.input_tokens, flight.covered_tokens, 0)
@@ -181,6 +181,7 @@ class Router:
         if flight.delivered > flight.covered_tokens:
             self.outran(flight)
         self._pricing.observe(
+            self._around.profiles[tenant.model_id],
             tenant_id=tenant.id,
             model_id=tenant.model_id,
             prompt_bytes=flight.prompt_bytes,
