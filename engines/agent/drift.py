@@ -23,6 +23,7 @@ log = get_logger(__name__)
 
 _WRITE_INTERVAL_S = 5.0
 _MOVE_MIN = 0.02
+_TOKENS_FACTOR = 1.5
 
 
 class DriftWatch:
@@ -63,7 +64,7 @@ class DriftWatch:
         self._profile: CostProfile | None = None
         self._engine_restarts = 0
         self._window = DriftWindow((), smoothing_s)
-        self._told, self._told_s = (0.0, ""), -_WRITE_INTERVAL_S
+        self._told, self._told_s = (0.0, "", 0), -_WRITE_INTERVAL_S
 
     @property
     def ratio(self) -> float:
@@ -100,12 +101,15 @@ class DriftWatch:
     def _write(self, now_s: float) -> None:
         """Writes a ratio that has moved, not too often."""
         ratio = self._window.ratio
+        tokens = self._window.tokens if ratio else 0
         profile_id = self._profile.profile_id if self._profile is not None and ratio else ""
-        before, about = self._told
+        before, about, counted = self._told
         moved = abs(ratio - before) > _MOVE_MIN * before or profile_id != about
+        # The control plane weighs replicas by their tokens: the first few must not stand for ever.
+        moved = moved or not counted / _TOKENS_FACTOR <= tokens <= counted * _TOKENS_FACTOR
         if moved and now_s - self._told_s >= _WRITE_INTERVAL_S:
-            self._told, self._told_s = (ratio, profile_id), now_s
-            self._record.set_drift(ratio, profile_id, self._window.tokens if ratio else 0)
+            self._told, self._told_s = (ratio, profile_id, tokens), now_s
+            self._record.set_drift(ratio, profile_id, tokens)
 
 
 def in_force(model: admin_pb2.Model | None, live: Mapping[str, CostProfile], hardware: str) -> CostProfile | None:
