@@ -55,17 +55,15 @@ def find(connection: AdminConnection, target: str) -> Calibration:
     Raises:
         NotFoundError: There is none.
     """
-    read = connection.calibration.GetCalibration
+    # An id is "model@time", and no model's name holds an '@'.
+    request = calibration_pb2.GetCalibrationRequest(
+        calibration_id=target if "@" in target else "", model_id="" if "@" in target else target
+    )
     try:
-        return connection.call(read, calibration_pb2.GetCalibrationRequest(calibration_id=target))
-    except NotFoundError:
-        pass
-    try:
-        return connection.call(read, calibration_pb2.GetCalibrationRequest(model_id=target))
-    except NotFoundError:
+        return connection.call(connection.calibration.GetCalibration, request)
+    except NotFoundError as error:
         raise NotFoundError(
-            f"there is no calibration {target} and none of a model of that name; `fairlead calibrations list` shows "
-            "those there are"
+            f"{error.message}; `fairlead calibrations list` shows those there are", reason=error.reason
         ) from None
 
 

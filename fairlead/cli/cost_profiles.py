@@ -79,8 +79,17 @@ def coefficient_rows(profile: calibration_pb2.CostProfile) -> list[dict[str, Any
         known = name in profile.evidence.intervals
         low = profile.evidence.intervals[name].low if known else None
         high = profile.evidence.intervals[name].high if known else None
-        wide = (high - low) / 2 / value if low is not None and high is not None and value > 0 else None
-        rows.append({"name": name, "value": value, "low": low, "high": high, "uncertainty": wide, "meaning": meaning})
+        wide = (high - low) / 2 / value if low is not None and high is not None and value > 0 else math.inf
+        rows.append(
+            {
+                "name": name,
+                "value": value,
+                "low": low,
+                "high": high,
+                "uncertainty": wide if math.isfinite(wide) else None,
+                "meaning": meaning,
+            }
+        )
     return rows
 
 

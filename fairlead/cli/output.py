@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def message_row(message: Message) -> dict[str, Any]:
         message: Any message of the APIs.
 
     Returns:
-        Every field, set or not; bytes are left out, times are ISO 8601 or None, durations are seconds.
+        Every field, set or not; bytes are left out, times are ISO 8601 or None, durations are seconds, numbers
+        that are infinite or none are None.
     """
     row: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
@@ -127,6 +129,8 @@ def _value(field: Any, value: Any) -> Any:
         return value.ToNanoseconds() / 1e9
     if isinstance(value, Message):
         return message_row(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such numbers
     # A 32-bit float comes with digits that nobody wrote; a double is exact, and may be tiny.
     return round(value, 6) if field.type == FieldDescriptor.TYPE_FLOAT else value
 

@@ -332,7 +332,8 @@ def _facts(calibration: Calibration) -> dict[str, Any]:
         "measured": len(calibration.experiments),
         "times": times(calibration),
         "hold_out_error": evidence.hold_out_error if evidence.points else None,
-        "profile_id": calibration.profile.profile_id,
+        # Before it is published it has no number of its own.
+        "profile_id": calibration.profile.profile_id if state_of(calibration) == "published" else None,
     }
 
 

@@ -208,7 +208,7 @@ def test_a_calibration_is_paused_by_one_interrupt_and_goes_on(terminal, platform
     running.wait_for("to go on: fairlead calibrate tiny")
     assert running.end() == 130
     assert "Traceback" not in running.shown
-    assert fake.calibrations["tiny-1"].state == calibration_pb2.CALIBRATION_STATE_PAUSED
+    assert fake.calibrations["tiny@1"].state == calibration_pb2.CALIBRATION_STATE_PAUSED
     fake.hold_after = None
     resumed = terminal("calibrate", "tiny")
     resumed.wait_for("requests to tiny are priced with it")
@@ -238,4 +238,4 @@ def test_publishing_a_refused_profile_asks(terminal, platform: FakePlatform) -> 
     asked.wait_for("off by 9.0% on lengths it was not fitted on? [y/N]")
     asked.type("n\n")
     assert asked.end() == 130
-    assert fake.calibrations["tiny-1"].state == calibration_pb2.CALIBRATION_STATE_REFUSED
+    assert fake.calibrations["tiny@1"].state == calibration_pb2.CALIBRATION_STATE_REFUSED

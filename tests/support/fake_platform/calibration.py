@@ -60,7 +60,7 @@ class FakeCalibration(calibration_pb2_grpc.CalibrationServiceServicer):
         if latest is not None and paused and not request.fresh:
             started.CopyFrom(latest)
         else:
-            started.calibration_id = f"{model_id}-{len(self.calibrations) + 1}"
+            started.calibration_id = f"{model_id}@{len(self.calibrations) + 1}"
             started.model_id = model_id
             started.options.CopyFrom(request.options)
         started.state = calibration_pb2.CALIBRATION_STATE_PENDING
@@ -176,7 +176,7 @@ class FakeCalibration(calibration_pb2_grpc.CalibrationServiceServicer):
     def add_refused(self, model_id: str) -> Calibration:
         """A calibration that ended refused."""
         refused = Calibration(
-            calibration_id=f"{model_id}-{len(self.calibrations) + 1}",
+            calibration_id=f"{model_id}@{len(self.calibrations) + 1}",
             model_id=model_id,
             state=calibration_pb2.CALIBRATION_STATE_REFUSED,
             profile=profile_of(model_id, 2, hold_out_error=0.09),

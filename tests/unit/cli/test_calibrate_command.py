@@ -116,8 +116,8 @@ def test_dry_run_and_detach_do_not_wait(command: Command, platform: FakePlatform
     assert "dry run, nothing was changed" in dry.stderr
     assert platform.control.calibration.calibrations == {}
     detached = command.run("calibrate", "tiny", "--detach")
-    assert "fairlead calibrations follow tiny-1" in detached.stderr
-    assert "tiny-1 measures tiny already" in command.error("calibrate", "tiny", exit_code=1)
+    assert "fairlead calibrations follow tiny@1" in detached.stderr
+    assert "tiny@1 measures tiny already" in command.error("calibrate", "tiny", exit_code=1)
     assert "published" in command.run("calibrations", "follow", "tiny").stdout
 
 
@@ -129,13 +129,13 @@ def test_ctrl_c_pauses_and_the_same_command_goes_on(
     fake.hold_after = 2
     _interrupt_after(monkeypatch, loads=2, times=1)
     result = command.run("calibrate", "tiny", "--report", exit_code=130)
-    assert fake.calibrations["tiny-1"].state == PAUSED
+    assert fake.calibrations["tiny@1"].state == PAUSED
     assert "to go on: fairlead calibrate tiny" in result.stderr
     assert "2 loads" in Path("calibration-tiny.html").read_text()
     fake.hold_after = None
     resumed = command.run("calibrate", "tiny")
-    assert "goes on with tiny-1: 2 loads are measured already" in resumed.stderr
-    assert len(fake.calibrations["tiny-1"].experiments) == 4
+    assert "goes on with tiny@1: 2 loads are measured already" in resumed.stderr
+    assert len(fake.calibrations["tiny@1"].experiments) == 4
     assert "running 50%" not in resumed.stderr
 
 
@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_leaves_at_once(
     platform.control.calibration.pause_is_slow = True
     _interrupt_after(monkeypatch, loads=1, times=2)
     result = command.run("calibrate", "tiny", exit_code=130)
-    assert "left at once; `fairlead calibrations show tiny-1`" in result.stderr
+    assert "left at once; `fairlead calibrations show tiny@1`" in result.stderr
     assert result.stderr.rstrip().endswith("interrupted")
 
 
@@ -181,7 +181,7 @@ def test_a_control_plane_that_stays_away_is_given_up(
     platform.control.calibration.streams_break = 1000
     result = command.run("calibrate", "tiny", exit_code=3)
     assert "which goes on" in result.stderr
-    assert "`fairlead calibrations follow tiny-1`" in result.stderr
+    assert "`fairlead calibrations follow tiny@1`" in result.stderr
 
 
 def test_a_server_that_lags_behind_is_not_believed(command: Command, platform: FakePlatform) -> None:
@@ -190,8 +190,8 @@ def test_a_server_that_lags_behind_is_not_believed(command: Command, platform: F
     fake.ending = PAUSED
     command.run("calibrate", "tiny", exit_code=1)
     old = calibration_pb2.Calibration()
-    old.CopyFrom(fake.calibrations["tiny-1"])
-    fake.calibrations["tiny-1"].experiments.pop()
+    old.CopyFrom(fake.calibrations["tiny@1"])
+    fake.calibrations["tiny@1"].experiments.pop()
     fake.ending = calibration_pb2.CALIBRATION_STATE_PUBLISHED
     fake.stale = [old]
     assert "published" in command.run("calibrate", "tiny").stdout
@@ -204,8 +204,8 @@ def test_reports(command: Command, tmp_path: Path) -> None:
     assert str(tmp_path / "mine.html") in result.stderr
     command.run("calibrations", "report", "tiny")
     assert (tmp_path / "calibration-tiny.html").is_file()
-    row = command.json("calibrations", "report", "tiny-1", "again.html")
-    assert row == {"calibration_id": "tiny-1", "file": "again.html"}
+    row = command.json("calibrations", "report", "tiny@1", "again.html")
+    assert row == {"calibration_id": "tiny@1", "file": "again.html"}
     assert (tmp_path / "again.html").is_file()
     assert "no folder none" in command.error("calibrations", "report", "tiny", "none/x.html", exit_code=2)
 
@@ -222,7 +222,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_result(
     result = command.run("calibrate", "tiny", "--report", exit_code=2)
     assert "published" in result.stdout
     assert "No space left on device" in result.stderr
-    assert "fairlead calibrations report tiny-1 FILE" in result.stderr
+    assert "fairlead calibrations report tiny@1 FILE" in result.stderr
 
 
 def test_list_show_pause_and_publish(command: Command, platform: FakePlatform) -> None:
@@ -231,19 +231,33 @@ def test_list_show_pause_and_publish(command: Command, platform: FakePlatform) -
     assert "fairlead calibrate MODEL" in command.run("calibrations", "list").stdout
     fake.add_refused("tiny")
     command.run("calibrate", "tiny", "--detach")
-    assert [row["calibration_id"] for row in command.json("calibrations", "list")] == ["tiny-2", "tiny-1"]
+    assert [row["calibration_id"] for row in command.json("calibrations", "list")] == ["tiny@2", "tiny@1"]
     assert command.json("calibrations", "list", "--model", "other") == []
     assert "refused" in command.run("calibrations", "list").stdout
     assert command.json("calibrations", "show", "tiny")["state"] == "pending"
     assert command.json("calibrations", "pause", "tiny")["state"] == "paused"
     assert "it does not run" in command.error("calibrations", "pause", "tiny", exit_code=1)
-    assert "9.0%" in command.error("calibrations", "publish", "tiny-1", exit_code=2)
-    assert fake.calibrations["tiny-1"].state == REFUSED
-    assert "dry run" in command.run("calibrations", "publish", "tiny-1", "--dry-run").stderr
-    assert fake.calibrations["tiny-1"].state == REFUSED
-    assert command.json("calibrations", "publish", "tiny-1", "--yes", "--keep-active")["state"] == "published"
+    assert "9.0%" in command.error("calibrations", "publish", "tiny@1", exit_code=2)
+    assert fake.calibrations["tiny@1"].state == REFUSED
+    assert "dry run" in command.run("calibrations", "publish", "tiny@1", "--dry-run").stderr
+    assert fake.calibrations["tiny@1"].state == REFUSED
+    assert command.json("calibrations", "publish", "tiny@1", "--yes", "--keep-active")["state"] == "published"
     missing = command.error("calibrations", "show", "nobody", exit_code=5)
     assert "fairlead calibrations list" in missing
+
+
+def test_a_fit_that_nothing_is_known_about(command: Command, platform: FakePlatform) -> None:
+    """An interval without an end is shown as such, and is null where JSON knows no such number."""
+    refused = platform.control.calibration.add_refused("tiny")
+    for name in ("a", "b", "d", "g"):
+        refused.profile.evidence.intervals[name].low = 0.0
+        refused.profile.evidence.intervals[name].high = float("inf")
+    shown = command.run("calibrations", "show", "tiny").stdout
+    assert "inf" in shown
+    assert "inf%" not in shown
+    text = command.run("-o", "json", "calibrations", "show", "tiny").stdout
+    assert "Infinity" not in text
+    assert json.loads(text)["profile"]["evidence"]["intervals"]["a"] == {"low": 0.0, "high": None}
 
 
 def test_hostile_text_is_shown_as_text(command: Command, platform: FakePlatform) -> None:
