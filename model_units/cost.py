@@ -296,6 +296,21 @@ def cost(
     return Cost(from_replica_seconds(prefill_s), from_replica_seconds(decode_s))
 
 
+def decode_shape(profile: CostProfile, input_tokens: int) -> tuple[float, float]:
+    """How the price of an answer grows with its length, after this prompt.
+
+    Args:
+        profile: The constants.
+        input_tokens: Tokens of the prompt, 0 or more.
+
+    Returns:
+        (linear, square): an answer of O tokens takes b * (linear * O + square * O^2) replica-seconds. The first is 1 or
+        more, the second 0 or more.
+    """
+    ratio = min(profile.g / profile.b, _SHAPE_MAX)
+    return (1.0 + ratio * input_tokens, 0.0 if profile.form is _PRODUCT else ratio / 2)
+
+
 def image_cpu_seconds(profile: CostProfile, images: int) -> float:
     """CPU time for decoding and resizing a request's images: a resource of its own, not part of the price.
 
@@ -313,6 +328,7 @@ def image_cpu_seconds(profile: CostProfile, images: int) -> float:
     return profile.image_cpu_s * images
 
 
+_SHAPE_MAX: Final = 1e9  # keeps the shape finite where a profile says that a decode step itself costs next to nothing
 _PRODUCT: Final = CostForm.PRODUCT  # a global is found faster than a member of an enum, and prices are on the hot path
 
 

@@ -36,6 +36,7 @@ from data_plane.router.core.pricing import Pricing
 from data_plane.router.exchange import Call, Delta, Event, Finished, Receipt
 from fairlead.errors import FairleadError, InvalidArgumentError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
+from model_units.length import next_covered_tokens
 
 log = get_logger(__name__)
 
@@ -234,7 +235,7 @@ class Exchange:
     def _extend(self, order: Order) -> None:
         """Holds more for a stream that outran its estimate."""
         assert self._hold is not None
-        self._covered_tokens = pricing.next_covered_tokens(self.receipt.output_tokens, order.checked.max_tokens)
+        self._covered_tokens = next_covered_tokens(self.receipt.output_tokens, order.checked.max_tokens)
         covered = pricing.settled(order.profile, order.price.input_tokens, self._covered_tokens, 0)
         more = covered.total_milli_mu - self._hold.amount_milli_mu
         if more > 0:
@@ -267,6 +268,7 @@ class Exchange:
 
     def _learn(self, order: Order, counted: pb.Usage) -> None:
         self._flow.books.pricing.observe(
+            order.profile,
             tenant_id=order.tenant_id,
             model_id=order.model.model_id,
             prompt_bytes=order.checked.prompt_bytes,

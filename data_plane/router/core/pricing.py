@@ -9,17 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from model_units.cost import TOKENS_MAX, Cost, CostProfile, cost
+from model_units.cost import TOKENS_MAX, Cost, CostProfile, cost, decode_shape
 from model_units.length import OutputLengthEstimator
 from model_units.text import BytesPerToken
 
 # What a chat template adds around each turn: role markers and separators, 3 to 5 tokens in the Llama and ChatML
 # templates. The learned bytes-per-token ratio absorbs the rest.
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 4
-
-# A stream that outruns its estimate is extended by half of what it has produced, and at least by this much, so that a
-# long answer needs a handful of extensions and a short one is not over-held.
-_EXTENSION_TOKENS_MIN: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +77,13 @@ class Pricing:
         input_tokens = min(TOKENS_MAX, prompt + TEMPLATE_TOKENS_PER_MESSAGE * messages)
         output_tokens: int = max_tokens
         if not runs_to_max:
-            output_tokens = self._lengths.estimate(tenant_id, model_id, max_tokens=max_tokens)
+            shape = decode_shape(profile, input_tokens)
+            output_tokens = self._lengths.estimate(tenant_id, model_id, max_tokens=max_tokens, shape=shape)
         return Price(input_tokens, output_tokens, settled(profile, input_tokens, output_tokens, 0))
 
     def observe(
         self,
+        profile: CostProfile,
         *,
         tenant_id: str,
         model_id: str,
@@ -100,7 +98,8 @@ class Pricing:
         counted = input_tokens - TEMPLATE_TOKENS_PER_MESSAGE * messages
         self._ratios.observe(model_id, prompt_bytes=prompt_bytes, input_tokens=counted, start=bytes_per_token_start)
         if not runs_to_max:
-            self._lengths.observe(tenant_id, model_id, output_tokens)
+            linear, _ = decode_shape(profile, min(max(0, input_tokens), TOKENS_MAX))
+            self._lengths.observe(tenant_id, model_id, output_tokens, linear=linear)
 
 
 def settled(profile: CostProfile, input_tokens: int, output_tokens: int, cached_input_tokens: int) -> Cost:
@@ -121,16 +120,3 @@ def settled(profile: CostProfile, input_tokens: int, output_tokens: int, cached_
         output_tokens=min(max(0, output_tokens), TOKENS_MAX),
         cached_input_tokens=min(max(0, cached_input_tokens), read),
     )
-
-
-def next_covered_tokens(delivered: int, max_tokens: int) -> int:
-    """How many output tokens a hold should cover once a stream has outrun it.
-
-    Args:
-        delivered: Output tokens so far.
-        max_tokens: The request's limit.
-
-    Returns:
-        More than `delivered`, at most `max_tokens` (or `delivered`, when the engine overshoots its limit).
-    """
-    return max(delivered, min(max_tokens, delivered + max(_EXTENSION_TOKENS_MIN, delivered // 2)))
