@@ -14,7 +14,9 @@ from engines.agent.notices import Notices
 from engines.agent.probe import probe
 from engines.engine import EngineRequest, Prompt, Sampling, TokenBatch
 from fairlead.errors import FairleadError, InvalidArgumentError, QuotaExceededError, Reason, UnavailableError
-from model_units.units import MilliModelUnits, MilliModelUnitsPerMinute
+from model_units.cost import cost
+from model_units.profiles import built_in_profiles
+from model_units.units import MilliModelUnits, MilliModelUnitsPerMinute, to_replica_seconds
 from tests.support.waiting import eventually
 from tests.unit.engines.fake_engine import FakeEngine
 
@@ -25,7 +27,14 @@ NOTHING = Load(0, MilliModelUnits(0), 0, MilliModelUnits(0))
 class Bench:
     """A dispatcher on a fake engine."""
 
-    def __init__(self, *, sequences_max: int = 8, queued_max: int = 100, kv_capacity_tokens: int = 100_000) -> None:
+    def __init__(
+        self,
+        *,
+        sequences_max: int = 8,
+        queued_max: int = 100,
+        kv_capacity_tokens: int = 100_000,
+        clock: FakeClock | None = None,
+    ) -> None:
         self.engine = FakeEngine(sequences_max, kv_capacity_tokens)
         self.failures = 0
         self.dispatcher = Dispatcher(
@@ -33,7 +42,7 @@ class Bench:
             model_id="m",
             queued_max=queued_max,
             capacity=MilliModelUnitsPerMinute(100_000),
-            clock=FakeClock(),
+            clock=clock or FakeClock(),
             changed=Notices(),
             engine_failed=self._failed,
         )
@@ -246,3 +255,34 @@ async def test_random_ends_leave_exact_zeros() -> None:
     assert {type(end) for end in ends} == {list, UnavailableError, QuotaExceededError, asyncio.CancelledError}
     assert bench.dispatcher.load() == NOTHING
     assert bench.dispatcher.in_flight == bench.dispatcher.awaited == len(bench.engine.inside) == 0
+
+
+async def test_the_meter_follows_tenants_and_not_probes() -> None:
+    """Proves that what requests produce reaches the meter, settled by the engine's counts, and a probe leaves none."""
+    clock = FakeClock()
+    bench = await Bench(clock=clock).open()
+    profile = built_in_profiles().default_for("h100")
+    meter = bench.dispatcher.meter
+    meter.price_with(profile, clock.monotonic_ns() / 1e9)
+    probing = asyncio.create_task(probe(bench.dispatcher))
+    await eventually(lambda: bench.inside() == ["probe"])
+    clock.advance(0.1)
+    bench.engine.give(2)
+    await probing
+    assert meter.take(clock.monotonic_ns() / 1e9).work_s == 0.0
+    task = bench.start("a", max_tokens=4)
+    await eventually(lambda: bench.inside() == ["a"])
+    for number in range(4):
+        clock.advance(0.01)
+        before = bench.engine.progress_tokens
+        bench.engine.give(1)
+        await eventually(lambda before=before: bench.engine.progress_tokens > before)  # type: ignore[misc]
+        if number < 3:
+            await eventually(lambda: bench.dispatcher.awaited == 1)
+    await task
+    sums = meter.take(clock.monotonic_ns() / 1e9)
+    assert sums.tokens == 3
+    assert sums.decoding_s == pytest.approx(0.03)
+    assert sums.busy_s == pytest.approx(0.04)
+    exact = cost(profile, input_tokens=3, output_tokens=4)
+    assert to_replica_seconds(exact.total_milli_mu) == pytest.approx(sums.work_s, abs=2 * 60 / 100_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,18 @@ from data_plane.router.core.fleet import Fleet
 from data_plane.router.core.holds import Hold, Holds
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.state import RouterState
+from data_plane.router.tables import Tables
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
+from fairlead.errors import UnavailableError
 from fairlead.quota.v1 import quota_pb2
+from model_units.cost import CostProfile
+from model_units.profiles import built_in_profiles
+from model_units.wire import profile_to_proto
 from tests.support.waiting import eventually
 
 KEY = ("acme", "tiny")
+DEFAULT = "llama-3.1-8b/h100/1"
 SECOND = 1_000_000_000
 
 
@@ -162,3 +169,80 @@ async def test_the_mirrors_feed_tables_fleet_and_leases_and_come_back_from_disk(
     assert fleet.get("b")
     assert desk.usable
     assert [model.model_id for model in state.tables().models_of("acme")] == ["tiny"]
+
+
+def live_profile(version: int) -> CostProfile:
+    """A stored profile that costs `version` times the one that ships."""
+    shipped = built_in_profiles().get(DEFAULT)
+    return replace(shipped, profile_id=f"tiny/h100/{version}", model="tiny", version=version, b=shipped.b * version)
+
+
+def model_with(profile_id: str, previous: str = "") -> admin_pb2.Model:
+    """A model on H100s that names a profile."""
+    engine = admin_pb2.EngineSpec(hardware="h100")
+    return admin_pb2.Model(model_id="tiny", engine=engine, profile_id=profile_id, previous_profile_id=previous)
+
+
+async def test_profiles_in_the_store_price_at_once_and_come_back_from_disk(tmp_path: Path) -> None:
+    """A model's new profile prices its next request, a corrupt one harms nobody, and snapshots hold them all."""
+    store = MemoryStore()
+    for version in (1, 2):
+        wire = profile_to_proto(live_profile(version))
+        await store.put(keys.profile(wire.profile_id), wire.SerializeToString())
+    await store.put(keys.profile("tiny/h100/3"), b"\xff\xff")
+    await store.put(keys.model("tiny"), model_with("tiny/h100/1").SerializeToString())
+
+    def start() -> RouterState:
+        return RouterState(store, router_id="r", state_dir=tmp_path, clock=FakeClock())
+
+    def priced(state: RouterState, tables: Tables, profile_id: str) -> bool:
+        return tables.profile(state.models.items["tiny"]).profile_id == profile_id
+
+    state = start()
+    tables = state.tables()
+    running = asyncio.create_task(state.run())
+    try:
+        await eventually(lambda: priced(state, tables, "tiny/h100/1"))
+        await store.put(keys.model("tiny"), model_with("tiny/h100/2", "tiny/h100/1").SerializeToString())
+        await eventually(lambda: priced(state, tables, "tiny/h100/2"))
+        assert tables.profile(state.models.items["tiny"]).b == 2 * built_in_profiles().get(DEFAULT).b
+        await store.put(keys.model("tiny"), model_with("", "tiny/h100/2").SerializeToString())
+        await eventually(lambda: priced(state, tables, DEFAULT))
+        await store.put(keys.model("tiny"), model_with("tiny/h100/2").SerializeToString())
+        await eventually(lambda: priced(state, tables, "tiny/h100/2"))
+        await eventually(lambda: state.missing() is None)
+        # What is on disk, read as a process would that starts now.
+        await eventually(lambda: priced(started := start(), started.tables(), "tiny/h100/2"))
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    await store.set_down(True)
+    revived = start()
+    assert revived.missing() is None
+    assert priced(revived, revived.tables(), "tiny/h100/2")
+
+
+def tables_with(live: dict[str, CostProfile]) -> Tables:
+    """Look-ups that know these stored profiles."""
+    profiles = built_in_profiles().with_live(live)
+    return Tables(keys={}, tenants={}, models={}, policies={}, assignments={}, profiles=profiles)
+
+
+def test_a_profile_not_seen_yet_leaves_the_old_price() -> None:
+    """What a model was priced with stands in for a profile that has not arrived, and the new one takes over."""
+    live = {"tiny/h100/1": live_profile(1)}
+    tables = tables_with(live)
+    assert tables.profile(model_with("tiny/h100/1")).version == 1
+    assert tables.profile(model_with("tiny/h100/2")).profile_id == "tiny/h100/1"
+    live["tiny/h100/2"] = live_profile(2)
+    assert tables.profile(model_with("tiny/h100/2")).version == 2
+    del live["tiny/h100/2"]
+    assert tables.profile(model_with("tiny/h100/2")).version == 2
+
+
+def test_a_new_router_prices_with_what_was_in_force_before_the_unknown_profile() -> None:
+    """Without a price of its own a router takes the model's previous profile; it refuses where that is unknown too."""
+    tables = tables_with({"tiny/h100/1": live_profile(1)})
+    assert tables.profile(model_with("tiny/h100/2", "tiny/h100/1")).profile_id == "tiny/h100/1"
+    with pytest.raises(UnavailableError, match="tiny/h100/2"):
+        tables_with({}).profile(model_with("tiny/h100/2", "tiny/h100/1"))
