@@ -1,0 +1,275 @@
+"""Says which load comes next until the cost of requests is known. Pure: the same results lead to the same loads.
+
+    idle       one request at a time: how fast an empty replica is
+    points     the highest load that keeps the objective, at lengths chosen one after the other (design, search)
+    classes    the same for a mix of every traffic class; the fit never sees them, they say how good it is
+    again      the first load once more: a replica that changed its speed meanwhile has measured nothing
+
+Every point becomes one equation: the work the replica does per second at its highest load costs one replica-second.
+Work is what was counted in the window (prompt tokens, their squares, output tokens, their contexts), so a prompt more
+or less at the window's edge is priced and does not disturb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from model_units.calibration.analysis import analyse, fit_points
+from model_units.calibration.design import Lengths, candidates, next_lengths
+from model_units.calibration.load import LoadResult, LoadSpec
+from model_units.calibration.outcome import Outcome, Progress, Target
+from model_units.calibration.search import Objective, Search
+from model_units.calibration.traffic import CLASSES
+from model_units.cost import CostForm
+from model_units.fit import Fit, Row
+
+CORE_VERSION: Final = 1
+"""Grows with every change after which the loads of a stored calibration would be others."""
+
+IDLE_STEPS_PER_OBJECTIVE: Final = 2.5
+TPOT_OBJECTIVE_MS: Final = 50.0
+"""Where none is asked for, full load keeps 50 ms per output token, or two and a half times what an idle replica takes
+where that is more: a replica that hardly batches at its objective has no cost per token to speak of. Source of the
+50 ms: the usual objective of interactive traffic, and that of the published constants."""
+
+POINTS_MAX: Final = 18
+POINTS_MIN: Final = 8
+_KV_SHARE_MAX: Final = 0.9
+_MIX_PAIRS: Final = 64
+_IDLE: Final = (512, 64)
+_WINDOW_S: Final = 5.0
+_MIX_WINDOW_S: Final = 10.0
+_TIME_MAX_S: Final = 90.0
+_PROBES_EXPECTED: Final = 2.0
+
+# Before there is a fit: Llama 3.1 8B on an H100, scaled by how long an idle replica takes for a prompt.
+_PRIOR: Final = (2.0e-5, 3.4e-5, 6.7e-10, 4.7e-8)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What the engine takes.
+
+    Attributes:
+        sequences_max: Requests at a time, 1 or more.
+        kv_capacity_tokens: Its KV cache; 0 where it does not tell.
+        context_tokens: Longest prompt plus answer, 2 or more.
+    """
+
+    sequences_max: int
+    kv_capacity_tokens: int
+    context_tokens: int
+
+
+class Calibrator:
+    """One calibration.
+
+    Args:
+        limits: What the engine takes.
+        objective: What full load keeps; a tpot_ms of 0 takes the default.
+        budget_s: Most replica time, above 0.
+        error_max: Worst error that may be published, 0.05 for 5 %.
+        form: Which terms to fit.
+        seed: Of the loads.
+    """
+
+    def __init__(
+        self,
+        limits: EngineLimits,
+        objective: Objective,
+        *,
+        budget_s: float = 900.0,
+        error_max: float = 0.05,
+        form: CostForm = CostForm.ATTENTION,
+        seed: int = 1,
+    ) -> None:
+        self._limits = limits
+        self._objective = objective
+        self._budget_s = budget_s
+        self._error_max = error_max
+        self._form = form
+        self._seed = seed
+        self._engine_s = 0.0
+        self._loads = 0
+        self._idle: list[LoadResult] = []
+        self._targets: list[Target] = []
+        self._abandoned: list[str] = []
+        self._left = list(candidates(limits.context_tokens))
+        self._mixes = list(CLASSES)
+        self._lengths: Lengths | None = None
+        self._search: Search | None = None
+        self._load: LoadSpec | None = None
+        self._fit: Fit | None = None
+
+    @property
+    def objective(self) -> Objective:
+        """What full load keeps; the default is known after the first load."""
+        return self._objective
+
+    @property
+    def traffic_class(self) -> str:
+        """What the load last handed out is for: the class it tests, or "" where it is a point of the fit."""
+        testing = self._search is not None and self._lengths is None
+        return self._mixes[0].name if testing else ""
+
+    def next(self) -> LoadSpec | None:
+        """The next load; None when the calibration is over. The same one until its result is recorded."""
+        if self._load is None:
+            self._load = self._next()
+        return self._load
+
+    def record(self, result: LoadResult) -> None:
+        """Takes what the load came to.
+
+        Raises:
+            RuntimeError: No load was handed out.
+        """
+        load = self._load
+        if load is None:
+            raise RuntimeError("a result needs the load it belongs to")
+        self._load = None
+        self._loads += 1
+        self._engine_s += result.engine_s
+        if self._search is None:
+            self._take_idle(result)
+        elif not result.usable:
+            self._end_search(None)
+        else:
+            self._search.record(load.concurrency, result)
+            if self._search.next() is None:
+                self._end_search(self._search)
+
+    def restore(self, experiments: Sequence[tuple[LoadSpec, LoadResult]]) -> None:
+        """Goes on where an interrupted calibration was.
+
+        Args:
+            experiments: Everything it had recorded, in order.
+
+        Raises:
+            ValueError: They are those of another calibration (other limits, objective, seed or version).
+        """
+        for load, result in experiments:
+            if self.next() != load:
+                raise ValueError("these measurements belong to a calibration with other settings; start afresh")
+            self.record(result)
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        points = len(self._targets) + len(self._abandoned)
+        left = max(0, POINTS_MAX + len(CLASSES) - points) * _PROBES_EXPECTED + (2 - len(self._idle))
+        if self.next() is None:
+            left = 0.0
+        mean_s = self._engine_s / self._loads if self._loads else 20.0
+        left_s = min(left * mean_s, max(0.0, self._budget_s - self._engine_s))
+        total_s = self._engine_s + left_s
+        return Progress(self._engine_s / total_s if total_s else 1.0, self._engine_s, left_s, self._detail())
+
+    def outcome(self) -> Outcome:
+        """What is known so far."""
+        return analyse(
+            self._objective,
+            self._targets,
+            self._idle,
+            self._abandoned,
+            form=self._form,
+            error_max=self._error_max,
+            engine_s=self._engine_s,
+            untested=[mix.name for mix in self._mixes],
+        )
+
+    def _detail(self) -> str:
+        load = self._load
+        if load is None:
+            return "done"
+        read, made = load.lengths[0]
+        what = f"{read:,} in, {made:,} out" if len(load.lengths) == 1 else f"a mix of {self.traffic_class}"
+        return f"{what}, {load.concurrency} at a time"
+
+    def _next(self) -> LoadSpec | None:
+        if not self._idle:
+            return self._spec((_IDLE,), 1, _WINDOW_S)
+        if self._search is None:
+            self._begin_search()
+        if self._search is not None:
+            concurrency = self._search.next()
+            assert concurrency is not None
+            if self._lengths is None:
+                pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
+                return self._spec(pairs, concurrency, _MIX_WINDOW_S)
+            return self._spec(((self._lengths.input_tokens, self._lengths.output_tokens),), concurrency, _WINDOW_S)
+        return self._spec((_IDLE,), 1, _WINDOW_S) if len(self._idle) == 1 else None
+
+    def _spec(self, lengths: tuple[tuple[int, int], ...], concurrency: int, window_s: float) -> LoadSpec:
+        if lengths == (_IDLE,):
+            half = max(1, self._limits.context_tokens // 4)
+            lengths = ((min(_IDLE[0], half), min(_IDLE[1], half)),)
+        return LoadSpec(lengths, concurrency, window_s, _TIME_MAX_S, self._seed + self._loads)
+
+    def _take_idle(self, result: LoadResult) -> None:
+        self._idle.append(result)
+        if not self._objective.tpot_ms:
+            wanted = IDLE_STEPS_PER_OBJECTIVE * 1000.0 * result.tpot_s
+            self._objective = Objective(max(TPOT_OBJECTIVE_MS, float(round(wanted))), self._objective.ttft_ms)
+
+    def _begin_search(self) -> None:
+        """Chooses what to look at next: a point while the budget allows, then the classes."""
+        points = sum(target.lengths is not None for target in self._targets)
+        per_target_s = _PROBES_EXPECTED * self._engine_s / max(1, self._loads)
+        room_s = self._budget_s - self._engine_s - per_target_s * len(self._mixes)
+        if self._left and points < POINTS_MAX and (points < POINTS_MIN or room_s > per_target_s):
+            self._lengths = next_lengths(self._left, self._fit)
+            self._left = [each for each in self._left if each is not self._lengths]
+            pairs: tuple[tuple[int, int], ...] = ((self._lengths.input_tokens, self._lengths.output_tokens),)
+        elif self._mixes and self._fit is not None and room_s > -per_target_s * (len(self._mixes) - 1):
+            self._lengths = None
+            pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
+        else:
+            return
+        self._search = Search(
+            self._objective, most=self._most(pairs), guess=self._guess(pairs), idle_stress=self._idle_stress()
+        )
+
+    def _end_search(self, search: Search | None) -> None:
+        """Files what a search has found; None when its load could not be measured."""
+        name = self._mixes[0].name if self._lengths is None else self._lengths.traffic_class
+        if search is None:
+            what = f"the mix {name}" if self._lengths is None else f"{self._lengths.input_tokens:,} in"
+            self._abandoned.append(what)
+        else:
+            self._targets.append(Target(self._lengths, name, tuple(search.probes), search.rates()))
+        if self._lengths is None:
+            self._mixes.pop(0)
+        else:
+            self._fit = fit_points(self._targets, self._form)[0]
+        self._search = self._lengths = None
+
+    def _longest(self) -> int:
+        kv = self._limits.kv_capacity_tokens
+        return min(self._limits.context_tokens, int(_KV_SHARE_MAX * kv)) if kv else self._limits.context_tokens
+
+    def _most(self, pairs: Sequence[tuple[int, int]]) -> int:
+        """Most requests at a time: the engine's slots, and those whose contexts fit nine tenths of its KV cache."""
+        tokens = sum(read + made for read, made in pairs) / len(pairs)
+        kv = self._limits.kv_capacity_tokens
+        room = int(_KV_SHARE_MAX * kv / tokens) if kv else self._limits.sequences_max
+        return max(1, min(self._limits.sequences_max, room))
+
+    def _guess(self, pairs: Sequence[tuple[int, int]]) -> int:
+        """Requests at a time at the objective, as far as the fit (or a well-known replica) says."""
+        idle = self._idle[0]
+        scale = max(0.2, idle.ttft_s_p50 / 0.026)
+        cost_s = read_s = 0.0
+        for read, made in pairs:
+            row = Row.of_request(read, made, 1.0)
+            terms = (row.input_tokens, row.output_tokens, row.input_squares, row.context_tokens)
+            prior = [scale * value * term for value, term in zip(_PRIOR, terms, strict=True)]
+            cost_s += self._fit.predict(row) if self._fit else sum(prior)
+            read_s += prior[0] + prior[2]
+        made_s = sum(made for _, made in pairs) * self._objective.tpot_ms / 1000.0
+        return max(1, round((made_s + read_s) / max(cost_s, 1e-9)))
+
+    def _idle_stress(self) -> float:
+        return 1000.0 * self._idle[0].tpot_s / self._objective.tpot_ms

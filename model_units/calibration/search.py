@@ -1,0 +1,184 @@
+"""The highest load that keeps an objective: how many requests at a time to try next. Pure.
+
+*Stress* is what a load does to the objective: measured over allowed, the worse of the two latencies; 1 is exactly what
+is allowed. It grows with the number of requests at a time, nearly on a line from an idle replica's. The search goes up
+or down that line until two loads close to each other lie on both sides of 1, and takes the rates of work in between.
+
+Two loads end it early: the most the engine takes, and one that brings no more work than a smaller one (the replica is
+busy with prefill all the time: its rate is what it can do, whatever waits).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from model_units.calibration.load import LoadResult
+
+# Two loads this close around the objective are close enough: the rates between them lie on a line.
+_STRESS_LOW: Final = 0.88
+_STRESS_HIGH: Final = 1.15
+# One load this close is as good as on it: a rate changes by about a third of the stress's relative change.
+_STRESS_CLOSE: Final = 0.02
+# More requests at a time that bring less than this much more work bring nothing.
+_GAIN_MIN: Final = 1.02
+_GROWTH_MAX: Final = 4.0
+_PROBES_MAX: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What full load still keeps.
+
+    Attributes:
+        tpot_ms: Mean time per output token, milliseconds, above 0.
+        ttft_ms: 95th percentile of the time to first token, milliseconds; 0 for none.
+    """
+
+    tpot_ms: float
+    ttft_ms: float = 0.0
+
+    def stress(self, result: LoadResult) -> float:
+        """Measured over allowed."""
+        stress = 1000.0 * result.tpot_s / self.tpot_ms
+        return max(stress, 1000.0 * result.ttft_s_p95 / self.ttft_ms) if self.ttft_ms else stress
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One load that was tried.
+
+    Attributes:
+        concurrency: Requests at a time.
+        result: What it came to.
+        stress: What it did to the objective.
+    """
+
+    concurrency: int
+    result: LoadResult
+    stress: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens read and made per second."""
+        return (self.result.input_tokens + self.result.output_tokens) / self.result.window_s
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Work per second at the highest load that keeps the objective.
+
+    Attributes:
+        requests: Requests begun.
+        input_tokens: Prompt tokens computed.
+        input_squares: The sum of the prompts' squared lengths.
+        output_tokens: Tokens made.
+        context_tokens: The sum of their contexts.
+        kept: Whether the objective is kept; not even one request at a time does where it is False.
+    """
+
+    requests: float
+    input_tokens: float
+    input_squares: float
+    output_tokens: float
+    context_tokens: float
+    kept: bool
+
+
+class Search:
+    """Looks for the highest load.
+
+    Args:
+        objective: What to keep.
+        most: Most requests at a time, 1 or more.
+        guess: Where to begin, 1 to `most`.
+        idle_stress: Stress of an idle replica, as far as it is known, 0 or more.
+    """
+
+    def __init__(self, objective: Objective, *, most: int, guess: int, idle_stress: float) -> None:
+        self._objective = objective
+        self._most = most
+        self._guess = max(1, min(most, guess))
+        self._idle = min(0.8, idle_stress)
+        self.probes: list[Probe] = []
+
+    def record(self, concurrency: int, result: LoadResult) -> None:
+        """Takes what a load came to."""
+        self.probes.append(Probe(concurrency, result, self._objective.stress(result)))
+        self.probes.sort(key=lambda probe: probe.concurrency)
+
+    def next(self) -> int | None:
+        """Requests at a time to try next; None when the search is over."""
+        if not self.probes:
+            return self._guess
+        if len(self.probes) >= _PROBES_MAX or any(abs(each.stress - 1) <= _STRESS_CLOSE for each in self.probes):
+            return None
+        low, high = self._around()
+        if high is None:
+            return self._up()
+        if low is None:
+            return self._down(high)
+        near = low.stress >= _STRESS_LOW and high.stress <= _STRESS_HIGH
+        if near or high.concurrency - low.concurrency <= 1:
+            return None
+        share = (1.0 - low.stress) / (high.stress - low.stress)
+        middle = round(low.concurrency + share * (high.concurrency - low.concurrency))
+        return min(high.concurrency - 1, max(low.concurrency + 1, middle))
+
+    def rates(self) -> Rates:
+        """Work per second where the objective is just kept; to be asked when `next` is None."""
+        low, high = self._around()
+        if low is None or high is None:
+            only = low or self.probes[0]
+            if low is not None and self._saturated():
+                only = max(self.probes, key=lambda probe: probe.tokens_per_s)
+            return _between(only, only, 0.0, kept=low is not None)
+        return _between(low, high, (1.0 - low.stress) / (high.stress - low.stress), kept=True)
+
+    def _around(self) -> tuple[Probe | None, Probe | None]:
+        """The heaviest load that keeps the objective, and the lightest heavier one that does not."""
+        low = max((each for each in self.probes if each.stress <= 1.0), key=lambda each: each.concurrency, default=None)
+        above = low.concurrency if low else 0
+        high = min(
+            (each for each in self.probes if each.stress > 1.0 and each.concurrency > above),
+            key=lambda each: each.concurrency,
+            default=None,
+        )
+        return low, high
+
+    def _up(self) -> int | None:
+        top = self.probes[-1]
+        if top.concurrency >= self._most or self._saturated():
+            return None
+        reach = (1.0 - self._idle) / max(0.05, top.stress - self._idle)
+        wanted = round(top.concurrency * min(_GROWTH_MAX, max(1.25, 1.03 * reach)))
+        return min(self._most, max(top.concurrency + 1, wanted))
+
+    def _down(self, high: Probe) -> int | None:
+        if high.concurrency == 1:
+            return None
+        reach = (1.0 - self._idle) / max(0.05, high.stress - self._idle)
+        return max(1, min(high.concurrency - 1, round(0.97 * reach * high.concurrency)))
+
+    def _saturated(self) -> bool:
+        """Whether the heaviest load brings no more work than a clearly lighter one."""
+        if len(self.probes) < 2:
+            return False
+        below, top = self.probes[-2:]
+        clearly = top.concurrency >= 1.25 * below.concurrency
+        return clearly and top.tokens_per_s < _GAIN_MIN * below.tokens_per_s
+
+
+def _between(low: Probe, high: Probe, share: float, *, kept: bool) -> Rates:
+    def rate(name: str) -> float:
+        first, second = (getattr(each.result, name) / each.result.window_s for each in (low, high))
+        return float(first + share * (second - first))
+
+    return Rates(
+        requests=rate("first_tokens"),
+        input_tokens=rate("input_tokens"),
+        input_squares=rate("input_squares"),
+        output_tokens=rate("output_tokens"),
+        context_tokens=rate("context_tokens"),
+        kept=kept,
+    )
