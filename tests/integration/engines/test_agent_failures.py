@@ -21,7 +21,7 @@ IMPATIENT = ("--stall-floor-s=1.5", "--longest-step-s=0.1", "--probe-interval-s=
 
 async def test_hang_under_load_is_found_and_healed(shared_etcd: EtcdServer) -> None:
     """Proves that a hang with work inside fails the stream typed, shows UNHEALTHY, and serves again after a restart."""
-    async with agent(shared_etcd.endpoint, *IMPATIENT, "--cold-start-s=0.5") as replica:
+    async with agent(shared_etcd.endpoint, *IMPATIENT, "--cold-start=0.5") as replica:
         stream = await replica.first(request(max_tokens=10_000))
         await replica.set_faults(hang=True)
         with pytest.raises(grpc.aio.AioRpcError) as raised:
