@@ -1,0 +1,1 @@
+"""Decisions of calibrations. Pure: what is known comes in as an argument."""
