@@ -11,7 +11,7 @@ import numpy as np
 from data_plane.router.core.accounts import Outcome
 from model_units.units import REPLICA_CAPACITY
 from simulation.books import Incident, ReplicaTrack, TenantBook
-from simulation.scenario import Scenario
+from simulation.scenario import Scenario, TenantSpec
 
 TOTAL: Final = "total"
 """Name of the sum over all tenants."""
@@ -43,7 +43,7 @@ class Summary:
         ttft: Time to first token.
         tpot: Time per output token.
         settled_mu: What was charged, MU.
-        quota_used: Settled rate over the reservation; not a number without one.
+        quota_used: Settled work over what the reservation comes to while there is traffic; not a number without one.
         cached_share: Prompt tokens found in a prefix cache.
         output_tokens: Delivered.
     """
@@ -151,9 +151,14 @@ class Result:
             ],
         }
 
-    def _summary(self, name: str, books: list[TenantBook], reserved_mu_per_minute: float) -> Summary:
+    def _reserved_mu(self, tenant: TenantSpec) -> float:
+        """What a tenant's reservation comes to while it has traffic, MU."""
+        duration_s = self.scenario.settings.duration_s
+        active_s = min(tenant.end_s or duration_s, duration_s) - tenant.start_s
+        return tenant.reservation_mu_per_minute * max(0.0, active_s) / 60.0
+
+    def _summary(self, name: str, books: list[TenantBook], reserved_mu: float) -> Summary:
         settled_mu = sum(book.settled_milli_mu for book in books) / 1_000.0
-        reserved_mu = reserved_mu_per_minute * self.scenario.settings.duration_s / 60.0
         read = sum(book.input_tokens for book in books)
         return Summary(
             name=name,
