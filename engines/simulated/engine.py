@@ -56,7 +56,7 @@ class _Stream:
     produced: int = 0
     taken: int = 0
     cached: int = 0
-    last_s: float = 0.0  # when its latest token was seen
+    last_s: float = 0.0  # the end of the step of its latest token
     error: UnavailableError | None = None
     waiter: asyncio.Future[None] | None = None
 
@@ -316,7 +316,7 @@ class SimulatedEngine:
 
     def _tell(self, step: Step) -> None:
         streams, freeze = self._streams, self._faults.freeze_after_tokens
-        last_s = self._machine.now_s + TOKEN_S
+        last_s = self._machine.now_s
         for request_id, cached in step.cached.items():
             if request_id in streams:
                 streams[request_id].cached = cached
