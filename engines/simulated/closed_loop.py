@@ -90,9 +90,7 @@ class ClosedLoop:
     def at_boundary(self, now_s: float) -> bool:
         """Whether a first token now would open or close the window: whoever does not report every token as it comes
         must report all progress before it."""
-        if self._opened is None:
-            return self._warming <= 1
-        return self._full(now_s)
+        return self._warming <= 1 if self._opened is None else self._full(now_s, coming=1)
 
     def progress(self, stream: int, produced: int) -> None:
         """A request has produced so many tokens in all; the first one is reported by `first_token`."""
@@ -159,11 +157,12 @@ class ClosedLoop:
             cut_short=self._cut_short,
         )
 
-    def _full(self, now_s: float) -> bool:
+    def _full(self, now_s: float, coming: int = 0) -> bool:
+        """Whether the window could close now, with so many first tokens more than were counted."""
         opened = self._opened
         if opened is None or self._closed is not None:
             return False
-        enough = self._totals.first_tokens - opened.first_tokens >= _FIRST_TOKENS_MIN - 1
+        enough = self._totals.first_tokens + coming - opened.first_tokens >= _FIRST_TOKENS_MIN
         return enough and now_s - self._began_s - opened.time_s >= self._spec.window_s
 
     def _pass(self, now_s: float) -> None:
