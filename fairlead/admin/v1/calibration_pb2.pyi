@@ -375,6 +375,9 @@ class Calibration(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CORE_VERSION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCES_MAX_FIELD_NUMBER: _builtins.int
+    KV_CAPACITY_TOKENS_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
     calibration_id: _builtins.str
     """Set by the server: the model and a time."""
     model_id: _builtins.str
@@ -401,6 +404,12 @@ class Calibration(_message.Message):
     """Version of the core that measures; another version starts afresh instead of going on."""
     epoch: _builtins.int
     """Epoch of the leader that measures; a deposed one's writes are refused."""
+    sequences_max: _builtins.int
+    """Most sequences at once of the engine it measures on: loads depend on it, and on the next two."""
+    kv_capacity_tokens: _builtins.int
+    """KV cache of that engine, tokens; 0 where it does not tell."""
+    context_tokens: _builtins.int
+    """Longest prompt plus answer of that engine, tokens."""
     @_builtins.property
     def options(self) -> Global___CalibrationOptions:
         """As asked for, defaults filled in."""
@@ -442,10 +451,13 @@ class Calibration(_message.Message):
         etag: _builtins.str = ...,
         core_version: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        sequences_max: _builtins.int = ...,
+        kv_capacity_tokens: _builtins.int = ...,
+        context_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "options", b"options", "profile", b"profile", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_id", b"calibration_id", "core_version", b"core_version", "create_time", b"create_time", "detail", b"detail", "engine", b"engine", "engine_left_s", b"engine_left_s", "engine_s", b"engine_s", "epoch", b"epoch", "etag", b"etag", "experiments", b"experiments", "hardware", b"hardware", "model_id", b"model_id", "options", b"options", "profile", b"profile", "progress", b"progress", "replica_id", b"replica_id", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_id", b"calibration_id", "context_tokens", b"context_tokens", "core_version", b"core_version", "create_time", b"create_time", "detail", b"detail", "engine", b"engine", "engine_left_s", b"engine_left_s", "engine_s", b"engine_s", "epoch", b"epoch", "etag", b"etag", "experiments", b"experiments", "hardware", b"hardware", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "options", b"options", "profile", b"profile", "progress", b"progress", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "state", b"state", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
