@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fairlead.errors import FairleadError
+from simulation.arrivals import Workloads
 from simulation.fleet import Simulation
 from simulation.report import render
 from simulation.result import Result, Summary
@@ -53,7 +54,7 @@ def main(
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
         wanted = _overridden(read_scenario(scenario), seed, duration_s)
-        simulation = Simulation(wanted, traces)
+        simulation = Simulation(wanted, Workloads(traces))
     except FairleadError as error:
         raise click.ClickException(error.message) from None
     began_s = time.perf_counter()

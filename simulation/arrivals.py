@@ -71,6 +71,17 @@ class Workloads:
             )
         return path
 
+    def put(self, name: str, workload: Workload) -> None:
+        """Gives a workload that was made elsewhere a name."""
+        self._read[name] = workload
+
+    def drawn(self, name: str) -> Path | None:
+        """The file of a workload that is drawn from statistics; None for one of recorded requests."""
+        if name in self._read:
+            return None
+        path = self.path(name)
+        return None if recognise(path) in _RECORDED else path
+
     def recorded(self, name: str) -> Workload:
         """All of a recorded workload."""
         if name not in self._read:
@@ -101,8 +112,9 @@ def traffic(
             drawn = [_lengths(spec, generator) for _ in range(_SAMPLES)]
             rate = _requests_per_s(spec.load, capacity, profile, drawn)
         return _bounded(_synthetic(spec, rate, random), spec)
-    if recognise(workloads.path(spec.workload)) not in _RECORDED:
-        return _bounded(_drawn(spec, workloads, random, profile, capacity, duration_s), spec)
+    path = workloads.drawn(spec.workload)
+    if path is not None:
+        return _bounded(_drawn(spec, path, random, profile, capacity, duration_s), spec)
     workload = workloads.recorded(spec.workload)
     requests = _of_client(workload, spec)
     scale = spec.rate_scale
@@ -115,10 +127,10 @@ def traffic(
 
 
 def _drawn(
-    spec: TenantSpec, workloads: Workloads, random: Random, profile: CostProfile, capacity: int, duration_s: float
+    spec: TenantSpec, path: Path, random: Random, profile: CostProfile, capacity: int, duration_s: float
 ) -> Iterator[Arrival]:
     """Requests drawn from published statistics: as many as the run needs."""
-    path, seed = workloads.path(spec.workload), random.getrandbits(31)
+    seed = random.getrandbits(31)
     kind = recognise(path)
     rate = spec.requests_per_s if kind in _RATELESS else None
     if spec.load:

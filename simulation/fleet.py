@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Final
 
 from capacity.core.allocate import Model, Reservation, utilization_ppm
@@ -46,13 +45,13 @@ class Simulation:
 
     Args:
         scenario: What to run.
-        traces: Folder of trace files, where the scenario names any.
+        workloads: Where recorded workloads come from; those that ship with Fairlead where left out.
 
     Raises:
         InvalidArgumentError: The scenario names hardware, a profile or a workload that is not there.
     """
 
-    def __init__(self, scenario: Scenario, traces: Path | None = None) -> None:
+    def __init__(self, scenario: Scenario, workloads: Workloads | None = None) -> None:
         settings = scenario.settings
         self.scenario = scenario
         self.loop = Loop()
@@ -73,10 +72,10 @@ class Simulation:
         registry.watch(self.allocator.on_record)
         random = stream(settings.seed, "limiter")
         self.limiter = RateLimiter(self.loop, self.routers, self.allocator, delay_ns, random)
-        workloads: dict[str, dict[str, Rate]] = {spec.id: {} for spec in scenario.models}
+        reserved: dict[str, dict[str, Rate]] = {spec.id: {} for spec in scenario.models}
         for reservation in reservations:
-            workloads[reservation.model_id][reservation.tenant_id] = reservation.reserved
-        self.sharder = Sharder(self.loop, registry, workloads, self.routers, delay_ns)
+            reserved[reservation.model_id][reservation.tenant_id] = reservation.reserved
+        self.sharder = Sharder(self.loop, registry, reserved, self.routers, delay_ns)
         self.seats = {spec.id: self._make_seats(spec, registry) for spec in scenario.models}
         if settings.autoscaler:
             for seats in self.seats.values():
@@ -84,7 +83,7 @@ class Simulation:
         for failure in scenario.failures:
             self._plan_failure(failure)
         self.tenants = [Tenant(spec, TenantBook()) for spec in scenario.tenants]
-        self._plan_traffic(Workloads(traces))
+        self._plan_traffic(workloads or Workloads(None))
         self.loop.at(self._start_ns, self._sample)
 
     @property
@@ -240,6 +239,7 @@ class Simulation:
 
 
 def _profile(spec: ModelSpec) -> CostProfile:
+    hardware(spec.hardware)  # the better message where there is neither
     try:
         return built_in_profiles().resolve(spec.profile, spec.hardware)
     except NotFoundError as error:

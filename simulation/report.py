@@ -116,7 +116,7 @@ def _heat(result: Result) -> Figure:
         vmin=0.0,
         vmax=1.0,
         interpolation="nearest",
-        extent=(0.0, length * result.bucket_s, len(tracks) - 0.5, -0.5),
+        extent=(0.0, length * result.bucket_s, max(1, len(tracks)) - 0.5, -0.5),
     )
     if len(tracks) <= _REPLICAS_SHOWN // 2:
         axes.set_yticks(range(len(tracks)), [track.replica_id for track in tracks])
