@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Sequence
 from typing import Final
@@ -39,12 +40,14 @@ class Events:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._count = itertools.count()
 
     def entry(self, happening: Happening) -> dict[str, bytes]:
         """Key and value of a new event, to be put by the commit that makes it true."""
         now_ns = self._clock.wall_ns()
-        # Digits enough for the next 250 years, so that ids sort by time; the tail tells two of one moment apart.
-        event_id = f"{now_ns // 1_000_000:013d}-{secrets.token_hex(4)}"
+        # Digits enough for the next 250 years, so that ids sort by time; then what this process wrote in order; the
+        # tail tells two processes apart.
+        event_id = f"{now_ns // 1_000_000:013d}-{next(self._count):06d}-{secrets.token_hex(4)}"
         event = pb.Event(
             event_id=event_id,
             kind=happening.kind,

@@ -24,7 +24,8 @@ from engines.simulated.work import Work
 from fairlead.admin.v1 import admin_pb2
 from model_units.calibration.load import LoadSpec
 from model_units.cost import CostForm, CostProfile, Evidence, cost
-from model_units.latency import fit_latency_curve
+from model_units.latency import fit_latency_curve, healthy_tpot_ms
+from model_units.profiles import built_in_profiles
 from model_units.units import MilliModelUnitsPerMinute, to_replica_seconds
 from model_units.wire import profile_to_proto
 from tests.support.waiting import eventually
@@ -302,3 +303,34 @@ async def test_the_watch_follows_the_profile_in_force() -> None:
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+MIXES = {
+    "chat": ((300, 250), (1_500, 300), (80, 100)),
+    "retrieval": ((6_000, 200), (4_000, 150)),
+    "code": ((2_500, 30), (1_500, 50)),
+    "long answers": ((200, 1_500),),
+    "short": ((50, 20), (100, 40)),
+}
+
+
+@pytest.mark.parametrize("label", ["h100", "a100", "h100-tp4"])
+def test_one_curve_serves_every_mix(label: str) -> None:
+    """Proves that a curve measured on a grid of equal lengths leaves healthy replicas near 1 under other mixes."""
+    replica, prices = hardware(label), built_in_profiles().default_for(label)
+
+    def seen(lengths: tuple[tuple[int, int], ...], concurrency: int) -> tuple[float, float]:
+        result = rehearse(replica, LoadSpec(lengths, concurrency, 15.0, 300.0))
+        work_s = prices.a * result.input_tokens + prices.d * result.input_squares
+        work_s += prices.b * result.output_tokens + prices.g * result.context_tokens
+        return 1_000 * result.tpot_s * work_s / result.window_s, 1_000 * result.tpot_s
+
+    lengths = [(read, made) for read in (128, 1_000, 4_000) for made in (32, 200, 600)]
+    grid = [seen((each,), concurrency) for each in lengths for concurrency in (1, 4, 12, 32, 96)]
+    curve, spread = fit_latency_curve([each for each in grid if each[1] < 1.3 * prices.tpot_objective_ms])
+    assert spread < 0.08
+    for name, mix in MIXES.items():
+        for concurrency in (1, 4, 16, 64):
+            load_ms, tpot_ms = seen(mix, concurrency)
+            if tpot_ms < 1.3 * prices.tpot_objective_ms:
+                assert tpot_ms / healthy_tpot_ms(curve, load_ms) == pytest.approx(1.0, abs=0.16), (name, concurrency)
