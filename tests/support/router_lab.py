@@ -19,6 +19,7 @@ from data_plane.router.core.fleet import Link
 from data_plane.router.core.holds import LeaseTerms
 from data_plane.router.core.loads import Report
 from data_plane.router.tables import Tables
+from data_plane.router.upstream import Upstream
 from data_plane.router.wiring import Router
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
@@ -130,6 +131,7 @@ class RouterLab:
         rate: Lease rate of the tenant, mMU per minute.
         burst: Lease burst, mMU.
         config: Settings beyond the defaults.
+        upstream: How replicas are reached; the fake one when left out.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class RouterLab:
         rate: int = 6_000_000,
         burst: int = 3_000_000,
         config: RouterConfig | None = None,
+        upstream: Upstream | None = None,
     ) -> None:
         self.clock = clock or SystemClock()
         self.keys = {
@@ -178,7 +181,7 @@ class RouterLab:
         self.router = Router(
             self.config,
             tables=self.tables,
-            upstream=self.upstream,
+            upstream=upstream or self.upstream,
             pepper=PEPPER,
             telemetry=self.telemetry,
             clock=self.clock,

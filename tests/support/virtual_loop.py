@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # which one depends on the platform
+class _JumpingSelector(selectors.DefaultSelector):
     """Instead of waiting until the next timer, moves the clock there."""
 
     now_s = 0.0
