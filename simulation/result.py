@@ -119,8 +119,8 @@ class Result:
     def summaries(self) -> list[Summary]:
         """Of every tenant, and of all together, which comes last."""
         specs = {tenant.id: tenant for tenant in self.scenario.tenants}
-        rows = [self._summary(name, [book], specs[name].reservation_mu_per_minute) for name, book in self.books.items()]
-        reserved = sum(tenant.reservation_mu_per_minute for tenant in self.scenario.tenants)
+        rows = [self._summary(name, [book], self._reserved_mu(specs[name])) for name, book in self.books.items()]
+        reserved = sum(self._reserved_mu(tenant) for tenant in self.scenario.tenants)
         return [*rows, self._summary(TOTAL, list(self.books.values()), reserved)]
 
     def utilization(self, track: ReplicaTrack) -> float:
