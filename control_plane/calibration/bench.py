@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol, cast
 
 import grpc.aio
+from grpc.aio import Metadata
 
 from common.rpc import channel
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -64,10 +65,8 @@ class _Conversation:
         """The call has ended where an answer was due."""
         code, details = await self._call.code(), await self._call.details()
         if code is not grpc.StatusCode.OK:
-            failure = grpc.aio.AioRpcError(
-                code, await self._call.initial_metadata(), await self._call.trailing_metadata(), details
-            )
-            raise from_rpc_error(failure)
+            trailers = await self._call.trailing_metadata()
+            raise from_rpc_error(grpc.aio.AioRpcError(code, Metadata(), trailers, details, ""))
         raise UnavailableError("the replica's agent ended the calibration", reason=Reason.REPLICA_LOST)
 
     async def measure(self, load: LoadSpec) -> LoadResult:

@@ -154,8 +154,10 @@ class Bench:
                     changed.clear()
                     self._require_here(restarts)
                     woken = asyncio.ensure_future(changed.wait())
-                    await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
-                    woken.cancel()
+                    try:
+                        await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        woken.cancel()
             return await task
         finally:
             if not task.done():

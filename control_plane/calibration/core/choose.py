@@ -25,6 +25,7 @@ class Wanted:
         replica_id: This very one; empty means any.
         hardware: Of this hardware label; empty means any.
         engine: Of this engine and version; empty means any.
+        limits: Sequences at once, KV cache and context it must have, tokens; None means any.
         take_last: Even if it is the only one that is READY.
     """
 
@@ -32,6 +33,7 @@ class Wanted:
     replica_id: str = ""
     hardware: str = ""
     engine: str = ""
+    limits: tuple[int, int, int] | None = None
     take_last: bool = False
 
     @staticmethod
@@ -43,8 +45,13 @@ class Wanted:
             calibration.options.replica_id,
             calibration.hardware if measured else model.engine.hardware,
             calibration.engine if measured else "",
+            _limits(calibration) if measured else None,
             calibration.options.take_last_replica,
         )
+
+
+def _limits(of: engine_pb2.Replica | pb.Calibration) -> tuple[int, int, int]:
+    return of.sequences_max, of.kv_capacity_tokens, of.context_tokens
 
 
 def candidates(
@@ -94,6 +101,11 @@ def _mismatch(wanted: Wanted, replica: engine_pb2.Replica) -> str:
     if wanted.engine and engine_label(replica) != wanted.engine:
         return (
             f"replica {replica.replica_id!r} runs {engine_label(replica)!r} and not {wanted.engine!r}, on which this "
+            "calibration has measured: start with fresh to measure anew"
+        )
+    if wanted.limits is not None and _limits(replica) != wanted.limits:
+        return (
+            f"replica {replica.replica_id!r} has other limits (sequences, KV cache, context) than the one this "
             "calibration has measured: start with fresh to measure anew"
         )
     return ""

@@ -19,6 +19,7 @@ ERROR_MAX: Final = 0.05
 """Worst hold-out error that is published by itself."""
 
 SEED: Final = 1
+SEED_MAX: Final = 1 << 63
 
 _TPOT_MAX_MS: Final = 60_000.0
 _TTFT_MAX_MS: Final = 3_600_000.0
@@ -30,20 +31,17 @@ def filled_in(options: pb.CalibrationOptions, tpot_default_ms: float) -> pb.Cali
 
     Args:
         options: As asked for.
-        tpot_default_ms: Objective of the profile in force; 0 where there is none.
+        tpot_default_ms: Objective of the profile in force; 0 where there is none: then the calibration chooses one
+            by how fast the idle replica is.
 
     Raises:
-        InvalidArgumentError: A value is out of its range, or there is no objective; the message names it.
+        InvalidArgumentError: A value is out of its range; the message names it.
     """
     filled = pb.CalibrationOptions()
     filled.CopyFrom(options)
     if "/" in options.replica_id:
         raise _wrong("replica_id", f"{options.replica_id[:80]!r} is no id of a replica")
     filled.tpot_objective_ms = _number("tpot_objective_ms", options.tpot_objective_ms, _TPOT_MAX_MS) or tpot_default_ms
-    if not filled.tpot_objective_ms:
-        raise _wrong(
-            "tpot_objective_ms", "is required: the model has no profile in force whose objective could be kept"
-        )
     _number("ttft_objective_ms", options.ttft_objective_ms, _TTFT_MAX_MS)
     filled.error_max = _number("error_max", options.error_max, 1.0) or ERROR_MAX
     if not options.HasField("budget"):
@@ -52,6 +50,8 @@ def filled_in(options: pb.CalibrationOptions, tpot_default_ms: float) -> pb.Cali
         raise _wrong("budget", f"{budget_s(options):g} s must be {BUDGET_MIN_S:g} to {BUDGET_MAX_S:g} s")
     filled.form = form_to_proto(form_from_proto(options.form, "options.form"))
     filled.seed = options.seed or SEED
+    if filled.seed > SEED_MAX:
+        raise _wrong("seed", f"{options.seed} must be at most 2^63")
     return filled
 
 

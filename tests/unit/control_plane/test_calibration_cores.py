@@ -37,7 +37,7 @@ def test_what_nobody_set_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("field", "asked"),
     [
-        ("tpot_objective_ms", options()),
+        ("seed", options(seed=2**63 + 1)),
         ("tpot_objective_ms", options(tpot_objective_ms=-1.0)),
         ("tpot_objective_ms", options(tpot_objective_ms=float("nan"))),
         ("ttft_objective_ms", options(tpot_objective_ms=1.0, ttft_objective_ms=float("inf"))),
@@ -49,7 +49,7 @@ def test_what_nobody_set_is_filled_in() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_by_name(field: str, asked: pb.CalibrationOptions) -> None:
-    """Proves that every option out of its range is refused by its name, and so is a missing objective."""
+    """Proves that every option out of its range is refused by its name."""
     with pytest.raises(InvalidArgumentError) as raised:
         filled_in(asked, 0.0)
     assert raised.value.field == f"options.{field}"
@@ -127,4 +127,10 @@ def test_what_was_measured_binds_hardware_and_engine() -> None:
     calibration = pb.Calibration(model_id="m", hardware="a100", engine="simulated 1")
     assert Wanted.of(calibration, model) == Wanted("m", hardware="h100")
     calibration.experiments.add()
-    assert Wanted.of(calibration, model) == Wanted("m", hardware="a100", engine="simulated 1")
+    calibration.sequences_max = 8
+    wanted = Wanted.of(calibration, model)
+    assert wanted == Wanted("m", hardware="a100", engine="simulated 1", limits=(8, 0, 0))
+    with pytest.raises(FailedPreconditionError, match="other limits"):
+        candidates(wanted, [replica("a", hardware="a100")])
+    twins = [replica(name, hardware="a100", sequences_max=8) for name in "ab"]
+    assert len(candidates(wanted, twins)) == 2
