@@ -10,7 +10,6 @@ from control_plane.mutations import Mutations
 from control_plane.profiles import Profiles
 from fairlead.admin.v1 import admin_pb2, calibration_pb2_grpc
 from fairlead.admin.v1 import calibration_pb2 as pb
-from fairlead.errors import FailedPreconditionError
 
 
 class Runs(Protocol):
@@ -43,13 +42,6 @@ class Runs(Protocol):
     async def publish(self, request: pb.PublishCalibrationRequest) -> pb.Calibration:
         """See CalibrationService."""
         ...
-
-
-class Unmeasured:
-    """Stands where nothing can be measured: every call about calibrations is refused."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise FailedPreconditionError("this control plane does not calibrate")
 
 
 class CalibrationService(calibration_pb2_grpc.CalibrationServiceServicer):

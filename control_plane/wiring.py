@@ -8,6 +8,7 @@ import secrets
 from common import keys
 from common.clock import Clock, SystemClock
 from common.etcd_store import EtcdStore
+from common.leadership import Election
 from common.member import Member
 from common.mirror import Mirror
 from common.ops import OpsServer
@@ -15,7 +16,10 @@ from common.rpc import GrpcServer, LeaderClient
 from common.store import Store
 from common.telemetry import Telemetry
 from control_plane.auth import AdminAuth
-from control_plane.calibration_service import CalibrationService, Runs, Unmeasured
+from control_plane.calibration.publish import Publisher
+from control_plane.calibration.runner import CalibrationRunner
+from control_plane.calibration.runs import Calibrations
+from control_plane.calibration_service import CalibrationService, Runs
 from control_plane.config import SERVICE, ControlPlaneConfig
 from control_plane.directory import Directory
 from control_plane.drift import DriftViews, DriftWatch
@@ -65,6 +69,16 @@ def calibration_service(
     )
 
 
+def calibrations(
+    store: Store, clock: Clock, events: Events, asked: Mirror[calibration_pb2.Calibration], election: Election
+) -> tuple[Calibrations, CalibrationRunner]:
+    """What administrators ask for, and what the leader does about it."""
+    tables, profiles = Tables(store), StoredProfiles(store)
+    publisher = Publisher(tables, profiles, events, clock)
+    runner = CalibrationRunner(tables, asked, election, profiles=profiles, publisher=publisher, clock=clock)
+    return Calibrations(tables, profiles, publisher, clock), runner
+
+
 async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
     """Runs the control plane until `stop` is set.
 
@@ -81,8 +95,10 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         reservations=Mirror(store, keys.POLICIES, admin_pb2.Reservation.FromString),
     )
     profiles = Mirror(store, keys.PROFILES, decode_profile)
+    asked = Mirror(store, keys.CALIBRATIONS, calibration_pb2.Calibration.FromString)
     metrics, events = ControlPlaneMetrics(telemetry.registry), Events(store, clock)
     member = Member(SERVICE, config, store, telemetry, election_ttl_s=config.election_ttl_s)
+    runs, runner = calibrations(store, clock, events, asked, member.election)
     capacity_leader, limiter_leader = LeaderClient(leaders, "capacity"), LeaderClient(leaders, "ratelimiter")
     capacity = CapacityForwarder(capacity_leader)
     server = GrpcServer(config, telemetry, interceptors=[AdminAuth(token)])
@@ -93,7 +109,7 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
     )
     server.add(
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server,
-        calibration_service(store, clock, Unmeasured(), events, metrics),
+        calibration_service(store, clock, runs, events, metrics),
         calibration_pb2.DESCRIPTOR.services_by_name["CalibrationService"].full_name,
     )
     server.add(
@@ -126,9 +142,9 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         return None if views.synced and leaders.synced else "the store has not been read yet"
 
     ops = OpsServer(config, telemetry.registry, readiness)
-    mirrors = (leaders.run, views.replicas.run, views.models.run, views.reservations.run, profiles.run)
+    mirrors = (leaders.run, views.replicas.run, views.models.run, views.reservations.run)
     try:
-        await member.serve(stop, server, ops, (*mirrors, sharder.run, drift.run))
+        await member.serve(stop, server, ops, (*mirrors, profiles.run, asked.run, sharder.run, drift.run, runner.run))
     finally:
         await capacity_leader.close()
         await limiter_leader.close()
