@@ -298,7 +298,8 @@ class SimulatedEngine:
     def _catch_up(self) -> None:
         """Computes and tells everything that was due, in the order in which it was due."""
         assert self._pace is not None
-        now_s, machine, arriving = self._now_s(self._pace), self._machine, self._arriving
+        now_s = max(self._now_s(self._pace), self._due_s)  # a timer may ring a rounding error early
+        machine, arriving = self._machine, self._arriving
         for _ in range(_STEPS_PER_WAKEUP_MAX):
             if self._pending is not None:
                 if machine.now_s + TOKEN_S > now_s:

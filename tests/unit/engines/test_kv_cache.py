@@ -149,7 +149,7 @@ class KvCacheConserves(RuleBasedStateMachine):
         private = sum(holding.private + grown for holding, _, _, grown in self.held)
         shared = {piece for holding, *_ in self.held for piece in holding.shared}
         assert all(holding.private >= 0 for holding, *_ in self.held)
-        assert self.BLOCKS == self.cache.available + private + len(shared) * PIECE_TOKENS // BLOCK_TOKENS
+        assert self.cache.available + private + len(shared) * PIECE_TOKENS // BLOCK_TOKENS == self.BLOCKS
         assert self.cache.used_tokens == (self.BLOCKS - self.cache.available) * BLOCK_TOKENS
 
     def teardown(self) -> None:
