@@ -219,10 +219,11 @@ def log_axis(axes: Axes, which: str, *, base: int = 10) -> None:
         which: "x" or "y".
         base: Distance of the marks: 2 for lengths, 10 for spans of many orders.
     """
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", base=base)
     axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(base=base, subs=(1, 2, 5) if base == 10 else (1,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
