@@ -22,7 +22,8 @@ _MU_PER_REPLICA_SECOND: Final = REPLICA_CAPACITY / MILLI_PER_MODEL_UNIT / 60
 _BAND: Final = 0.05
 """The band around the diagonal: the error that is aimed at."""
 _CELLS: Final = 48
-_STYLES: Final = ("-", "--", ":", "-.")
+# Where the colours begin again, lines and marks change.
+_STYLES: Final = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
 _NAME_MAX: Final = 30
 
 
@@ -100,15 +101,16 @@ def load_curves(curves: Sequence[Curve], tpot_objective_ms: float, ttft_objectiv
     ttft = new_axes(figure, "requests at a time", "time to first token, 95th percentile, ms", place=(1, 2, 2))
     for number, curve in enumerate(curves):
         concurrency, per_token_ms, first_ms = zip(*curve.points, strict=True)
+        line, mark = _STYLES[number // len(PALETTE) % len(_STYLES)]
         for axes, latency_ms in ((tpot, per_token_ms), (ttft, [each or math.nan for each in first_ms])):
             axes.plot(
                 concurrency,
                 latency_ms,
                 color=PALETTE[number % len(PALETTE)],
-                linestyle=_STYLES[number // len(PALETTE) % len(_STYLES)],
+                linestyle=line,
                 linewidth=1.2,
-                marker="o",
-                markersize=3,
+                marker=mark,
+                markersize=4,
                 label=curve.name[:_NAME_MAX],
             )
     for axes, objective_ms in ((tpot, tpot_objective_ms), (ttft, ttft_objective_ms)):
