@@ -359,7 +359,8 @@ class Replica:
             return
         self._counted_ns = now_ns
         self._advance()
-        self._plan()
+        if now_ns >= self._wake_ns:
+            self._plan()  # before it, nothing has happened that would change it
         runs, produce, served = self._runs, self._account.produce, 0.0
         for key, produced in self._machine.progress():
             run = runs.get(key)

@@ -101,11 +101,15 @@ class LoadAccount:
         share = self._shares[request_id]
         if tokens <= 0:
             return 0.0
-        served = share.prefill_pending + share.decode * tokens / share.output_tokens
-        self._pending_prefill -= share.prefill_pending
-        self._decode -= share.decode_left
-        share.produced += tokens
-        self._decode += share.decode_left
+        before, expected, decode = share.produced, share.output_tokens, share.decode
+        after = share.produced = before + tokens
+        served = decode * tokens / expected
+        if not before:
+            served += share.prefill
+            self._pending_prefill -= share.prefill
+        if share.running and before < expected:
+            left = decode * (expected - after) // expected if after < expected else 0
+            self._decode += left - decode * (expected - before) // expected
         return served
 
     def end(self, request_id: str) -> None:

@@ -1,0 +1,134 @@
+"""bench-sim: how fast the fleet in virtual time is, and whether a request costs the same in a large fleet.
+
+For every recorded trace in the folder TRACES (else the excerpt that ships): eight replicas and as many tenants at 65 %
+of what the replicas can do. For the cost per request: the first trace on 8, 32, 128 and 512 replicas, each with its own
+tenant and the same load; repeated in turn, the least of each counts, because a busy machine only ever adds. CPU time,
+not wall time; the run until every answer has ended is part of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks.report import Bar, Report
+from simulation.arrivals import Workloads
+from simulation.fleet import Simulation
+from simulation.scenario import EXCERPT, ModelSpec, Scenario, Settings, TenantSpec, make_scenario
+from simulation.traces import Kind, recognise_folder
+
+REPLICAS = 8
+SIZES = (8, 32, 128, 512)
+LOAD = 0.65
+# Simulated traffic: long enough for a steady state, which answers of half a minute need.
+DURATION_S = 120.0
+SCALING_DURATION_S = 15.0
+ROUNDS = 3
+SMALL_TURNS = 8
+REPLICAS_PER_ROUTER = 64
+
+REQUESTS_PER_MINUTE_MIN = 50_000.0
+COST_RATIO_MAX = 1.3
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run.
+
+    Attributes:
+        requests: Received.
+        cpu_s: CPU time of the run, construction left out.
+    """
+
+    requests: int
+    cpu_s: float
+
+    @property
+    def requests_per_minute(self) -> float:
+        """Speed."""
+        return self.requests * 60.0 / self.cpu_s
+
+    @property
+    def cost_us(self) -> float:
+        """CPU time per request, microseconds."""
+        return self.cpu_s * 1e6 / self.requests
+
+
+def scenario(workload: str, replicas: int, duration_s: float, seed: int) -> Scenario:
+    """As many tenants as replicas, each with room for its bursts."""
+    tenant = TenantSpec(
+        id="tenant",
+        count=replicas,
+        workload=workload,
+        load=LOAD / replicas,
+        reservation_mu_per_minute=100.0,
+        burst_mu_per_minute=400.0,
+    )
+    routers = max(2, replicas // REPLICAS_PER_ROUTER)
+    model = ModelSpec(id="chat", replicas=replicas, target_utilization=1.0)
+    return make_scenario(Settings(duration_s=duration_s, routers=routers, seed=seed), [model], [tenant])
+
+
+def measure(made: Scenario, workloads: Workloads) -> Measured:
+    """Runs a scenario once."""
+    simulation = Simulation(made, workloads)
+    gc.collect()
+    began_s = time.process_time()
+    result = simulation.run()
+    return Measured(result.requests, time.process_time() - began_s)
+
+
+def main() -> None:
+    """Measures and publishes."""
+    gc.set_threshold(200_000, 50, 100)
+    console = Console()
+    folder = os.environ.get("TRACES", "")
+    workloads = Workloads(Path(folder) if folder else None)
+    names = _traces(Path(folder)) if folder else []
+    names = names or [EXCERPT]
+    report = Report("sim")
+    speeds = []
+    for name in names:
+        measured = measure(scenario(name, REPLICAS, DURATION_S, 1), workloads)
+        console.print(f"{name}: {measured.requests:,} requests in {measured.cpu_s:.1f} s of CPU")
+        speeds.append(measured.requests_per_minute)
+        report.add(f"{_short(name)}_requests_per_minute", measured.requests_per_minute)
+    report.add("mean_requests_per_minute", sum(speeds) / len(speeds), Bar(REQUESTS_PER_MINUTE_MIN, at_most=False))
+    costs = _costs(lambda replicas, seed: scenario(names[0], replicas, SCALING_DURATION_S, seed), workloads, console)
+    for replicas, cost_us in costs.items():
+        report.add(f"cost_per_request_at_{replicas}_replicas_us", cost_us)
+    report.add("cost_ratio_512_to_8", costs[512] / costs[8], Bar(COST_RATIO_MAX))
+    report.publish(console)
+
+
+def _costs(make: Callable[[int, int], Scenario], workloads: Workloads, console: Console) -> dict[int, float]:
+    costs = dict.fromkeys(SIZES, float("inf"))
+    for seed in range(1, ROUNDS + 1):
+        for replicas in SIZES:
+            # A small fleet is run several times, so that each size is measured for a while.
+            turns = max(1, SMALL_TURNS * SIZES[0] // replicas)
+            runs = [measure(make(replicas, 100 * seed + turn), workloads) for turn in range(turns)]
+            cost_us = sum(run.cpu_s for run in runs) * 1e6 / sum(run.requests for run in runs)
+            costs[replicas] = min(costs[replicas], cost_us)
+        console.print(f"round {seed}: " + ", ".join(f"{size}: {cost:.0f} us" for size, cost in costs.items()))
+    return costs
+
+
+def _traces(folder: Path) -> list[str]:
+    wanted = (Kind.REQUESTS, Kind.PREFIXED_REQUESTS)
+    return [found.path.name for found in recognise_folder(folder) if found.kind in wanted]
+
+
+def _short(name: str) -> str:
+    """A file's name as a part of a metric's."""
+    return name.split(".")[0].replace("-", "_")
+
+
+if __name__ == "__main__":
+    main()
