@@ -140,15 +140,16 @@ def errors_in(form: CostForm, found: Outcome, measured: Sequence[Experiment]) ->
         raise ValueError("there is no fit yet")
     other = fit(found.rows, form)
     missed = leave_one_out(found.rows, form)
-    total_s = math.fsum(point.replica_s for point in found.points)
-    hold_out = math.fsum(abs(error) * point.replica_s for error, point in zip(missed, found.points, strict=True))
+    # A row weighs as much as the traffic that it stands for costs.
+    total = math.fsum(row.weight for row in found.rows)
+    hold_out = math.fsum(abs(error) * row.weight for error, row in zip(missed, found.rows, strict=True)) / total
     classes = {}
     for each in found.classes:
         done = [_work(load) for load in measured if load.traffic_class == each.name]
         if done:
             dearer = math.fsum(map(other.predict, done)) / math.fsum(map(found.fit.predict, done))
             classes[each.name] = (1.0 + each.error) * dearer - 1.0
-    return FormErrors(hold_out / total_s, classes)
+    return FormErrors(hold_out, classes)
 
 
 def _work(measured: Experiment) -> Row:
