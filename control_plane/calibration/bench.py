@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, Protocol, cast
@@ -12,7 +13,7 @@ from grpc.aio import Metadata
 
 from common.rpc import channel
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
-from fairlead.errors import Reason, UnavailableError, from_rpc_error
+from fairlead.errors import FairleadError, Reason, UnavailableError, from_rpc_error
 from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.loads import load_to_proto, measurement_from_proto
 
@@ -21,6 +22,9 @@ VACATE_MAX_S: Final = 630.0
 
 SILENCE_MAX_S: Final = 60.0
 """An agent that has not answered a load this long after the load's own limit has failed."""
+
+# The status of a call that has ended is there at once.
+_STATUS_MAX_S: Final = 5.0
 
 
 class Bench(Protocol):
@@ -41,48 +45,57 @@ OpenBench = Callable[[engine_pb2.Replica, str], AbstractAsyncContextManager[Benc
 
 
 class _Conversation:
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, silence_max_s: float) -> None:
         self._call = call
+        self._silence_max_s = silence_max_s
 
     async def ask(self, message: engine_pb2.CalibrateRequest, timeout_s: float) -> engine_pb2.CalibrateResponse:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._call.write(message)
                 answer = await self._call.read()
-                if not isinstance(answer, engine_pb2.CalibrateResponse):
-                    await self._raise_end()
-        except grpc.aio.AioRpcError as failure:
-            raise from_rpc_error(failure) from failure
-        except asyncio.InvalidStateError:
-            await self._raise_end()
         except TimeoutError:
             raise UnavailableError(
                 f"the replica's agent has not answered for {timeout_s:g} s", reason=Reason.REPLICA_LOST
             ) from None
-        return cast(engine_pb2.CalibrateResponse, answer)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # What a write into a call that has just ended raises depends on the moment; its status does not.
+            raise await self._end() from None
+        if not isinstance(answer, engine_pb2.CalibrateResponse):
+            raise await self._end()
+        return answer
 
-    async def _raise_end(self) -> None:
-        """The call has ended where an answer was due."""
-        code, details = await self._call.code(), await self._call.details()
-        if code is not grpc.StatusCode.OK:
-            trailers = await self._call.trailing_metadata()
-            raise from_rpc_error(grpc.aio.AioRpcError(code, Metadata(), trailers, details, ""))
-        raise UnavailableError("the replica's agent ended the calibration", reason=Reason.REPLICA_LOST)
+    async def _end(self) -> FairleadError:
+        """Why the call has ended where an answer was due."""
+        said = ""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STATUS_MAX_S):
+                code, details = await self._call.code(), await self._call.details()
+                trailers = await self._call.trailing_metadata()
+                if code is not grpc.StatusCode.OK:
+                    error = from_rpc_error(grpc.aio.AioRpcError(code, Metadata(), trailers, details, ""))
+                    if error.reason is not Reason.UNSPECIFIED:
+                        return error
+                    said = f": {error.message}"  # the transport's, not the agent's
+        return UnavailableError(f"the replica's agent ended the calibration{said}", reason=Reason.REPLICA_LOST)
 
     async def measure(self, load: LoadSpec) -> LoadResult:
         """See Bench."""
         message = engine_pb2.CalibrateRequest(load=load_to_proto(load))
-        answer = await self.ask(message, load.time_max_s + SILENCE_MAX_S)
+        answer = await self.ask(message, load.time_max_s + self._silence_max_s)
         return measurement_from_proto(answer.measurement)
 
 
 @asynccontextmanager
-async def open_bench(replica: engine_pb2.Replica, calibration_id: str) -> AsyncIterator[Bench]:
+async def open_bench(
+    replica: engine_pb2.Replica, calibration_id: str, *, silence_max_s: float = SILENCE_MAX_S
+) -> AsyncIterator[Bench]:
     """Sets a replica aside, once what is in flight there has ended.
 
     Args:
         replica: The replica.
         calibration_id: For the agent's log.
+        silence_max_s: As `SILENCE_MAX_S`.
 
     Raises:
         FailedPreconditionError: It cannot be taken now.
@@ -91,7 +104,7 @@ async def open_bench(replica: engine_pb2.Replica, calibration_id: str) -> AsyncI
     async with channel(replica.address) as agent:
         # grpcio's stubs do not know a call without an iterator of requests.
         call = cast(Any, engine_pb2_grpc.EngineServiceStub(agent)).Calibrate()
-        conversation = _Conversation(call)
+        conversation = _Conversation(call, silence_max_s)
         try:
             first = engine_pb2.CalibrateRequest(replica_id=replica.replica_id, calibration_id=calibration_id)
             await conversation.ask(first, VACATE_MAX_S)

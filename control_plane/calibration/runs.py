@@ -17,6 +17,7 @@ from control_plane.calibration.core import record
 from control_plane.calibration.core.choose import Wanted, candidates
 from control_plane.calibration.core.options import filled_in, resumed, same_measurement
 from control_plane.calibration.publish import Publisher
+from control_plane.calibration.report import render
 from control_plane.core import check
 from control_plane.core.activation import profile_in_force
 from control_plane.profiles import StoredProfiles
@@ -120,8 +121,6 @@ class Calibrations:
 
     async def report(self, request: pb.GetCalibrationRequest) -> pb.CalibrationReport:
         """See CalibrationService."""
-        from control_plane.calibration.report import render
-
         calibration = (await self._find(request)).record
         return pb.CalibrationReport(html=await asyncio.to_thread(render, calibration))
 

@@ -184,6 +184,9 @@ class Agent(engine_pb2_grpc.EngineServiceServicer):
     def Generate(self, request: engine_pb2.EngineGenerateRequest, context: Any) -> AsyncIterator[Any]:
         raise AssertionError("nobody generates here")
 
+    def Calibrate(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        raise AssertionError("nobody calibrates here")
+
     def WatchLoad(self, request: engine_pb2.WatchLoadRequest, context: Any) -> AsyncIterator[Any]:
         raise AssertionError("nobody watches here")
 
