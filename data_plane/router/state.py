@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from model_units.wire import decode_profile
-
 from common import keys
 from common.clock import Clock
 from common.mirror import Mirror
@@ -22,6 +20,7 @@ from fairlead.quota.v1 import quota_pb2
 from fairlead.sharding.v1 import sharding_pb2
 from model_units.cost import CostProfile
 from model_units.profiles import built_in_profiles
+from model_units.wire import decode_profile
 
 T = TypeVar("T")
 
