@@ -1,11 +1,13 @@
 """A fixed number of requests at a time, each followed by the next, and the accounts of a measured window of it. Pure.
 
 The first request of each stream stands for one that is already under way: its prompt is longer and its answer shorter
-by what it would have produced, spread evenly over the streams. So the mix of contexts is the steady one as soon as
-every first prompt is computed, and nobody waits for a whole generation of requests to pass.
+by what it would have produced, spread evenly over the streams. So the mix of contexts is about the steady one as soon as
+every first prompt is computed, and nobody waits for a whole generation of requests to pass. Whoever is computed first
+has the longest answer left, or it would be back in line with its second prompt before the last first one.
 
-The window opens with the first token that comes after this warm-up and closes with a first token at least `window_s`
-later: in between lie whole prefills, and the time one of them took is never counted without its work.
+The window opens with a first token once this warm-up is over and the line it has left is worked off (half as long
+again), and closes with a first token at least `window_s` later: in between lie whole prefills, and the time one of them
+took is never counted without its work.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from typing import Final
 from model_units.calibration.load import LoadResult, LoadSpec
 
 # Windows that would hold fewer prefills than this are prolonged: a prompt more or less is then a few percent.
-_FIRST_TOKENS_MIN: Final = 4
+_FIRST_TOKENS_MIN: Final = 6
+# The line that the warm-up leaves is worked off within this part of its length.
+_SETTLING: Final = 0.5
 
 
 class _Stream:
@@ -62,6 +66,7 @@ class ClosedLoop:
         self._began_s = self._seen_s = now_s
         self._streams: list[_Stream] = []
         self._warming = spec.concurrency
+        self._warm_s = math.inf
         self._decoding = 0
         self._totals = _Totals()
         self._opened: _Totals | None = None
@@ -72,10 +77,8 @@ class ClosedLoop:
     def begin(self) -> list[tuple[int, int]]:
         """The first request of every stream: (input tokens, output tokens), by the stream's number."""
         count = self._spec.concurrency
-        phases = [(index + 0.5) / count for index in range(count)]
-        self._random.shuffle(phases)
         first = []
-        for phase in phases:
+        for phase in ((index + 0.5) / count for index in range(count)):
             read, made = self._draw()
             passed = min(made - 1, int(phase * made))
             first.append((read + passed, made - passed))
@@ -90,7 +93,9 @@ class ClosedLoop:
     def at_boundary(self, now_s: float) -> bool:
         """Whether a first token now would open or close the window: whoever does not report every token as it comes
         must report all progress before it."""
-        return self._warming <= 1 if self._opened is None else self._full(now_s, coming=1)
+        if self._opened is None:
+            return now_s >= self._settled_s
+        return self._full(now_s, coming=1)
 
     def progress(self, stream: int, produced: int) -> None:
         """A request has produced so many tokens in all; the first one is reported by `first_token`."""
@@ -112,10 +117,12 @@ class ClosedLoop:
         self.progress(stream, max(1, state.produced))
         if state.warm:
             self._warming -= 1
+            if not self._warming:
+                self._warm_s = now_s
         elif not self._warming:
             self._ttfts_s.append(now_s - state.sent_s)
         if self._opened is None:
-            if not self._warming:
+            if now_s >= self._settled_s:
                 self._opened = totals.copy()
         elif self._full(now_s):
             self._closed = totals.copy()
@@ -156,6 +163,10 @@ class ClosedLoop:
             ttft_s_p95=_quantile(self._ttfts_s, 0.95),
             cut_short=self._cut_short,
         )
+
+    @property
+    def _settled_s(self) -> float:
+        return self._warm_s + _SETTLING * (self._warm_s - self._began_s)
 
     def _full(self, now_s: float, coming: int = 0) -> bool:
         """Whether the window could close now, with so many first tokens more than were counted."""

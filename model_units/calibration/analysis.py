@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
+from model_units.calibration.design import Cost, cloud, weights
 from model_units.calibration.load import LoadResult
 from model_units.calibration.outcome import MeasuredClass, MeasuredPoint, Outcome, Target
 from model_units.calibration.search import Objective, Probe
@@ -12,34 +14,46 @@ from model_units.cost import COEFFICIENTS, CostForm, Evidence
 from model_units.fit import Fit, Row, fit, leave_one_out
 from model_units.latency import fit_latency_curve
 
-_POINTS_MIN: Final = 6
+POINTS_MIN: Final = 6
+"""Fewest points that are fitted."""
+
+_PRIOR: Final = (2.0e-5, 3.4e-5, 6.7e-10, 4.7e-8)
+
 # The last load repeats the first one: a larger change of its time per output token is a change of the replica.
 _REPEAT_MAX: Final = 0.2
 _ABANDONED_MAX: Final = 2
 
 
-def fit_points(targets: Sequence[Target], form: CostForm) -> tuple[Fit | None, tuple[Row, ...]]:
-    """Fits the points among the targets.
+def prior_cost(read: int, made: int) -> float:
+    """Proportions of the cost of requests, as far as they are known before anything is measured: those of Llama 3.1 8B
+    on an H100, in replica-seconds of it."""
+    row = Row.of_request(read, made, 1.0)
+    terms = (row.input_tokens, row.output_tokens, row.input_squares, row.context_tokens)
+    return math.fsum(value * term for value, term in zip(_PRIOR, terms, strict=True))
 
-    A class counts as much as another, and within it a point as much as its cost: so the capacity that the profile
-    predicts for a class comes out right, whatever a request of it costs.
+
+def fit_points(targets: Sequence[Target], form: CostForm, context_tokens: int) -> tuple[Fit | None, tuple[Row, ...]]:
+    """Fits the points among the targets, each counting as much as the traffic it stands for.
 
     Returns:
         The fit, or None where there are too few points; and its rows.
     """
-    points = [target for target in targets if target.lengths is not None]
-    if len(points) < _POINTS_MIN:
+    points = [(target, target.lengths) for target in targets if target.lengths is not None]
+    if len(points) < POINTS_MIN:
         return None, ()
-    rough = fit([point.row(1.0) for point in points], form)
-    costs = [_request_cost(rough, point) for point in points]
-    totals: dict[str, float] = {}
-    for point, cost_s in zip(points, costs, strict=True):
-        totals[point.traffic_class] = totals.get(point.traffic_class, 0.0) + cost_s
-    scale = len(points) / len(totals)
-    rows = tuple(
-        point.row(scale * cost_s / totals[point.traffic_class]) for point, cost_s in zip(points, costs, strict=True)
-    )
-    return fit(rows, form), rows
+    at = [lengths for _, lengths in points]
+    found: Fit | None = None
+    rows: tuple[Row, ...] = ()
+    for _ in range(2):  # the masses need costs and the costs need a fit: once with the prior, once with that fit
+        masses = cloud(context_tokens, request_cost(found) if found else prior_cost)
+        rows = tuple(target.row(weight) for (target, _), weight in zip(points, weights(masses, at), strict=True))
+        found = fit(rows, form)
+    return found, rows
+
+
+def request_cost(found: Fit) -> Cost:
+    """What requests cost by a fit, replica-seconds."""
+    return lambda read, made: found.predict(Row.of_request(read, made, 1.0))
 
 
 def analyse(
@@ -49,6 +63,7 @@ def analyse(
     abandoned: Sequence[str],
     *,
     form: CostForm,
+    context_tokens: int,
     error_max: float,
     engine_s: float,
     untested: Sequence[str],
@@ -61,25 +76,29 @@ def analyse(
         idle: The loads of one request at a time: at the beginning, and at the end.
         abandoned: What could not be measured, for people.
         form: Which terms to fit.
+        context_tokens: Longest prompt plus answer.
         error_max: Worst error that may be published.
         engine_s: Replica time used.
         untested: Traffic classes that were not reached.
     """
-    found, rows = fit_points(targets, form)
+    found, rows = fit_points(targets, form, context_tokens)
     if found is None:
-        objections = ("too few lengths could be measured to fit a cost function",)
-        return Outcome(objective, None, (), (), (), None, objections)
+        too_few = ("too few lengths could be measured to fit a cost function",)
+        return Outcome(objective, None, (), (), (), None, too_few)
     points = _points(targets, found, rows, form)
     classes = tuple(
         MeasuredClass(target.traffic_class, found.predict(target.row(1.0)) - 1.0, target.rates.requests)
         for target in targets
         if target.lengths is None
     )
-    total_s = sum(point.replica_s for point in points)
+    total = math.fsum(row.weight for row in rows)
     curve, spread = fit_latency_curve(_latencies(targets, idle, found))
     evidence = Evidence(
         intervals={name: found.interval(name) for name in COEFFICIENTS} if found.degrees_of_freedom else {},
-        hold_out_error=sum(abs(point.hold_out_error) * point.replica_s for point in points) / total_s,
+        hold_out_error=math.fsum(
+            abs(point.hold_out_error) * row.weight for point, row in zip(points, rows, strict=True)
+        )
+        / total,
         class_errors={each.name: each.error for each in classes},
         points=len(points),
         engine_s=engine_s,
@@ -95,10 +114,9 @@ def _points(targets: Sequence[Target], found: Fit, rows: Sequence[Row], form: Co
     points = []
     for target, row, error in zip((each for each in targets if each.lengths), rows, errors, strict=True):
         assert target.lengths is not None
-        predicted_s = _request_cost(found, target)
+        predicted_s = request_cost(found)(target.lengths.input_tokens, target.lengths.output_tokens)
         points.append(
             MeasuredPoint(
-                traffic_class=target.traffic_class,
                 input_tokens=target.lengths.input_tokens,
                 output_tokens=target.lengths.output_tokens,
                 replica_s=predicted_s / found.predict(row),
@@ -114,11 +132,6 @@ def _shown(probe: Probe) -> tuple[int, float, float, float]:
     result = probe.result
     rate = result.first_tokens / result.window_s
     return probe.concurrency, 1000.0 * result.tpot_s, 1000.0 * result.ttft_s_p95, rate
-
-
-def _request_cost(found: Fit, target: Target) -> float:
-    assert target.lengths is not None
-    return found.predict(Row.of_request(target.lengths.input_tokens, target.lengths.output_tokens, 1.0))
 
 
 def _latencies(targets: Sequence[Target], idle: Sequence[LoadResult], found: Fit) -> list[tuple[float, float]]:
@@ -165,5 +178,7 @@ def _objections(
         found.append("not even one request at a time keeps the objective at most lengths: allow more time per token")
     if len(idle) > 1 and idle[0].tpot_s > 0 and abs(idle[-1].tpot_s / idle[0].tpot_s - 1.0) > _REPEAT_MAX:
         change = idle[-1].tpot_s / idle[0].tpot_s
-        found.append(f"the replica changed its speed meanwhile: an idle step takes {change:.2f} times as long as before")
+        found.append(
+            f"the replica changed its speed meanwhile: an idle step takes {change:.2f} times as long as before"
+        )
     return found

@@ -12,12 +12,13 @@ or less at the window's edge is priced and does not disturb.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from model_units.calibration.analysis import analyse, fit_points
-from model_units.calibration.design import Lengths, candidates, next_lengths
+from model_units.calibration.analysis import analyse, fit_points, prior_cost, request_cost
+from model_units.calibration.design import Lengths, cloud, next_lengths
 from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.calibration.outcome import Outcome, Progress, Target
 from model_units.calibration.search import Objective, Search
@@ -34,18 +35,24 @@ TPOT_OBJECTIVE_MS: Final = 50.0
 where that is more: a replica that hardly batches at its objective has no cost per token to speak of. Source of the
 50 ms: the usual objective of interactive traffic, and that of the published constants."""
 
-POINTS_MAX: Final = 18
-POINTS_MIN: Final = 8
+POINTS_MAX: Final = 20
+POINTS_MIN: Final = 10
 _KV_SHARE_MAX: Final = 0.9
 _MIX_PAIRS: Final = 64
 _IDLE: Final = (512, 64)
 _WINDOW_S: Final = 5.0
-_MIX_WINDOW_S: Final = 10.0
+_MIX_WINDOW_S: Final = 20.0
 _TIME_MAX_S: Final = 90.0
 _PROBES_EXPECTED: Final = 2.0
+# With fewer at a time, one request more or less is too large a step to find the objective between.
+_CONCURRENCY_MIN: Final = 5
+# Where computing the first prompts takes longer, they are not measured: the form says what they cost.
+_WARM_S_MAX: Final = 30.0
+# What a load costs whatever its lengths: its window, and the search around it.
+_OVERHEAD_S: Final = 10.0
 
-# Before there is a fit: Llama 3.1 8B on an H100, scaled by how long an idle replica takes for a prompt.
-_PRIOR: Final = (2.0e-5, 3.4e-5, 6.7e-10, 4.7e-8)
+# How long an idle replica takes for the first load's prompt where the prior costs are true.
+_PRIOR_TTFT_S: Final = 0.026
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,7 @@ class Calibrator:
         self._idle: list[LoadResult] = []
         self._targets: list[Target] = []
         self._abandoned: list[str] = []
-        self._left = list(candidates(limits.context_tokens))
+        self._tried: list[Lengths] = []
         self._mixes = list(CLASSES)
         self._lengths: Lengths | None = None
         self._search: Search | None = None
@@ -175,6 +182,7 @@ class Calibrator:
             self._idle,
             self._abandoned,
             form=self._form,
+            context_tokens=self._longest(),
             error_max=self._error_max,
             engine_s=self._engine_s,
             untested=[mix.name for mix in self._mixes],
@@ -219,12 +227,12 @@ class Calibrator:
         points = sum(target.lengths is not None for target in self._targets)
         per_target_s = _PROBES_EXPECTED * self._engine_s / max(1, self._loads)
         room_s = self._budget_s - self._engine_s - per_target_s * len(self._mixes)
-        if self._left and points < POINTS_MAX and (points < POINTS_MIN or room_s > per_target_s):
-            self._lengths = next_lengths(self._left, self._fit)
-            self._left = [each for each in self._left if each is not self._lengths]
+        wanted = points < POINTS_MAX and (points < POINTS_MIN or room_s > per_target_s)
+        self._lengths = self._next_lengths() if wanted else None
+        if self._lengths is not None:
+            self._tried.append(self._lengths)
             pairs: tuple[tuple[int, int], ...] = ((self._lengths.input_tokens, self._lengths.output_tokens),)
         elif self._mixes and self._fit is not None and room_s > -per_target_s * (len(self._mixes) - 1):
-            self._lengths = None
             pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
         else:
             return
@@ -232,9 +240,32 @@ class Calibrator:
             self._objective, most=self._most(pairs), guess=self._guess(pairs), idle_stress=self._idle_stress()
         )
 
+    def _next_lengths(self) -> Lengths | None:
+        def uncertainty(lengths: Lengths) -> float:
+            if self._fit is None or not self._fit.degrees_of_freedom:
+                return 1.0
+            return self._fit.relative_uncertainty(Row.of_request(lengths.input_tokens, lengths.output_tokens, 1.0))
+
+        def replica_s(lengths: Lengths) -> float:
+            pair = (lengths.input_tokens, lengths.output_tokens)
+            concurrency = min(self._guess((pair,)), self._most((pair,)))
+            if concurrency < _CONCURRENCY_MIN and self._limits.sequences_max > _CONCURRENCY_MIN:
+                return math.inf
+            warm_s = concurrency * self._cost(lengths.input_tokens, 1)
+            return _OVERHEAD_S + warm_s if warm_s <= _WARM_S_MAX else math.inf
+
+        masses = cloud(self._longest(), self._cost)
+        return next_lengths(masses, self._tried, uncertainty=uncertainty, replica_s=replica_s)
+
+    def _cost(self, read: int, made: int) -> float:
+        """Replica-seconds of a request as far as they are known: by the fit, else by a well-known replica's."""
+        if self._fit is not None:
+            return request_cost(self._fit)(read, made)
+        return max(0.2, self._idle[0].ttft_s_p50 / _PRIOR_TTFT_S) * prior_cost(read, made)
+
     def _end_search(self, search: Search | None) -> None:
         """Files what a search has found; None when its load could not be measured."""
-        name = self._mixes[0].name if self._lengths is None else self._lengths.traffic_class
+        name = self._mixes[0].name if self._lengths is None else ""
         if search is None:
             what = f"the mix {name}" if self._lengths is None else f"{self._lengths.input_tokens:,} in"
             self._abandoned.append(what)
@@ -243,7 +274,7 @@ class Calibrator:
         if self._lengths is None:
             self._mixes.pop(0)
         else:
-            self._fit = fit_points(self._targets, self._form)[0]
+            self._fit = fit_points(self._targets, self._form, self._longest())[0]
         self._search = self._lengths = None
 
     def _longest(self) -> int:
@@ -259,15 +290,8 @@ class Calibrator:
 
     def _guess(self, pairs: Sequence[tuple[int, int]]) -> int:
         """Requests at a time at the objective, as far as the fit (or a well-known replica) says."""
-        idle = self._idle[0]
-        scale = max(0.2, idle.ttft_s_p50 / 0.026)
-        cost_s = read_s = 0.0
-        for read, made in pairs:
-            row = Row.of_request(read, made, 1.0)
-            terms = (row.input_tokens, row.output_tokens, row.input_squares, row.context_tokens)
-            prior = [scale * value * term for value, term in zip(_PRIOR, terms, strict=True)]
-            cost_s += self._fit.predict(row) if self._fit else sum(prior)
-            read_s += prior[0] + prior[2]
+        cost_s = sum(self._cost(read, made) for read, made in pairs)
+        read_s = sum(self._cost(read, 1) for read, _ in pairs)
         made_s = sum(made for _, made in pairs) * self._objective.tpot_ms / 1000.0
         return max(1, round((made_s + read_s) / max(cost_s, 1e-9)))
 

@@ -16,7 +16,6 @@ class MeasuredPoint:
     """One pair of lengths that the fit is made of.
 
     Attributes:
-        traffic_class: Whose lengths they are.
         input_tokens: Prompt.
         output_tokens: Answer.
         replica_s: Measured cost: one over the highest rate that keeps the objective.
@@ -25,7 +24,6 @@ class MeasuredPoint:
         curve: (requests at a time, TPOT ms, p95 TTFT ms, requests per second) of every load, ascending.
     """
 
-    traffic_class: str
     input_tokens: int
     output_tokens: int
     replica_s: float
@@ -100,7 +98,7 @@ class Target:
 
     Attributes:
         lengths: The point, or None for a mix.
-        traffic_class: The point's class, or the mix.
+        traffic_class: The mix, or "" for a point.
         probes: The loads.
         rates: Work per second at the highest.
     """

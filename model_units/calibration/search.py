@@ -2,10 +2,14 @@
 
 *Stress* is what a load does to the objective: measured over allowed, the worse of the two latencies; 1 is exactly what
 is allowed. It grows with the number of requests at a time, nearly on a line from an idle replica's. The search goes up
-or down that line until two loads close to each other lie on both sides of 1, and takes the rates of work in between.
+or down that line until a load comes close to 1, or two that differ by one request lie on both sides of it.
 
-Two loads end it early: the most the engine takes, and one that brings no more work than a smaller one (the replica is
-busy with prefill all the time: its rate is what it can do, whatever waits).
+A step takes a fixed time and a time for its work, so the share of a replica that is work grows with the time per output
+token t, from none in an idle replica's t0: 1 - t0/t. Work per second at the objective T is therefore that of a load
+close to it, times (1 - t0/T) / (1 - t0/t).
+
+Two loads end the search early: the most the engine takes, and one that brings no more work than a smaller one (the
+replica is busy with prefill all the time: its rate is what it can do, whatever waits).
 """
 
 from __future__ import annotations
@@ -15,11 +19,11 @@ from typing import Final
 
 from model_units.calibration.load import LoadResult
 
-# Two loads this close around the objective are close enough: the rates between them lie on a line.
-_STRESS_LOW: Final = 0.88
-_STRESS_HIGH: Final = 1.15
-# One load this close is as good as on it: a rate changes by about a third of the stress's relative change.
-_STRESS_CLOSE: Final = 0.02
+# A load this close to the objective is close enough: what is left is put right by the share of work in a step.
+_STRESS_LOW: Final = 0.75
+_STRESS_HIGH: Final = 1.4
+# Nearer to idle than this, the share of work in a step is too small to tell.
+_WORK_MIN: Final = 0.1
 # More requests at a time that bring less than this much more work bring nothing.
 _GAIN_MIN: Final = 1.02
 _GROWTH_MAX: Final = 4.0
@@ -111,15 +115,14 @@ class Search:
         """Requests at a time to try next; None when the search is over."""
         if not self.probes:
             return self._guess
-        if len(self.probes) >= _PROBES_MAX or any(abs(each.stress - 1) <= _STRESS_CLOSE for each in self.probes):
+        if len(self.probes) >= _PROBES_MAX or self._closest() is not None:
             return None
         low, high = self._around()
         if high is None:
             return self._up()
         if low is None:
             return self._down(high)
-        near = low.stress >= _STRESS_LOW and high.stress <= _STRESS_HIGH
-        if near or high.concurrency - low.concurrency <= 1:
+        if high.concurrency - low.concurrency <= 1:
             return None
         share = (1.0 - low.stress) / (high.stress - low.stress)
         middle = round(low.concurrency + share * (high.concurrency - low.concurrency))
@@ -128,12 +131,27 @@ class Search:
     def rates(self) -> Rates:
         """Work per second where the objective is just kept; to be asked when `next` is None."""
         low, high = self._around()
+        full = low is not None and high is None and (low.concurrency >= self._most or self._saturated())
+        if full:
+            most = max(self.probes, key=lambda probe: probe.tokens_per_s)
+            return _between(most, most, 0.0, (1.0, 1.0), kept=True)
+        closest = self._closest()
+        if closest is not None:
+            return _between(closest, closest, 0.0, (self._to_objective(closest), 1.0), kept=True)
         if low is None or high is None:
             only = low or self.probes[0]
-            if low is not None and self._saturated():
-                only = max(self.probes, key=lambda probe: probe.tokens_per_s)
-            return _between(only, only, 0.0, kept=low is not None)
-        return _between(low, high, (1.0 - low.stress) / (high.stress - low.stress), kept=True)
+            return _between(only, only, 0.0, (1.0, 1.0), kept=low is not None)
+        factors = self._to_objective(low), self._to_objective(high)
+        return _between(low, high, (1.0 - low.stress) / (high.stress - low.stress), factors, kept=True)
+
+    def _to_objective(self, probe: Probe) -> float:
+        """What the rates of a load have to be multiplied with to be those at the objective."""
+        return (1.0 - self._idle) / max(_WORK_MIN, 1.0 - self._idle / probe.stress)
+
+    def _closest(self) -> Probe | None:
+        """The load closest to the objective, if one is close enough."""
+        near = [each for each in self.probes if _STRESS_LOW <= each.stress <= _STRESS_HIGH]
+        return min(near, key=lambda each: abs(each.stress - 1.0), default=None)
 
     def _around(self) -> tuple[Probe | None, Probe | None]:
         """The heaviest load that keeps the objective, and the lightest heavier one that does not."""
@@ -169,9 +187,14 @@ class Search:
         return clearly and top.tokens_per_s < _GAIN_MIN * below.tokens_per_s
 
 
-def _between(low: Probe, high: Probe, share: float, *, kept: bool) -> Rates:
+def _between(low: Probe, high: Probe, share: float, factors: tuple[float, float], *, kept: bool) -> Rates:
+    """Rates on the line from one load's to another's, each times its factor."""
+
     def rate(name: str) -> float:
-        first, second = (getattr(each.result, name) / each.result.window_s for each in (low, high))
+        first, second = (
+            factor * getattr(each.result, name) / each.result.window_s
+            for each, factor in zip((low, high), factors, strict=True)
+        )
         return float(first + share * (second - first))
 
     return Rates(

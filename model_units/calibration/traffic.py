@@ -3,9 +3,9 @@
 A calibration measures at lengths that such traffic has, and tests its profile on mixes of them. Prompt and answer
 lengths are nearly uncorrelated in all of the recordings (|r| up to 0.14), so pairs are drawn independently.
 
-Sources: the statistics of the Azure LLM inference traces 2023 (CC-BY 4.0: "chat", "code"), of the Mooncake conversation
-trace (Apache-2.0: "long-context"), of the Chatbot Arena log as sampled by the VTC authors (Apache-2.0: "short-chat") and
-of arXiv summarisation as sampled by the Vidur authors (MIT: "summarization").
+Sources: the statistics of the Azure LLM inference traces 2023 (CC-BY 4.0: "chat", "code"), of the Mooncake
+conversation trace (Apache-2.0: "long-context"), of the Chatbot Arena log as sampled by the VTC authors (Apache-2.0:
+"short-chat") and of arXiv summarisation as sampled by the Vidur authors (MIT: "summarization").
 """
 
 from __future__ import annotations
@@ -67,7 +67,11 @@ CLASSES: Final = (
     TrafficClass("chat", (2, 181, 396, 1015, 1204, 4085, 4121, 14050), (7, 39, 81, 115, 393, 448, 598, 1000)),
     TrafficClass("code", (3, 77, 573, 1465, 2724, 7163, 7436, 7437), (6, 6, 9, 13, 23, 88, 248, 1899)),
     TrafficClass("short-chat", (2, 2, 13, 40, 161, 653, 902, 1021), (2, 10, 62, 211, 458, 513, 785, 977)),
-    TrafficClass("summarization", (1, 749, 1986, 2730, 3370, 3813, 3933, 4054), (5, 60, 115, 167, 242, 736, 3271, 4056)),
-    TrafficClass("long-context", (891, 901, 2414, 7284, 15694, 40369, 89868, 124847), (1, 10, 155, 356, 476, 712, 1168, 2000)),
+    TrafficClass(
+        "summarization", (1, 749, 1986, 2730, 3370, 3813, 3933, 4054), (5, 60, 115, 167, 242, 736, 3271, 4056)
+    ),
+    TrafficClass(
+        "long-context", (891, 901, 2414, 7284, 15694, 40369, 89868, 124847), (1, 10, 155, 356, 476, 712, 1168, 2000)
+    ),
 )
 """The classes every calibration covers."""
