@@ -103,16 +103,25 @@ class Simulation:
         Raises:
             RuntimeError: The accounts do not add up: a defect.
         """
-        end_ns = self._start_ns + round(self.scenario.settings.duration_s * NS_PER_S)
-        while self.loop.now_ns < end_ns:
-            self.loop.run(min(end_ns, self.loop.now_ns + NS_PER_S))
-            progress((self.loop.now_ns - self._start_ns) / NS_PER_S)
+        self.run_to(self.scenario.settings.duration_s, progress)
         while self._retries_pending or any(router.open_requests for router in self.routers):
             self.loop.run(self.loop.now_ns + NS_PER_S)
             progress((self.loop.now_ns - self._start_ns) / NS_PER_S)
         result = self._result()
         result.check()
         return result
+
+    def run_to(self, traffic_s: float, progress: Callable[[float], None] = lambda _simulated_s: None) -> None:
+        """Runs up to a moment, for who wants to look in between.
+
+        Args:
+            traffic_s: Seconds after the first second of traffic.
+            progress: As for `run`.
+        """
+        end_ns = self._start_ns + round(traffic_s * NS_PER_S)
+        while self.loop.now_ns < end_ns:
+            self.loop.run(min(end_ns, self.loop.now_ns + NS_PER_S))
+            progress((self.loop.now_ns - self._start_ns) / NS_PER_S)
 
     # --- construction
 

@@ -150,6 +150,7 @@ def _admission(result: Result) -> Figure:
             groups.append((f"{len(busiest) - len(groups)} others", busiest[_TENANTS_SHOWN - 1 :]))
         for color, (label, names) in zip(PALETTE, groups, strict=False):
             axes.plot(*_series(result, names, kind), color=color, linewidth=1.1, label=label)
+        axes.set_ylim(bottom=0.0)
         _mark(axes, result)
         if place == 1:
             legend(axes)
