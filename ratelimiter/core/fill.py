@@ -25,12 +25,20 @@ def split_quota(quota: int, wants: Sequence[int]) -> list[int]:
     if not wants:
         return []
     idle = quota // (IDLE_PART * len(wants))
-    wanted = [max(want, idle) for want in wants]
-    shares = [0] * len(wants)
-    left, open_count = quota, len(wants)
-    for index in sorted(range(len(wants)), key=lambda index: (wanted[index], index)):
+    wanted = [want if want > idle else idle for want in wants]
+    shares, left = wanted, quota - sum(wanted)
+    if left < 0:
+        shares, left = _level(quota, wanted)
+    each, extra = divmod(left, len(wants))
+    return [share + each + (1 if index < extra else 0) for index, share in enumerate(shares)]
+
+
+def _level(quota: int, wanted: Sequence[int]) -> tuple[list[int], int]:
+    """Raises the level for all alike until the quota is used up; returns the shares and what rounding leaves."""
+    shares = [0] * len(wanted)
+    left, open_count = quota, len(wanted)
+    for index in sorted(range(len(wanted)), key=wanted.__getitem__):
         shares[index] = min(wanted[index], left // open_count)
         left -= shares[index]
         open_count -= 1
-    each, extra = divmod(left, len(wants))
-    return [share + each + (1 if index < extra else 0) for index, share in enumerate(shares)]
+    return shares, left

@@ -232,7 +232,8 @@ class Limiter:
         target = self._targets.get(workload)
         if target is None:
             live = self._roster.live()
-            wants = [int(s.wants[workload].wants) if workload in s.wants else 0 for s in live]
+            found = [session.wants.get(workload) for session in live]
+            wants = [want.wants if want is not None else 0 for want in found]
             free = max(0, self._quota(workload) - self._roster.held_by_the_gone(workload))
             shares = split_quota(free, wants)
             target = self._targets[workload] = {s.router_id: share for s, share in zip(live, shares, strict=True)}

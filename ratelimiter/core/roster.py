@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from common.clock import MonotonicNs
@@ -27,6 +28,7 @@ class Roster:
         self._sessions: dict[tuple[str, str], Session] = {}
         self._inherited: list[tuple[str, Issued]] = []
         self._gone: set[str] = set()
+        self._live: list[Session] | None = None  # sorted; None after a session came, went or was retired
 
     def learn(self, table: Table, ends_ns: MonotonicNs) -> None:
         """Counts a stored table, and what it says is outstanding beside it, until `ends_ns`."""
@@ -38,14 +40,17 @@ class Roster:
         session.wants = {w: Want(Rate(rate), Rate(0), MilliModelUnits(0)) for w, rate in rates.items()}
         session.issue(Issued(table.version, rates, ends_ns))
         self._sessions[table.router_id, table.incarnation_id] = session
+        self._live = None
         excess = {w: int(rate) - rates.get(w, 0) for w, rate in table.outstanding.items() if rate > rates.get(w, 0)}
         if excess:
             self._inherited.append((table.router_id, Issued(table.version, excess, ends_ns)))
 
-    def live(self) -> list[Session]:
+    def live(self) -> Sequence[Session]:
         """The sessions that hold or may get leases, sorted by router: one per router."""
-        live = [session for session in self._sessions.values() if not session.retired]
-        return sorted(live, key=lambda session: session.router_id)
+        if self._live is None:
+            live = [session for session in self._sessions.values() if not session.retired]
+            self._live = sorted(live, key=lambda session: session.router_id)
+        return self._live
 
     def enter(self, router_id: str, incarnation_id: str) -> tuple[Session, bool]:
         """Finds the session of a process that reports, or starts it and retires older processes of the router.
@@ -73,6 +78,7 @@ class Roster:
             if other_id == router_id:
                 older.retired = True
         session = self._sessions[key] = Session(*key)
+        self._live = None
         self._gone.discard(router_id)
         return session, True
 
@@ -82,6 +88,7 @@ class Roster:
         if session is None or session.retired:
             return Changes()
         session.retired = True
+        self._live = None
         freed = set(session.spendable)
         session.release()
         self._gone.add(router_id)
@@ -99,6 +106,7 @@ class Roster:
             changes.workloads |= session.expire(now)
             if session.expires_ns <= now:
                 del self._sessions[key]
+                self._live = None
                 changes.membership |= not session.retired
                 self._gone.add(session.router_id)
         return changes
@@ -122,6 +130,8 @@ class Roster:
 
     def held_by_the_gone(self, workload: Workload) -> int:
         """The part of it that no live process holds and that only expiry frees."""
+        if len(self.live()) == len(self._sessions) and not self._inherited:
+            return 0
         held = sum(s.spendable.get(workload, 0) for s in self._sessions.values() if s.retired)
         return held + sum(issued.rates.get(workload, 0) for _, issued in self._inherited)
 
