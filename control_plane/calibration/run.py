@@ -139,6 +139,8 @@ class Run:
                 if measuring:
                     raise _StopError(record.FAILED, f"replica {replica.replica_id}: {error.message}") from error
                 # Somebody else has it, or its state has changed since it was read: no fault of the replica's.
+                if self._clock.monotonic_ns() > waiting_until_ns:
+                    raise _StopError(record.PAUSED, f"replica {replica.replica_id}: {error.message}") from error
                 await asyncio.sleep(_LOOK_S)
             except FairleadError as error:
                 if error.reason is Reason.STORE_UNAVAILABLE:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from control_plane.calibration.core.choose import Wanted, candidates
 from control_plane.calibration.core.options import BUDGET_S, budget_s, filled_in, resumed, same_measurement
@@ -96,6 +98,32 @@ def test_ready_ones_of_the_right_kind_are_candidates() -> None:
     assert [found.replica_id for found in candidates(WANTED, fleet, {"a"})] == ["c"]
     with pytest.raises(FailedPreconditionError, match="a failed"):
         candidates(WANTED, fleet, {"a", "c"})
+
+
+@given(
+    fleet=st.lists(
+        st.tuples(
+            st.sampled_from(["READY", "CALIBRATING", "DRAINING", "UNHEALTHY"]), st.sampled_from(["h100", "a100"])
+        ),
+        max_size=6,
+    ),
+    avoided=st.sets(st.integers(0, 5), max_size=3),
+    take_last=st.booleans(),
+)
+def test_whatever_the_fleet_is(fleet: list[tuple[str, str]], avoided: set[int], take_last: bool) -> None:
+    """Proves over random fleets: what is offered serves, fits, has not failed, and leaves tenants somebody else."""
+    replicas = [replica(str(number), state, hardware=hardware) for number, (state, hardware) in enumerate(fleet)]
+    ready = {str(number) for number, (state, _) in enumerate(fleet) if state == "READY"}
+    fitting = {str(number) for number, (_, hardware) in enumerate(fleet) if hardware == "h100"}
+    possible = ready & fitting - {str(number) for number in avoided}
+    expected = possible if take_last or len(ready) > 1 else set()
+    try:
+        offered = candidates(
+            Wanted("m", hardware="h100", take_last=take_last), replicas, {str(number) for number in avoided}
+        )
+    except FailedPreconditionError:
+        offered = []
+    assert {each.replica_id for each in offered} == expected
 
 
 def test_the_last_replica_is_taken_only_when_told() -> None:
