@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from fairlead.admin.v1 import calibration_pb2 as pb
 from model_units.calibration.calibrator import Calibrator, EngineLimits
@@ -13,7 +12,7 @@ from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.calibration.outcome import Outcome
 from model_units.calibration.search import Objective
 from model_units.cost import CostForm
-from model_units.fit import Row, fit, leave_one_out
+from model_units.fit import leave_one_out
 from model_units.loads import load_from_proto, measurement_from_proto
 from model_units.wire import form_from_proto
 
@@ -80,9 +79,11 @@ def curves(measured: Sequence[Experiment]) -> list[Curve]:
     Args:
         measured: As from `experiments`; the first load, and repetitions of it, are those of an idle replica.
     """
+    groups: dict[tuple[str, tuple[tuple[int, int], ...]], list[Experiment]] = {}
+    for each in measured:
+        groups.setdefault((each.traffic_class, each.load.lengths), []).append(each)
     found = []
-    for (name, lengths), group in groupby(measured, lambda each: (each.traffic_class, each.load.lengths)):
-        tried = list(group)
+    for (name, lengths), tried in groups.items():
         idle = (lengths, tried[0].load.concurrency) == (measured[0].load.lengths, measured[0].load.concurrency)
         points = [
             (each.load.concurrency, 1000 * each.result.tpot_s, 1000 * each.result.ttft_s_p95)
@@ -125,43 +126,22 @@ def own_errors(found: Outcome) -> FormErrors:
     return FormErrors(hold_out, {each.name: each.error for each in found.classes})
 
 
-def errors_in(form: CostForm, found: Outcome, measured: Sequence[Experiment]) -> FormErrors:
+def errors_in(form: CostForm, found: Outcome) -> FormErrors:
     """Errors that another form makes on the same measurements.
 
     Args:
         form: The form.
         found: What the measurements say in the form that was asked for.
-        measured: As from `experiments`: what was done for each class.
 
     Raises:
         ValueError: There is no fit, or the measured lengths do not tell the form's coefficients apart.
     """
     if found.fit is None:
         raise ValueError("there is no fit yet")
-    other = fit(found.rows, form)
     missed = leave_one_out(found.rows, form)
-    # A row weighs as much as the traffic that it stands for costs.
-    total = math.fsum(row.weight for row in found.rows)
-    hold_out = math.fsum(abs(error) * row.weight for error, row in zip(missed, found.rows, strict=True)) / total
-    classes = {}
-    for each in found.classes:
-        done = [_work(load) for load in measured if load.traffic_class == each.name]
-        if done:
-            dearer = math.fsum(map(other.predict, done)) / math.fsum(map(found.fit.predict, done))
-            classes[each.name] = (1.0 + each.error) * dearer - 1.0
+    count = len(found.points)
+    # A point weighs as much as the traffic that it stands for costs.
+    weighed = [(abs(error), row.weight) for error, row in zip(missed[:count], found.rows[:count], strict=True)]
+    hold_out = math.fsum(error * weight for error, weight in weighed) / math.fsum(weight for _, weight in weighed)
+    classes = {each.name: error for each, error in zip(found.classes, missed[count:], strict=True)}
     return FormErrors(hold_out, classes)
-
-
-def _work(measured: Experiment) -> Row:
-    """What was done in a window. Products of lengths are not counted; they are to contexts as in the mix."""
-    pairs, result = measured.load.lengths, measured.result
-    products = math.fsum(made * read for read, made in pairs)
-    contexts = math.fsum(made * (read + made / 2) for read, made in pairs)
-    return Row(
-        input_tokens=result.input_tokens,
-        input_squares=result.input_squares,
-        output_tokens=result.output_tokens,
-        context_tokens=result.context_tokens,
-        product_tokens=result.context_tokens * products / contexts,
-        replica_s=1.0,
-    )

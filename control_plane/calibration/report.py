@@ -160,7 +160,7 @@ def _quality(page: Page, calibration: pb.Calibration, found: _Findings) -> None:
     other = CostForm.PRODUCT if form is CostForm.ATTENTION else CostForm.ATTENTION
     ours = evaluate.own_errors(outcome)
     try:
-        theirs = evaluate.errors_in(other, outcome, found.measured)
+        theirs = evaluate.errors_in(other, outcome)
     except ValueError:
         theirs = FormErrors(None, {})
     rows = [("lengths left out of the fit, weighted by cost", _percent(ours.hold_out), _percent(theirs.hold_out))]

@@ -63,6 +63,7 @@ class ClosedLoop:
     def __init__(self, spec: LoadSpec, now_s: float) -> None:
         self._spec = spec
         self._random = random.Random(spec.seed)
+        self._deck: list[tuple[int, int]] = []
         self._began_s = self._seen_s = now_s
         self._streams: list[_Stream] = []
         self._warming = spec.concurrency
@@ -182,7 +183,12 @@ class ClosedLoop:
         self._seen_s = now_s
 
     def _draw(self) -> tuple[int, int]:
-        return self._random.choice(self._spec.lengths)
+        """The next lengths, dealt like cards: every pair comes once before one comes again, so that a mix is the wanted
+        one in a short window too."""
+        if not self._deck:
+            self._deck = list(self._spec.lengths)
+            self._random.shuffle(self._deck)
+        return self._deck.pop()
 
 
 def _quantile(values: Sequence[float], share: float) -> float:

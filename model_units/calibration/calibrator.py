@@ -2,7 +2,8 @@
 
     idle       one request at a time: how fast an empty replica is
     points     the highest load that keeps the objective, at lengths chosen one after the other (design, search)
-    classes    the same for a mix of every traffic class; the fit never sees them, they say how good it is
+    latencies  a few of the points at lower loads: how the time per output token grows with the load
+    classes    the highest load for a mix of every traffic class
     again      the first load once more: a replica that changed its speed meanwhile has measured nothing
 
 Every point becomes one equation: the work the replica does per second at its highest load costs one replica-second.
@@ -14,14 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from model_units.calibration.analysis import analyse, fit_points, prior_cost, request_cost
+from model_units.calibration.analysis import analyse, fit_targets, prior_cost, request_cost
 from model_units.calibration.design import Lengths, cloud, next_lengths
 from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.calibration.outcome import Outcome, Progress, Target
-from model_units.calibration.search import Objective, Search
+from model_units.calibration.search import Objective, Probe, Search
 from model_units.calibration.traffic import CLASSES
 from model_units.cost import CostForm
 from model_units.fit import Fit, Row
@@ -35,15 +36,22 @@ TPOT_OBJECTIVE_MS: Final = 50.0
 where that is more: a replica that hardly batches at its objective has no cost per token to speak of. Source of the
 50 ms: the usual objective of interactive traffic, and that of the published constants."""
 
-POINTS_MAX: Final = 20
+POINTS_MAX: Final = 18
 POINTS_MIN: Final = 10
 _KV_SHARE_MAX: Final = 0.9
 _MIX_PAIRS: Final = 64
 _IDLE: Final = (512, 64)
+# The points whose latency is measured at lower loads too, and the parts of their highest load.
+_LATENCY_POINTS: Final = 3
+_LATENCY_SHARES: Final = (0.12, 0.3, 0.6)
 _WINDOW_S: Final = 5.0
 _MIX_WINDOW_S: Final = 20.0
 _TIME_MAX_S: Final = 90.0
 _PROBES_EXPECTED: Final = 2.0
+# The rest of the budget is for loads that take longer than those before.
+_BUDGET_SHARE: Final = 0.93
+# A mix takes longer than a point: its window is.
+_MIX_TARGETS: Final = 1.8
 # With fewer at a time, one request more or less is too large a step to find the objective between.
 _CONCURRENCY_MIN: Final = 5
 # Where computing the first prompts takes longer, they are not measured: the form says what they cost.
@@ -105,6 +113,7 @@ class Calibrator:
         self._abandoned: list[str] = []
         self._tried: list[Lengths] = []
         self._mixes = list(CLASSES)
+        self._latencies: list[tuple[int, int]] | None = None  # (which target, concurrency), once the points are done
         self._lengths: Lengths | None = None
         self._search: Search | None = None
         self._load: LoadSpec | None = None
@@ -140,7 +149,10 @@ class Calibrator:
         self._loads += 1
         self._engine_s += result.engine_s
         if self._search is None:
-            self._take_idle(result)
+            if self._latencies:
+                self._take_latency(load.concurrency, result)
+            else:
+                self._take_idle(result)
         elif not result.usable:
             self._end_search(None)
         else:
@@ -208,6 +220,11 @@ class Calibrator:
                 pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
                 return self._spec(pairs, concurrency, _MIX_WINDOW_S)
             return self._spec(((self._lengths.input_tokens, self._lengths.output_tokens),), concurrency, _WINDOW_S)
+        if self._latencies:
+            target, concurrency = self._latencies[0]
+            lengths = self._targets[target].lengths
+            assert lengths is not None
+            return self._spec(((lengths.input_tokens, lengths.output_tokens),), concurrency, _WINDOW_S)
         return self._spec((_IDLE,), 1, _WINDOW_S) if len(self._idle) == 1 else None
 
     def _spec(self, lengths: tuple[tuple[int, int], ...], concurrency: int, window_s: float) -> LoadSpec:
@@ -222,17 +239,49 @@ class Calibrator:
             wanted = IDLE_STEPS_PER_OBJECTIVE * 1000.0 * result.tpot_s
             self._objective = Objective(max(TPOT_OBJECTIVE_MS, float(round(wanted))), self._objective.ttft_ms)
 
+    def _lower_loads(self) -> list[tuple[int, int]]:
+        """Parts of the highest loads of a few points."""
+        loads = []
+        for number, target in enumerate(self._targets[:_LATENCY_POINTS]):
+            tried = {probe.concurrency for probe in target.probes}
+            best = min(target.probes, key=lambda probe: abs(probe.stress - 1.0)).concurrency
+            wanted = {max(2, round(share * best)) for share in _LATENCY_SHARES}
+            loads += [(number, concurrency) for concurrency in sorted(wanted - tried) if concurrency < best]
+        return loads
+
+    def _take_latency(self, concurrency: int, result: LoadResult) -> None:
+        assert self._latencies is not None
+        number, _ = self._latencies.pop(0)
+        if result.usable:
+            probe = Probe(concurrency, result, self._objective.stress(result))
+            target = self._targets[number]
+            probes = sorted((*target.probes, probe), key=lambda each: each.concurrency)
+            self._targets[number] = replace(target, probes=tuple(probes))
+
     def _begin_search(self) -> None:
         """Chooses what to look at next: a point while the budget allows, then the classes."""
         points = sum(target.lengths is not None for target in self._targets)
-        per_target_s = _PROBES_EXPECTED * self._engine_s / max(1, self._loads)
-        room_s = self._budget_s - self._engine_s - per_target_s * len(self._mixes)
+        load_s = self._engine_s / max(1, self._loads)
+        per_target_s = _PROBES_EXPECTED * load_s
+        latencies = _LATENCY_POINTS * len(_LATENCY_SHARES) if self._latencies is None else 0
+        room_s = (
+            _BUDGET_SHARE * self._budget_s
+            - self._engine_s
+            - latencies * load_s
+            - _MIX_TARGETS * per_target_s * len(self._mixes)
+        )
         wanted = points < POINTS_MAX and (points < POINTS_MIN or room_s > per_target_s)
         self._lengths = self._next_lengths() if wanted else None
         if self._lengths is not None:
             self._tried.append(self._lengths)
             pairs: tuple[tuple[int, int], ...] = ((self._lengths.input_tokens, self._lengths.output_tokens),)
-        elif self._mixes and self._fit is not None and room_s > -per_target_s * (len(self._mixes) - 1):
+        elif self._latencies is None:
+            self._latencies = self._lower_loads()
+            self._begin_search()
+            return
+        elif self._latencies:
+            return
+        elif self._mixes and self._fit is not None and self._engine_s + per_target_s / 2 < self._budget_s:
             pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
         else:
             return
@@ -274,7 +323,7 @@ class Calibrator:
         if self._lengths is None:
             self._mixes.pop(0)
         else:
-            self._fit = fit_points(self._targets, self._form, self._longest())[0]
+            self._fit = fit_targets(self._targets, self._form, self._longest())[0]
         self._search = self._lengths = None
 
     def _longest(self) -> int:

@@ -34,11 +34,11 @@ class MeasuredPoint:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredClass:
-    """A mix of one traffic class, which only tests the fit.
+    """A mix of one traffic class.
 
     Attributes:
         name: The class.
-        error: Predicted over measured cost of the mix, minus 1: 0.02 is 2 % too dear.
+        error: What a fit without this mix says it costs, over what was measured, minus 1: 0.02 is 2 % too dear.
         requests_per_s: What the replica sustains of it.
     """
 
@@ -71,9 +71,9 @@ class Outcome:
     Attributes:
         objective: What full load keeps.
         fit: The cost function; None before there are enough points.
-        rows: What it was fitted to.
-        points: The points behind the rows, in the same order.
-        classes: The traffic classes tested so far.
+        rows: What it was fitted to: the points, then the mixes.
+        points: The points, in the order of the rows.
+        classes: The traffic classes measured so far, in the order of the rows behind the points.
         evidence: For the profile; None without a fit.
         objections: Why the profile should not be published, for people; empty when it may.
     """
