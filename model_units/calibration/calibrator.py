@@ -49,7 +49,7 @@ _MIX_WINDOW_S: Final = 20.0
 _TIME_MAX_S: Final = 90.0
 _PROBES_EXPECTED: Final = 2.0
 # The rest of the budget is for loads that take longer than those before.
-_BUDGET_SHARE: Final = 0.93
+_BUDGET_SHARE: Final = 0.8
 # A mix takes longer than a point: its window is.
 _MIX_TARGETS: Final = 1.8
 # With fewer at a time, one request more or less is too large a step to find the objective between.
