@@ -22,7 +22,7 @@ PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_p
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format type proto verify-proto lock bench-live image up down clean
+.PHONY: help run test test-unit lint format type proto verify-proto lock bench-live bench-units bench-sim image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -65,6 +65,12 @@ lock: ## Resolves requirements/*.in into hash-locked files (needs the package in
 
 bench-live: ## Three minutes of recorded traffic on Triton and on simulated replicas: TRACES=dir DURATION_S=n
 	@TRACES="$(TRACES)" DURATION_S="$(DURATION_S)" $(BOOTSTRAP) --tests --triton auto -- -m benchmarks.live
+
+bench-units: ## How true model units are: calibrated profiles against simulated replicas; TRACES=dir
+	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.units
+
+bench-sim: ## Speed of the fleet in virtual time, and its growth to 512 replicas; TRACES=dir
+	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.simulation
 
 image: ## The container image
 	docker compose build
