@@ -29,7 +29,7 @@ LOAD = 0.65
 # Simulated traffic: long enough for a steady state, which answers of half a minute need.
 DURATION_S = 120.0
 # For the cost per request: the fleet fills, then it is measured.
-FILL_S, WINDOW_S = 8.0, 12.0
+FILL_S, WINDOW_S = 6.0, 8.0
 ROUNDS = 3
 SMALL_TURNS = 8
 REPLICAS_PER_ROUTER = 64
