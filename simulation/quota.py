@@ -22,7 +22,6 @@ from ratelimiter.core.notable import differs_notably
 from ratelimiter.core.values import Quota, Report, Table, Version, Want, Workload
 from ratelimiter.translate import table_to
 from simulation.kernel import NS_PER_S, Loop
-from simulation.registry import Registry
 from simulation.router import Router
 
 # The services' default settings: ratelimiter/config.py and capacity/config.py.
@@ -196,8 +195,3 @@ class RateLimiter:
                     {(w.model_id, w.tenant_id): Demand(d.wants, d.used) for w, d in demand.items()}
                 )
         self._loop.after(_DEMAND_LOOK_S, self._tell_demand)
-
-
-def watch_replicas(registry: Registry, allocator: Allocator) -> None:
-    """The allocator follows the records."""
-    registry.watch(allocator.on_record)
