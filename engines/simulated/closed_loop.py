@@ -1,8 +1,8 @@
 """A fixed number of requests at a time, each followed by the next, and the accounts of a measured window of it. Pure.
 
 The first request of each stream stands for one that is already under way: its prompt is longer and its answer shorter
-by what it would have produced, spread evenly over the streams. So the mix of contexts is about the steady one as soon as
-every first prompt is computed, and nobody waits for a whole generation of requests to pass. Whoever is computed first
+by what it would have produced, spread evenly over the streams. So the mix of contexts is about the steady one once every
+first prompt is computed, and nobody waits for a whole generation of requests to pass. Whoever is computed first
 has the longest answer left, or it would be back in line with its second prompt before the last first one.
 
 The window opens with a first token once this warm-up is over and the line it has left is worked off (half as long
@@ -107,6 +107,10 @@ class ClosedLoop:
             self._totals.context += more * (state.input_tokens + (state.produced + produced - 1) / 2)
             state.produced = produced
 
+    def all_produced(self, stream: int) -> None:
+        """A request has produced its last token, whose end is reported by `ended`."""
+        self.progress(stream, self._streams[stream].output_tokens)
+
     def first_token(self, stream: int, now_s: float) -> None:
         """A request got its first token."""
         self._pass(now_s)
@@ -131,7 +135,7 @@ class ClosedLoop:
     def ended(self, stream: int, now_s: float) -> tuple[int, int]:
         """A request got its last token. Returns the lengths of the next one of its stream, to be sent now."""
         self._pass(now_s)
-        self.progress(stream, self._streams[stream].output_tokens)
+        self.all_produced(stream)
         self._decoding -= 1
         read, made = self._draw()
         self._streams[stream] = _Stream(read, made, now_s, warm=False)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import itertools
+from collections.abc import Mapping, Sequence
 
 from engines.simulated import host
 from engines.simulated.closed_loop import ClosedLoop
 from engines.simulated.hardware import Hardware
 from engines.simulated.step_machine import StepMachine
-from engines.simulated.work import EventKind, SchedulerLimits, Work
+from engines.simulated.work import Event, EventKind, SchedulerLimits, Work
 from model_units.calibration.load import LoadResult, LoadSpec
 
 
@@ -29,35 +31,41 @@ def rehearse(
     machine = StepMachine(hardware, limits)
     machine.slow_factor = slow_factor
     loop = ClosedLoop(load, 0.0)
-    arrivals: list[tuple[float, int, int, int, int]] = []  # (when, number, stream, input, output)
+    arrivals = [(host.INGEST_S, number, number, *lengths) for number, lengths in enumerate(loop.begin())]
+    numbers = itertools.count(len(arrivals))  # an arrival is (when, number, stream, input, output)
     stream_of: dict[str, int] = {}
-    number = 0
-    for stream, (read, made) in enumerate(loop.begin()):
-        number += 1
-        arrivals.append((host.INGEST_S, number, stream, read, made))
     while not loop.done:
         next_s = machine.next_event_s()
         arrival_s = arrivals[0][0] if arrivals else None
         now_s = min(each for each in (next_s, arrival_s, load.time_max_s) if each is not None)
-        for event in machine.advance(now_s):
+        events = machine.advance(now_s)
+        for event in events:
             stream = stream_of[event.request_id]
             seen_s = event.time_s + host.TOKEN_S
             if event.kind is EventKind.FIRST_TOKEN:
                 if loop.at_boundary(seen_s):
-                    for request_id, produced in machine.progress():
-                        if request_id != event.request_id:
-                            loop.progress(stream_of[request_id], produced)
+                    _report(machine, loop, stream_of, events)
                 loop.first_token(stream, seen_s)
             elif event.kind is EventKind.FINISHED:
                 read, made = loop.ended(stream, seen_s + host.FINISH_S)
-                number += 1
                 again_s = seen_s + host.FINISH_S + host.INGEST_S
-                heapq.heappush(arrivals, (again_s, number, stream, read, made))
+                heapq.heappush(arrivals, (again_s, next(numbers), stream, read, made))
         if machine.now_s >= load.time_max_s and not loop.done:
-            loop.stop(max(machine.now_s, now_s))
+            _report(machine, loop, stream_of, ())
+            loop.stop(machine.now_s)
         while arrivals and arrivals[0][0] <= now_s:
-            _, made_number, stream, read, made = heapq.heappop(arrivals)
-            request_id = str(made_number)
-            stream_of[request_id] = stream
-            machine.add(Work(request_id, read, made))
+            _, number, stream, read, made = heapq.heappop(arrivals)
+            stream_of[str(number)] = stream
+            machine.add(Work(str(number), read, made))
     return loop.result(machine.now_s)
+
+
+def _report(machine: StepMachine, loop: ClosedLoop, stream_of: Mapping[str, int], events: Sequence[Event]) -> None:
+    """Reports the tokens up to a step with these events; its first tokens report themselves."""
+    begun = {event.request_id for event in events if event.kind is EventKind.FIRST_TOKEN}
+    for request_id, produced in machine.progress():
+        if request_id not in begun:
+            loop.progress(stream_of[request_id], produced)
+    for event in events:
+        if event.kind is EventKind.FINISHED and event.request_id not in begun:
+            loop.all_produced(stream_of[event.request_id])

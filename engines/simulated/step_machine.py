@@ -105,9 +105,10 @@ class StepMachine:
         return max(0, self._sequences[request_id].cached)
 
     def progress(self) -> Iterator[tuple[str, int]]:
-        """Requests that decode, and the tokens each has produced."""
-        for request_id, sequence in self._decoding.items():
-            yield request_id, sequence.produced_by(self._steps)
+        """Requests that have begun to answer, also those that were preempted, and the tokens each has produced."""
+        for request_id, sequence in self._sequences.items():
+            if produced := sequence.produced_by(self._steps):
+                yield request_id, produced
 
     def add(self, work: Work) -> None:
         """Takes a request; it joins at the next step.
