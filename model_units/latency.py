@@ -21,6 +21,8 @@ Curve = tuple[tuple[float, float], ...]
 """(intensity, TPOT) in milliseconds, ascending in both."""
 
 _KNOTS: Final = 8
+# Intensities closer to each other than a picosecond are one.
+_DIGITS: Final = 9
 
 
 def healthy_tpot_ms(curve: Sequence[tuple[float, float]], intensity_ms: float) -> float:
@@ -73,6 +75,7 @@ def fit_latency_curve(points: Sequence[tuple[float, float]], knots: int = _KNOTS
         if not (math.isfinite(intensity_ms) and math.isfinite(tpot_ms) and intensity_ms >= 0.0 and tpot_ms > 0.0):
             raise ValueError(f"({intensity_ms}, {tpot_ms}) is no measurement: both finite, 0 or more and above 0")
     intensities, tpots = np.array(sorted(points)).T
+    intensities = intensities.round(_DIGITS)
     at = _knots(intensities, min(knots, max(2, len(points) // 2)))
     # Value at the first knot and the rises from knot to knot, none of them negative.
     rises = np.tril(np.ones((len(at), len(at))))

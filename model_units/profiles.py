@@ -27,6 +27,8 @@ _DEFAULT_MODEL_BY_HARDWARE: Final[Mapping[str, str]] = MappingProxyType(
         "h100": "llama-3.1-8b",
         "a100": "llama-3.1-8b",
         "h100-tp4": "llama-3.1-70b",
+        "a100-tp4": "llama-3.1-70b",
+        "h100-tp8": "llama-3.1-70b",
         "cpu-2core": "tiny-llama",
     }
 )

@@ -8,7 +8,7 @@ from control_plane.core.activation import activation, profile_in_force, rollback
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import FailedPreconditionError
 
-DEFAULT = "llama-3.1-8b/h100/1"
+DEFAULT = "llama-3.1-8b/h100/2"
 
 
 def model(profile_id: str = "", previous: str = "") -> admin_pb2.Model:

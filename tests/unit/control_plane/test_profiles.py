@@ -33,7 +33,7 @@ from tests.support.waiting import eventually
 from tests.unit.control_plane.test_check import model as a_model
 from tests.unit.control_plane.test_drift_core import profile
 
-DEFAULT = "llama-3.1-8b/h100/1"
+DEFAULT = "llama-3.1-8b/h100/2"
 MODEL = "tiny"
 
 

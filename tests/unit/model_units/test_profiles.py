@@ -20,9 +20,14 @@ H100 = built_in_profiles().get("llama-3.1-8b/h100/1")
 def test_built_in_profiles_are_complete() -> None:
     """Proves that every shipped file parses and is named after the id it holds."""
     assert set(built_in_profiles().ids) == {
+        "llama-3.1-70b/a100-tp4/1",
         "llama-3.1-70b/h100-tp4/1",
+        "llama-3.1-70b/h100-tp4/2",
+        "llama-3.1-70b/h100-tp8/1",
         "llama-3.1-8b/a100/1",
+        "llama-3.1-8b/a100/2",
         "llama-3.1-8b/h100/1",
+        "llama-3.1-8b/h100/2",
         "tiny-llama/cpu-2core/1",
     }
     for path in (Path(model_units.__file__).parent / "profiles").glob("*.json"):
@@ -38,9 +43,11 @@ def test_measured_constants() -> None:
 @pytest.mark.parametrize(
     ("hardware", "profile_id"),
     [
-        ("h100", "llama-3.1-8b/h100/1"),
-        ("a100", "llama-3.1-8b/a100/1"),
-        ("h100-tp4", "llama-3.1-70b/h100-tp4/1"),
+        ("h100", "llama-3.1-8b/h100/2"),
+        ("a100", "llama-3.1-8b/a100/2"),
+        ("h100-tp4", "llama-3.1-70b/h100-tp4/2"),
+        ("a100-tp4", "llama-3.1-70b/a100-tp4/1"),
+        ("h100-tp8", "llama-3.1-70b/h100-tp8/1"),
         ("cpu-2core", "tiny-llama/cpu-2core/1"),
     ],
 )

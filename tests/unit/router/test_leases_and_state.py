@@ -26,7 +26,7 @@ from model_units.wire import profile_to_proto
 from tests.support.waiting import eventually
 
 KEY = ("acme", "tiny")
-DEFAULT = "llama-3.1-8b/h100/1"
+DEFAULT = "llama-3.1-8b/h100/2"
 SECOND = 1_000_000_000
 
 
