@@ -1,7 +1,7 @@
 """A fixed number of requests at a time, each followed by the next, and the accounts of a measured window of it. Pure.
 
 The first request of each stream stands for one that is already under way: its prompt is longer and its answer shorter
-by what it would have produced, spread evenly over the streams. So the mix of contexts is about the steady one once every
+by what it would have produced, spread evenly over the streams. The mix of contexts is about the steady one once every
 first prompt is computed, and nobody waits for a whole generation of requests to pass. Whoever is computed first
 has the longest answer left, or it would be back in line with its second prompt before the last first one.
 
