@@ -14,23 +14,22 @@ import pytest
 from tests.e2e.make_run import ROOT, MakeRun
 
 
-def tour() -> str:
-    """All shell blocks of the README between the tour's marks."""
+def part(mark: str) -> str:
+    """All shell blocks of the README between `<!-- mark: ...` and the end of that part."""
     text = (ROOT / "README.md").read_text()
-    part = text.split("<!-- tour:")[1].split("<!-- tour ends -->")[0]
-    return "\n".join(re.findall(r"```sh\n(.*?)```", part, re.DOTALL))
+    text = text.split(f"<!-- {mark}:")[1].split(f"<!-- {mark} end")[0]
+    return "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
 
 
-@pytest.mark.timeout(400)
-async def test_every_command_of_the_tour_works(sim_platform: MakeRun) -> None:
-    """Each command of the tour ends well on a fresh platform, and the answers say what the text promises."""
-    facts = sim_platform.document()
-    script = tour().replace("http://127.0.0.1:8080", facts["http"])
-    script = script.replace("build/run/platform.json", str(sim_platform.document_path))
+async def execute(platform: MakeRun, script: str) -> subprocess.CompletedProcess[str]:
+    """Runs commands of the README against a platform; they must end well."""
+    script = script.replace("http://127.0.0.1:8080", platform.document()["http"])
+    script = script.replace("build/run/platform.json", str(platform.document_path))
     script = script.replace(
         'export PATH="$PWD/build/venv/bin:$PATH"', f'export PATH="{Path(sys.executable).parent}:$PATH"'
     )
-    environ = os.environ | {"FAIRLEAD_PLATFORM": str(sim_platform.document_path), "COLUMNS": "160"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = os.environ | {"FAIRLEAD_PLATFORM": str(platform.document_path), "COLUMNS": "160", "PATH": path}
     done = await asyncio.to_thread(
         subprocess.run,
         ["bash", "-euxo", "pipefail", "-c", script],
@@ -42,6 +41,25 @@ async def test_every_command_of_the_tour_works(sim_platform: MakeRun) -> None:
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+@pytest.mark.timeout(400)
+async def test_every_command_of_the_tour_works(sim_platform: MakeRun) -> None:
+    """Each command of the tour ends well on a fresh platform, and the answers say what the text promises."""
+    done = await execute(sim_platform, part("tour"))
     assert '"chat.completion"' in done.stdout
     assert "initech" in done.stdout
     assert "TTFT" in done.stdout
+
+
+@pytest.mark.timeout(400)
+async def test_prices_are_measured_and_taken_back_and_a_scenario_runs(sim_platform: MakeRun, tmp_path: Path) -> None:
+    """Each command of the README's part on prices ends well: a live calibration is published, drawn and rolled back, and
+    a scenario is simulated and drawn."""
+    script = part("prices").replace("build/calibration.html", str(tmp_path / "calibration.html"))
+    done = await execute(sim_platform, script.replace("build/simulation.html", str(tmp_path / "simulation.html")))
+    assert "published" in done.stdout
+    assert "PROFILE_ACTIVATED" in done.stdout
+    for name in ("calibration.html", "simulation.html"):
+        assert (tmp_path / name).read_text().startswith("<!doctype html>"), name
