@@ -55,7 +55,7 @@ async def test_every_command_of_the_tour_works(sim_platform: MakeRun) -> None:
 
 @pytest.mark.timeout(400)
 async def test_prices_are_measured_and_taken_back_and_a_scenario_runs(sim_platform: MakeRun, tmp_path: Path) -> None:
-    """Each command of the README's part on prices ends well: a live calibration is published, drawn and rolled back, and
+    """Each command of the README's part on prices ends well: a live calibration is published, drawn, rolled back, and
     a scenario is simulated and drawn."""
     script = part("prices").replace("build/calibration.html", str(tmp_path / "calibration.html"))
     done = await execute(sim_platform, script.replace("build/simulation.html", str(tmp_path / "simulation.html")))
