@@ -103,6 +103,8 @@ def main() -> None:
         speeds.append(measured.requests_per_minute)
         report.add(f"{_short(name)}_requests_per_minute", measured.requests_per_minute)
     report.add("mean_requests_per_minute", sum(speeds) / len(speeds), Bar(REQUESTS_PER_MINUTE_MIN, at_most=False))
+    # A trace of few and long requests pays for the control side's rounds, which come by the second.
+    report.add("slowest_requests_per_minute", min(speeds), Bar(REQUESTS_PER_MINUTE_MIN, at_most=False))
     costs = _costs(
         lambda replicas, seed: scenario(names[0], replicas, FILL_S + SIZE_WINDOW_S, seed), workloads, console
     )
