@@ -39,15 +39,16 @@ TOKENS_MAX: Final = 10_000_000
 IMAGES_MAX: Final = 100_000
 """Most images of one request that are priced."""
 
-# Beyond these a number is a typing error, not a measurement: one token costs at most ten seconds of a replica.
-_LINEAR_MAX_S: Final = 10.0
+# Beyond these a number is a typing error, not a measurement.
+LINEAR_MAX_S: Final = 10.0
+"""Most replica-seconds that one token costs."""
 _QUADRATIC_MAX_S: Final = 1e-2
 _IMAGE_CPU_MAX_S: Final = 100.0
 _TPOT_OBJECTIVE_MAX_MS: Final = 60_000.0
 _TTFT_OBJECTIVE_MAX_MS: Final = 3_600_000.0
 _ENGINE_MAX_S: Final = 1e9
-# An error beyond a hundredfold is no statement any more.
-_ERROR_MAX: Final = 100.0
+ERROR_MAX: Final = 100.0
+"""Largest error that is stated: beyond a hundredfold it says nothing more."""
 _COUNT_MAX: Final = 2**31 - 1  # a version and a number of points are int32 on the wire
 _TEXT_CHARACTERS_MAX: Final = 10_000
 _CURVE_POINTS_MAX: Final = 1_000
@@ -117,17 +118,17 @@ class Evidence:
         for name, (low, high) in self.intervals.items():
             if name not in COEFFICIENTS:
                 raise ValueError(f"evidence: intervals must be of {', '.join(COEFFICIENTS)}, not of {name!r}")
-            _check_range(f"evidence: intervals[{name}] low", low, 0.0, _LINEAR_MAX_S)
-            _check_range(f"evidence: intervals[{name}] high", high, low, _LINEAR_MAX_S)
+            _check_range(f"evidence: intervals[{name}] low", low, 0.0, LINEAR_MAX_S)
+            _check_range(f"evidence: intervals[{name}] high", high, low, LINEAR_MAX_S)
         if len(self.class_errors) > _CLASSES_MAX:
             raise ValueError(f"evidence: class_errors must be at most {_CLASSES_MAX}, not {len(self.class_errors)}")
         for name, error in self.class_errors.items():
             _check_text("evidence: the name of a traffic class in class_errors", name)
-            _check_range(f"evidence: class_errors[{name}]", error, -_ERROR_MAX, _ERROR_MAX)
-        _check_range("evidence: hold_out_error", self.hold_out_error, 0.0, _ERROR_MAX)
+            _check_range(f"evidence: class_errors[{name}]", error, -ERROR_MAX, ERROR_MAX)
+        _check_range("evidence: hold_out_error", self.hold_out_error, 0.0, ERROR_MAX)
         _check_range("evidence: points", self.points, 0, _COUNT_MAX)
         _check_range("evidence: engine_s", self.engine_s, 0.0, _ENGINE_MAX_S)
-        _check_range("evidence: latency_spread", self.latency_spread, 0.0, _ERROR_MAX)
+        _check_range("evidence: latency_spread", self.latency_spread, 0.0, ERROR_MAX)
         self._check_curve()
 
     def _check_curve(self) -> None:
@@ -228,12 +229,12 @@ class CostProfile:
 _MAXIMA: Final = MappingProxyType(
     {
         "tpot_objective_ms": _TPOT_OBJECTIVE_MAX_MS,
-        "a": _LINEAR_MAX_S,
-        "b": _LINEAR_MAX_S,
+        "a": LINEAR_MAX_S,
+        "b": LINEAR_MAX_S,
         "d": _QUADRATIC_MAX_S,
         "g": _QUADRATIC_MAX_S,
         "ttft_objective_ms": _TTFT_OBJECTIVE_MAX_MS,
-        "image_s": _LINEAR_MAX_S,
+        "image_s": LINEAR_MAX_S,
         "image_cpu_s": _IMAGE_CPU_MAX_S,
     }
 )

@@ -11,7 +11,7 @@ from model_units.calibration.load import LoadResult
 from model_units.calibration.outcome import MeasuredClass, MeasuredPoint, Outcome, Target
 from model_units.calibration.search import Objective, Probe
 from model_units.calibration.traffic import CLASSES
-from model_units.cost import COEFFICIENTS, CostForm, Evidence
+from model_units.cost import COEFFICIENTS, ERROR_MAX, LINEAR_MAX_S, CostForm, Evidence
 from model_units.fit import Fit, Row, fit, leave_one_out
 from model_units.latency import fit_latency_curve
 
@@ -57,7 +57,10 @@ def fit_targets(targets: Sequence[Target], form: CostForm, context_tokens: int) 
         masses = cloud(context_tokens, request_cost(found) if found else prior_cost)
         of_points = tuple(target.row(weight) for (target, _), weight in zip(points, weights(masses, at), strict=True))
         rows = (*of_points, *of_mixes)
-        found = fit(rows, form)
+        try:
+            found = fit(rows, form)
+        except ValueError:  # lengths that are too much alike do not tell the terms apart
+            return None, ()
     return found, rows
 
 
@@ -92,10 +95,10 @@ def analyse(
         untested: Traffic classes that were not reached.
     """
     found, rows = fit_targets(targets, form, context_tokens)
-    if found is None:
+    errors = _hold_out_errors(rows, form)
+    if found is None or errors is None:
         too_few = ("too few lengths could be measured to fit a cost function",)
         return Outcome(objective, None, (), (), (), None, too_few)
-    errors = leave_one_out(rows, form)
     points = _points(targets, found, rows, errors)
     mixes = (target for target in targets if target.lengths is None)
     classes = tuple(
@@ -104,18 +107,35 @@ def analyse(
     )
     weighed = [(abs(point.hold_out_error), row.weight) for point, row in zip(points, rows, strict=False)]
     total = math.fsum(weight for _, weight in weighed)
-    curve, spread = fit_latency_curve(_latencies(targets, idle, found))
+    latencies = _latencies(targets, idle, found)
+    curve, spread = fit_latency_curve(latencies) if latencies else ((), 0.0)
     evidence = Evidence(
-        intervals={name: found.interval(name) for name in COEFFICIENTS} if found.degrees_of_freedom else {},
+        intervals={name: _interval(found, name) for name in COEFFICIENTS} if found.degrees_of_freedom else {},
         hold_out_error=math.fsum(error * weight for error, weight in weighed) / total,
         class_errors={each.name: each.error for each in classes},
         points=len(points),
         engine_s=engine_s,
         latency_curve=curve,
-        latency_spread=spread,
+        latency_spread=min(spread, ERROR_MAX),
     )
     objections = tuple(_objections(targets, idle, abandoned, evidence, error_max, untested))
     return Outcome(objective, found, rows, points, classes, evidence, objections)
+
+
+def _hold_out_errors(rows: Sequence[Row], form: CostForm) -> tuple[float, ...] | None:
+    """Error of every row where it is left out; None where too few are left to fit."""
+    try:
+        errors = leave_one_out(rows, form)
+    except ValueError:
+        return None
+    # Noise can be off by any factor.
+    return tuple(min(error, ERROR_MAX) for error in errors)
+
+
+def _interval(found: Fit, name: str) -> tuple[float, float]:
+    """Confidence interval of a coefficient, as far as a profile can state it: noise has intervals of any width."""
+    low, high = found.interval(name)
+    return min(low, LINEAR_MAX_S), min(high, LINEAR_MAX_S)
 
 
 def _points(
@@ -179,6 +199,8 @@ def _objections(
     for name, error in evidence.class_errors.items():
         if abs(error) > error_max + _MIX_NOISE:
             found.append(f"the capacity for {name} is {abs(error):.1%} off, more than {error_max:.1%}")
+    if len(idle) < 2:
+        found.append("the measurement is not finished")
     if untested:
         found.append(f"not tested on {', '.join(untested)}: allow more replica time")
     if len(abandoned) > _ABANDONED_MAX:

@@ -38,7 +38,11 @@ where that is more: a replica that hardly batches at its objective has no cost p
 
 POINTS_MAX: Final = 18
 POINTS_MIN: Final = 10
+# More lengths than this are not tried when many of them cannot be measured.
+_TRIED_MAX: Final = 24
 _KV_SHARE_MAX: Final = 0.9
+# Prompts of made-up words come out some tokens longer than wanted; an answer that the context cuts short tells nothing.
+_CONTEXT_SHARE: Final = 0.95
 _MIX_PAIRS: Final = 64
 _IDLE: Final = (512, 64)
 # The points whose latency is measured at lower loads too, and the parts of their highest load.
@@ -111,6 +115,7 @@ class Calibrator:
         self._idle: list[LoadResult] = []
         self._targets: list[Target] = []
         self._abandoned: list[str] = []
+        self._untested: list[str] = []
         self._tried: list[Lengths] = []
         self._mixes = list(CLASSES)
         self._latencies: list[tuple[int, int]] | None = None  # (which target, concurrency), once the points are done
@@ -177,14 +182,21 @@ class Calibrator:
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        points = len(self._targets) + len(self._abandoned)
-        left = max(0, POINTS_MAX + len(CLASSES) - points) * _PROBES_EXPECTED + (2 - len(self._idle))
-        if self.next() is None:
-            left = 0.0
+        left = self._loads_left() if self.next() is not None else 0.0
         mean_s = self._engine_s / self._loads if self._loads else 20.0
         left_s = min(left * mean_s, max(0.0, self._budget_s - self._engine_s))
         total_s = self._engine_s + left_s
         return Progress(self._engine_s / total_s if total_s else 1.0, self._engine_s, left_s, self._detail())
+
+    def _loads_left(self) -> float:
+        """How many loads are expected to come."""
+        targets = len(self._mixes)
+        lower = _LATENCY_POINTS * len(_LATENCY_SHARES)
+        if self._latencies is not None:
+            lower = len(self._latencies)
+        else:
+            targets += max(0, POINTS_MAX - len(self._tried))
+        return targets * _PROBES_EXPECTED + lower + 2 - len(self._idle)
 
     def outcome(self) -> Outcome:
         """What is known so far."""
@@ -197,7 +209,7 @@ class Calibrator:
             context_tokens=self._longest(),
             error_max=self._error_max,
             engine_s=self._engine_s,
-            untested=[mix.name for mix in self._mixes],
+            untested=[*self._untested, *(mix.name for mix in self._mixes)],
         )
 
     def _detail(self) -> str:
@@ -229,8 +241,8 @@ class Calibrator:
 
     def _spec(self, lengths: tuple[tuple[int, int], ...], concurrency: int, window_s: float) -> LoadSpec:
         if lengths == (_IDLE,):
-            half = max(1, self._limits.context_tokens // 4)
-            lengths = ((min(_IDLE[0], half), min(_IDLE[1], half)),)
+            quarter = max(1, self._longest() // 4)
+            lengths = ((min(_IDLE[0], quarter), min(_IDLE[1], quarter)),)
         return LoadSpec(lengths, concurrency, window_s, _TIME_MAX_S, self._seed + self._loads)
 
     def _take_idle(self, result: LoadResult) -> None:
@@ -270,13 +282,14 @@ class Calibrator:
             - latencies * load_s
             - _MIX_TARGETS * per_target_s * len(self._mixes)
         )
-        wanted = points < POINTS_MAX and (points < POINTS_MIN or room_s > per_target_s)
+        needed = points < POINTS_MIN and self._engine_s + per_target_s < self._budget_s
+        wanted = points < POINTS_MAX and len(self._tried) < _TRIED_MAX and (needed or room_s > per_target_s)
         self._lengths = self._next_lengths() if wanted else None
         if self._lengths is not None:
             self._tried.append(self._lengths)
             pairs: tuple[tuple[int, int], ...] = ((self._lengths.input_tokens, self._lengths.output_tokens),)
         elif self._latencies is None:
-            self._latencies = self._lower_loads()
+            self._latencies = self._lower_loads() if self._engine_s < _BUDGET_SHARE * self._budget_s else []
             self._begin_search()
             return
         elif self._latencies:
@@ -315,9 +328,11 @@ class Calibrator:
     def _end_search(self, search: Search | None) -> None:
         """Files what a search has found; None when its load could not be measured."""
         name = self._mixes[0].name if self._lengths is None else ""
-        if search is None:
-            what = f"the mix {name}" if self._lengths is None else f"{self._lengths.input_tokens:,} in"
-            self._abandoned.append(what)
+        if search is None and self._lengths is None:
+            self._untested.append(name)
+        elif search is None:
+            assert self._lengths is not None
+            self._abandoned.append(f"{self._lengths.input_tokens:,} in")
         else:
             self._targets.append(Target(self._lengths, name, tuple(search.probes), search.rates()))
         if self._lengths is None:
@@ -327,8 +342,8 @@ class Calibrator:
         self._search = self._lengths = None
 
     def _longest(self) -> int:
-        kv = self._limits.kv_capacity_tokens
-        return min(self._limits.context_tokens, int(_KV_SHARE_MAX * kv)) if kv else self._limits.context_tokens
+        kv, context = self._limits.kv_capacity_tokens, max(2, int(_CONTEXT_SHARE * self._limits.context_tokens))
+        return max(2, min(context, int(_KV_SHARE_MAX * kv))) if kv else context
 
     def _most(self, pairs: Sequence[tuple[int, int]]) -> int:
         """Most requests at a time: the engine's slots, and those whose contexts fit nine tenths of its KV cache."""

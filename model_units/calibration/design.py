@@ -12,16 +12,20 @@ points on a grid of quantiles, weighted by their own cost, leave 3 to 5 %.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 from model_units.calibration.traffic import CLASSES
+from model_units.least_squares import Floats
 
 # Farther than this (in both logarithms together) nothing is known of a pair.
 _FAR: Final = 6.0
-_PAIRS_PER_CLASS: Final = 40
+_PAIRS_PER_CLASS: Final = 48
 
 Cost = Callable[[int, int], float]
 """Replica-seconds of (input, output) tokens, at least their proportions."""
@@ -81,14 +85,28 @@ def next_lengths(
     Returns:
         The most worthwhile pair; None when every pair that can be measured was.
     """
-    nearest = {pair: min((pair.distance(point) for point in measured), default=_FAR) for pair in masses}
+    pairs = tuple(masses)
+    distances = _distances(pairs)
+    mass = np.array(tuple(masses.values()))
+    nearest = np.array([min((pair.distance(point) for point in measured), default=_FAR) for pair in pairs])
+    best, most = None, -math.inf
+    for index, candidate in enumerate(pairs):
+        cost_s = replica_s(candidate) if nearest[index] > 0.0 else math.inf
+        if not math.isfinite(cost_s):
+            continue
+        gain = float(mass @ np.maximum(0.0, nearest - distances[index]))
+        worth = gain * uncertainty(candidate) / math.sqrt(cost_s)
+        if worth > most:
+            best, most = candidate, worth
+    return best
 
-    def worth(candidate: Lengths) -> float:
-        gain = math.fsum(mass * max(0.0, nearest[pair] - pair.distance(candidate)) for pair, mass in masses.items())
-        return gain * uncertainty(candidate) / math.sqrt(replica_s(candidate))
 
-    left = [pair for pair in masses if nearest[pair] > 0.0 and math.isfinite(replica_s(pair))]
-    return max(left, key=worth) if left else None
+@functools.lru_cache(maxsize=4)
+def _distances(pairs: tuple[Lengths, ...]) -> Floats:
+    """Of every pair to every other."""
+    logs = np.log([(pair.input_tokens, pair.output_tokens) for pair in pairs])
+    distances: Floats = np.abs(logs[:, None, :] - logs[None, :, :]).sum(axis=2)
+    return distances
 
 
 def weights(masses: dict[Lengths, float], points: Sequence[Lengths]) -> list[float]:

@@ -14,6 +14,7 @@ replica is busy with prefill all the time: its rate is what it can do, whatever 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,8 +23,12 @@ from model_units.calibration.load import LoadResult
 # A load this close to the objective is close enough: what is left is put right by the share of work in a step.
 _STRESS_LOW: Final = 0.75
 _STRESS_HIGH: Final = 1.4
-# Nearer to idle than this, the share of work in a step is too small to tell.
-_WORK_MIN: Final = 0.1
+# A load is not close enough where more than this has to be put right.
+_CORRECTION_MAX: Final = 0.3
+# Nearer to idle than this, the share of work in a step is too small to tell anything.
+_WORK_MIN: Final = 0.2
+# The time to first token does not follow from the share of work: a load has to come this close to its objective.
+_TTFT_CLOSE: Final = 0.1
 # More requests at a time that bring less than this much more work bring nothing.
 _GAIN_MIN: Final = 1.02
 _GROWTH_MAX: Final = 4.0
@@ -46,6 +51,10 @@ class Objective:
         """Measured over allowed."""
         stress = 1000.0 * result.tpot_s / self.tpot_ms
         return max(stress, 1000.0 * result.ttft_s_p95 / self.ttft_ms) if self.ttft_ms else stress
+
+    def tpot_binds(self, result: LoadResult) -> bool:
+        """Whether the time per output token is the worse of the two."""
+        return self.stress(result) == 1000.0 * result.tpot_s / self.tpot_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +145,38 @@ class Search:
             most = max(self.probes, key=lambda probe: probe.tokens_per_s)
             return _between(most, most, 0.0, (1.0, 1.0), kept=True)
         closest = self._closest()
-        if closest is not None:
-            return _between(closest, closest, 0.0, (self._to_objective(closest), 1.0), kept=True)
-        if low is None or high is None:
+        telling = [each for each in (low, high) if each is not None and self._tells(each)]
+        if len(telling) < 2 and closest is not None:
+            telling = [closest]
+        elif low is None or not telling:
             only = low or self.probes[0]
             return _between(only, only, 0.0, (1.0, 1.0), kept=low is not None)
-        factors = self._to_objective(low), self._to_objective(high)
-        return _between(low, high, (1.0 - low.stress) / (high.stress - low.stress), factors, kept=True)
+        first, last = telling[0], telling[-1]
+        share = (1.0 - first.stress) / (last.stress - first.stress) if first is not last else 0.0
+        return _between(first, last, share, (self._to_objective(first), self._to_objective(last)), kept=True)
+
+    def _tells(self, probe: Probe) -> bool:
+        """Whether the share of work in a load's steps is large enough to tell what would be one at the objective."""
+        return self._objective.tpot_binds(probe.result) and probe.stress * (1.0 - _WORK_MIN) >= self._idle
 
     def _to_objective(self, probe: Probe) -> float:
-        """What the rates of a load have to be multiplied with to be those at the objective."""
-        return (1.0 - self._idle) / max(_WORK_MIN, 1.0 - self._idle / probe.stress)
+        """What the rates of a load have to be multiplied with to be those at the objective; infinite where its steps
+        hold no work."""
+        if not self._objective.tpot_binds(probe.result):
+            return 1.0
+        work = probe.stress - self._idle
+        return (1.0 - self._idle) * probe.stress / work if work > 0.0 else math.inf
+
+    def _close(self, probe: Probe) -> bool:
+        """Whether a load says what one at the objective would."""
+        if not self._objective.tpot_binds(probe.result):
+            return abs(probe.stress - 1.0) <= _TTFT_CLOSE
+        near = _STRESS_LOW <= probe.stress <= _STRESS_HIGH
+        return near and abs(self._to_objective(probe) - 1.0) <= _CORRECTION_MAX
 
     def _closest(self) -> Probe | None:
         """The load closest to the objective, if one is close enough."""
-        near = [each for each in self.probes if _STRESS_LOW <= each.stress <= _STRESS_HIGH]
-        return min(near, key=lambda each: abs(each.stress - 1.0), default=None)
+        return min(filter(self._close, self.probes), key=lambda each: abs(each.stress - 1.0), default=None)
 
     def _around(self) -> tuple[Probe | None, Probe | None]:
         """The heaviest load that keeps the objective, and the lightest heavier one that does not."""
