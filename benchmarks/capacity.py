@@ -32,6 +32,9 @@ def sustained_requests_per_s(
         lengths: (input, output) tokens to draw from, evenly.
         tpot_objective_ms: Mean time per output token to keep, milliseconds.
         limits: Its scheduler.
+
+    Raises:
+        ValueError: A request is larger than the KV cache, or so long that no window is filled.
     """
     tokens = sum(read + made for read, made in lengths) / len(lengths)
     output = sum(made for _, made in lengths) / len(lengths)
@@ -73,7 +76,10 @@ def _measure(
     hardware: Hardware, lengths: Sequence[tuple[int, int]], concurrency: int, window_s: float, limits: SchedulerLimits
 ) -> LoadResult:
     spec = LoadSpec(tuple(lengths), concurrency, window_s, 20.0 * window_s, seed=7)
-    return rehearse(hardware, spec, limits)
+    result = rehearse(hardware, spec, limits)
+    if not result.usable:
+        raise ValueError(f"{concurrency} at a time fill no window of {window_s:g} s: the requests are too long")
+    return result
 
 
 def _rate(result: LoadResult, output_mean: float) -> float:
