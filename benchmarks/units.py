@@ -14,6 +14,7 @@ with arrival times: what is reserved at admission per minute, against what it ca
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +25,14 @@ from typing import Final
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.capacity import sustained_requests_per_s
+from benchmarks.capacity import KV_SHARE_MAX, sustained_requests_per_s
 from benchmarks.lengths import evaluate
 from benchmarks.report import Bar, Report
 from engines.simulated.fit import fit_hardware
 from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS, Hardware
 from engines.simulated.kernel_points import SHIPPED_POINTS, KernelPoint, read_kernel_points
 from engines.simulated.work import SchedulerLimits
+from fairlead.errors import FairleadError
 from fairlead.replay import read_trace
 from fairlead.replay.traces import DEFAULT_TRACE
 from model_units.cost import CostForm
@@ -42,7 +44,8 @@ from simulation.traces import Kind, open_workload, recognise, recognise_folder
 PAIRS_PER_TRACE: Final = 32
 _SEED: Final = 20
 _LIMITS: Final = SchedulerLimits()
-_PROFILE: Final = "llama-3.1-8b/h100/1"
+_HARDWARE: Final = "h100"
+STEP_TIMES: Final = "engine_step_times.csv.gz"
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -55,11 +58,16 @@ def main() -> None:
     report = Report("units")
     classes = {_short(path): _sample(path) for path in (*timed, *lengths_only)}
     configs = read_kernel_points(points)
+    console.print(f"step times: {points.name}; lengths: {', '.join(classes)}")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(configs) * len(classes) * 2)
-        for config, kernel_points in configs.items():
-            progress.update(task, description=config)
-            _configuration(report, config, kernel_points, classes, lambda: progress.advance(task))
+        for number, (config, kernel_points) in enumerate(configs.items()):
+            progress.update(task, description=config, completed=2 * number * len(classes))
+            try:
+                _configuration(report, config, kernel_points, classes, lambda: progress.advance(task))
+            except (FairleadError, ValueError) as error:  # one configuration that cannot be judged spoils no other
+                console.print(f"[red]{config}: {error}[/]")
+                report.add(f"{config}.hold_out_error_percent", math.nan, Bar(5.0))
     for path in timed:
         _reservations(report, path)
     report.publish(console)
@@ -78,12 +86,15 @@ def _configuration(
     outcome = calibrate(fitted.hardware, _LIMITS)
     report.add(f"{config}.tpot_objective_ms", outcome.objective.tpot_ms)
     if outcome.fit is None or outcome.evidence is None:
-        raise SystemExit(f"{config}: {'; '.join(outcome.objections)}")
+        raise ValueError("; ".join(outcome.objections))
     report.add(f"{config}.calibration_engine_minutes", outcome.evidence.engine_s / 60.0, Bar(15.0))
     report.add(f"{config}.own_hold_out_error_percent", 100 * outcome.evidence.hold_out_error)
     tpot_ms = outcome.objective.tpot_ms
     rows: dict[str, list[Row]] = {}
-    for name, pairs in classes.items():
+    room = min(LLAMA_3_1_CONTEXT_TOKENS, int(KV_SHARE_MAX * fitted.hardware.kv_capacity_tokens))
+    fitting = {name: tuple(pair for pair in pairs if sum(pair) <= room) for name, pairs in classes.items()}
+    fitting = {name: pairs for name, pairs in fitting.items() if pairs}
+    for name, pairs in fitting.items():
         rows[name] = [_true_row(fitted.hardware, pair, tpot_ms) for pair in pairs]
         advance()
     every = [row for of_class in rows.values() for row in of_class]
@@ -94,10 +105,10 @@ def _configuration(
     for name, of_class in rows.items():
         report.add(f"{config}.class_error_percent.{name}", 100 * _class_error(outcome.fit, of_class))
     report.add(f"{config}.worst_class_error_percent", 100 * worst, Bar(5.0))
-    worst_product = max(abs(_class_error(product, of_class)) for of_class in rows.values())
+    worst_product = max((abs(_class_error(product, of_class)) for of_class in rows.values()), default=0.0)
     report.add(f"{config}.product_form_worst_class_error_percent", 100 * worst_product)
     worst_mix = worst_across = 0.0
-    for name, pairs in _mixes(classes):
+    for name, pairs in _mixes(fitting):
         error = _mix_error(outcome.fit, fitted.hardware, pairs, tpot_ms)
         report.add(f"{config}.additivity_error_percent.{name}", 100 * error)
         worst_mix = max(worst_mix, abs(error))
@@ -135,7 +146,7 @@ def _mixes(classes: Mapping[str, Pairs]) -> list[tuple[str, Pairs]]:
 
 
 def _sample(path: Path) -> Pairs:
-    """Pairs of lengths drawn from a trace, those a replica takes."""
+    """Pairs of lengths drawn from a trace, those a context takes."""
     workload = open_workload(path, seed=_SEED, requests_per_s=None if _timed(path) else 1.0)
     pairs = [(request.input_tokens, request.output_tokens) for request in workload.requests]
     fitting = [pair for pair in pairs if sum(pair) <= LLAMA_3_1_CONTEXT_TOKENS]
@@ -143,7 +154,7 @@ def _sample(path: Path) -> Pairs:
 
 
 def _reservations(report: Report, path: Path) -> None:
-    found = evaluate(read_trace(path).requests, built_in_profiles().get(_PROFILE))
+    found = evaluate(read_trace(path).requests, built_in_profiles().default_for(_HARDWARE))
     name = _short(path)
     report.add(f"{name}.reserved_error_percent", 100 * found["estimate_error"], Bar(10.0))
     report.add(f"{name}.reserved_error_by_max_tokens_percent", 100 * found["max_tokens_error"])
@@ -155,10 +166,10 @@ def _files(folder: Path | None) -> tuple[list[Path], list[Path], Path]:
     found = recognise_folder(folder) if folder else ()
     timed = [each.path for each in found if each.kind in (Kind.REQUESTS, Kind.PREFIXED_REQUESTS)]
     lengths_only = [each.path for each in found if each.kind is Kind.LENGTHS]
-    steps = [each.path for each in found if each.kind is Kind.STEP_TIMES]
+    steps = folder / STEP_TIMES if folder else SHIPPED_POINTS
     if not timed and not lengths_only:
         timed = [Path(str(resources.files("fairlead") / "data" / DEFAULT_TRACE))]
-    return timed, lengths_only, steps[0] if steps else SHIPPED_POINTS
+    return timed, lengths_only, steps if steps.exists() else SHIPPED_POINTS
 
 
 def _timed(path: Path) -> bool:
@@ -166,7 +177,8 @@ def _timed(path: Path) -> bool:
 
 
 def _short(path: Path) -> str:
-    return path.name.split(".")[0]
+    """A file's name without what says how it is packed."""
+    return path.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".jsonl")
 
 
 if __name__ == "__main__":
