@@ -31,6 +31,27 @@ def unpacked(stream: IO[bytes]) -> IO[bytes]:
     return cast("IO[bytes]", gzip.GzipFile(fileobj=stream)) if head == _GZIP_MAGIC else stream
 
 
+def table_rows(lines: TextLines, source: Iterator[str]) -> Iterator[list[str]]:
+    """The rows of CSV lines.
+
+    Args:
+        lines: Where they stand, for errors.
+        source: The lines themselves, those after the header.
+
+    Raises:
+        InvalidArgumentError: A row is no CSV: a value is longer than 128 KiB, as behind a quote that is never closed.
+    """
+    rows = csv.reader(source)
+    while True:
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            lines.fail(f"not CSV ({error}): is a quote left open?")
+        if row is None:
+            return
+        yield row
+
+
 class TextLines:
     """The lines of one file, knowing the line it is at.
 
@@ -140,7 +161,7 @@ def csv_rows(path: Path | str, required: Sequence[str], *, field: str = "trace")
         if missing:
             lines.fail(f"no column {', '.join(missing)}; the header must name {','.join(required)}")
         found = False
-        for values in csv.reader(source):
+        for values in table_rows(lines, source):
             if not values:
                 continue
             if len(values) != len(columns):

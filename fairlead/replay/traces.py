@@ -12,7 +12,6 @@ lengths of 0 become 1. Everything else is refused with the line it stands in.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -26,7 +25,7 @@ from statistics import median
 from typing import IO
 
 from fairlead.errors import InvalidArgumentError
-from fairlead.replay.files import TextLines, unpacked
+from fairlead.replay.files import TextLines, table_rows, unpacked
 
 BLOCK_TOKENS = 512
 """Prompt tokens behind one of `hash_ids`. Source: Mooncake, FAST'25."""
@@ -152,7 +151,7 @@ class _Rows:
             )
         at_s, into, out = (columns.index(column) for column in _CSV_COLUMNS)
         client = columns.index("client") if "client" in columns else None
-        for row in csv.reader(lines):
+        for row in table_rows(self._lines, lines):
             if not row:
                 continue
             if len(row) != len(columns):
@@ -178,7 +177,7 @@ class _Rows:
             row = json.loads(line)
             stamp, into, out = row["timestamp"], row["input_length"], row["output_length"]
             blocks = tuple(row.get("hash_ids", ()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self._lines.fail("not a JSON object with timestamp, input_length and output_length: is the file cut off?")
         if not all(isinstance(block, int) for block in blocks):
             self._lines.fail("hash_ids must be whole numbers")

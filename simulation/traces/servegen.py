@@ -58,7 +58,7 @@ def servegen_workload(rates: Path, lengths: Path, selection: Selection) -> Workl
     end_s = begin_s + selection.end_s(windows[-1].start_s + WINDOW_S - begin_s, rates.name)
     start_s = begin_s + selection.start_s
     chosen = [window for window in windows if window.start_s < end_s and window.start_s + WINDOW_S > start_s]
-    if not chosen:
+    if not any(window.requests for window in chosen):
         raise InvalidArgumentError(f"nobody sent anything in this part of {rates.name}", field="start_s")
     own_per_s = sum(window.requests * _overlap_s(window, start_s, end_s) for window in chosen) / WINDOW_S
     own_per_s /= end_s - start_s

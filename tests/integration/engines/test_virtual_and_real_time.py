@@ -1,6 +1,6 @@
-"""One recorded minute on two drivers of the step machine: in real time behind the agent, and in virtual time.
+"""One recorded minute in real time behind the agent, and in virtual time in the fleet of `simulation`.
 
-What is compared is what a client of the agent sees: when it asked, when the first token came, when the answer ended.
+What is compared is what a client sees: when it asked, when the first token came, when the answer ended.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -20,13 +20,16 @@ from engines.agent.notices import Notices
 from engines.engine import EngineRequest, Prompt, Sampling
 from engines.simulated.engine import BYTES_PER_TOKEN, PIECE_TOKENS, SimulatedEngine
 from engines.simulated.hardware import hardware
-from engines.simulated.work import SchedulerLimits, Work
+from engines.simulated.work import SchedulerLimits
 from fairlead.replay.traces import TraceRequest, read_trace
 from model_units.cost import cost
 from model_units.profiles import built_in_profiles
 from model_units.units import REPLICA_CAPACITY
+from simulation.arrivals import Workloads
+from simulation.fleet import Simulation
+from simulation.scenario import ModelSpec, Settings, TenantSpec, make_scenario
+from simulation.traces import SimRequest, Workload
 from tests.support.virtual_loop import run_virtually
-from tests.support.virtual_replica import Served, serve_virtually
 
 # Llama 3.1 70B on four H100: its steps are long beside what an event loop is late by, and the recorded rate loads it by
 # half. No request is made slower or faster than it was recorded.
@@ -34,6 +37,31 @@ REPLICA = hardware("h100-tp4")
 LIMITS = SchedulerLimits(piece_tokens=PIECE_TOKENS)
 TOLERANCE = 0.05
 ANSWER_MAX_TOKENS = 400
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the client of one request saw: when it asked, the first token, the end, and how long the answer was."""
+
+    arrival_s: float
+    first_s: float
+    end_s: float
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Times to first token and per output token of all requests, seconds, in any order."""
+
+    ttft_s: Sequence[float]
+    tpot_s: Sequence[float]
+
+    @classmethod
+    def seen(cls, served: Sequence[Served]) -> Latencies:
+        return cls(
+            [each.first_s - each.arrival_s for each in served],
+            [(each.end_s - each.first_s) / (each.output_tokens - 1) for each in served if each.output_tokens > 1],
+        )
 
 
 def recorded(duration_s: float, keep_every: int) -> list[TraceRequest]:
@@ -82,22 +110,42 @@ async def serve(requests: Sequence[TraceRequest], clock: Clock) -> list[Served]:
         await engine.stop()
 
 
-def virtually(served: Sequence[Served], requests: Sequence[TraceRequest]) -> list[Served]:
-    """The same requests in virtual time, at the moments at which the clients really asked."""
-    works = [Work(f"r{number}", what.input_tokens, what.output_tokens) for number, what in enumerate(requests)]
-    return serve_virtually(REPLICA, LIMITS, [(each.arrival_s, work) for each, work in zip(served, works, strict=True)])
+def virtually(served: Sequence[Served], requests: Sequence[TraceRequest]) -> Latencies:
+    """The same requests in the simulated fleet, at the moments at which the clients really asked.
+
+    One replica, one router that hears its reports at once, and one tenant with plenty of quota: nothing but the replica
+    is in a request's way.
+    """
+    asked = sorted(
+        (SimRequest(each.arrival_s, "", what.input_tokens, what.output_tokens)
+         for each, what in zip(served, requests, strict=True)),
+        key=lambda each: each.arrival_s,
+    )  # fmt: skip
+    last_s = asked[-1].arrival_s
+    workloads = Workloads(None)
+    workloads.put("asked", Workload("asked", tuple(asked), (), ("",), last_s + 10.0))
+    scenario = make_scenario(
+        Settings(duration_s=last_s + 5.0, routers=1, report_delay_s=0.0),
+        [ModelSpec(id="m", hardware=REPLICA.label, target_utilization=1.0)],
+        [TenantSpec(id="t", workload="asked", reservation_mu_per_minute=100.0, burst_mu_per_minute=10_000.0)],
+    )
+    book = Simulation(scenario, workloads).run().books["t"]
+    assert book.received == len(book.ttft_s) == len(requests)
+    return Latencies(book.ttft_s, book.tpot_s)
 
 
-FIGURES: dict[str, Callable[[Sequence[Served]], float]] = {
-    "mean TTFT": lambda served: float(np.mean([each.ttft_s for each in served])),
-    "p50 TTFT": lambda served: float(np.percentile([each.ttft_s for each in served], 50)),
-    "p95 TTFT": lambda served: float(np.percentile([each.ttft_s for each in served], 95)),
-    "mean TPOT": lambda served: float(np.mean([each.tpot_s for each in served if each.output_tokens > 1])),
+FIGURES: dict[str, Callable[[Latencies], float]] = {
+    "mean TTFT": lambda seen: float(np.mean(seen.ttft_s)),
+    "p50 TTFT": lambda seen: float(np.percentile(seen.ttft_s, 50)),
+    "p95 TTFT": lambda seen: float(np.percentile(seen.ttft_s, 95)),
+    "mean TPOT": lambda seen: float(np.mean(seen.tpot_s)),
+    "p95 TPOT": lambda seen: float(np.percentile(seen.tpot_s, 95)),
 }
 
 
-def compared(real: Sequence[Served], virtual: Sequence[Served]) -> dict[str, tuple[float, float, float]]:
+def compared(served: Sequence[Served], requests: Sequence[TraceRequest]) -> dict[str, tuple[float, float, float]]:
     """Each figure in real and virtual time, ms, and how far the first is off the second."""
+    real, virtual = Latencies.seen(served), virtually(served, requests)
     figures = {name: (figure(real), figure(virtual)) for name, figure in FIGURES.items()}
     return {
         name: (1e3 * of_real, 1e3 * of_virtual, of_real / of_virtual - 1)
@@ -107,12 +155,12 @@ def compared(real: Sequence[Served], virtual: Sequence[Served]) -> dict[str, tup
 
 def test_without_a_machine_in_the_way_both_agree_to_a_thousandth() -> None:
     """Proves on a whole recorded minute at half load that the agent and the real-time engine, on an event loop that is
-    never late, show clients what the virtual driver says.
+    never late, show clients what the simulated fleet says.
     """
     requests = recorded(60.0, keep_every=1)
     assert 0.4 < load_of(requests, 60.0) < 0.7
     served = run_virtually(serve(requests, FakeClock()))
-    figures = compared(served, virtually(served, requests))
+    figures = compared(served, requests)
     assert all(abs(off) < 1e-3 for _, _, off in figures.values()), figures
 
 
@@ -132,8 +180,9 @@ class LagProbe:
 
 @pytest.mark.timeout(90)
 async def test_real_time_shows_clients_what_virtual_time_says() -> None:
-    """Proves on 15 recorded seconds in real time that mean, p50, p95 of the time to first token and the mean time per
-    output token are within 5 % of virtual time, plus what this machine's event loop was late by meanwhile.
+    """Proves on 15 recorded seconds in real time that mean, p50, p95 of the time to first token and mean, p95 of the
+    time per output token are within 5 % of the simulated fleet's, plus what this machine's event loop was late by
+    meanwhile.
 
     The engine's steps follow its own time, so lateness cannot add up: a client sees it once, at its first token. The
     probe beside it says how late wake-ups were: about a millisecond where nothing else runs, and as much more as other
@@ -146,7 +195,7 @@ async def test_real_time_shows_clients_what_virtual_time_says() -> None:
         served = await serve(requests, SystemClock())
     finally:
         probing.cancel()
-    figures = compared(served, virtually(served, requests))
+    figures = compared(served, requests)
     late_ms = {"mean": 1e3 * float(np.mean(probe.late_s)), "p95": 1e3 * float(np.percentile(probe.late_s, 95))}
     print(f"{len(requests)} requests, load {load_of(requests, 15.0):.0%}; late {late_ms}; {figures}")
     for name, (real_ms, virtual_ms, _) in figures.items():

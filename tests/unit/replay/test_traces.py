@@ -95,6 +95,8 @@ def test_what_can_be_meant_is_put_right_and_noted(tmp_path: Path) -> None:
         ('{"timestamp":0,"input_length":1}\n', "line 1: not a JSON object"),
         ('{"timestamp":0,"input_length":[1],"output_length":1}\n', r"line 1: input_length \[1\] is not a number"),
         ('{"timestamp":0,"input_length":1,"output_length":1,"hash_ids":["x"]}\n', "line 1: hash_ids"),
+        ('{"timestamp":' + 100_000 * "[" + "\n", "line 1: not a JSON object"),
+        (CSV + '21,"5' + 140_000 * "5" + ",6\n", r"line 5: not CSV .*is a quote left open"),
     ],
 )
 def test_damage_is_refused_with_its_line(tmp_path: Path, text: str, problem: str) -> None:

@@ -196,6 +196,15 @@ def test_windows_out_of_order_are_sorted_and_gaps_are_empty(tmp_path: Path) -> N
         open_workload(tmp_path / "servegen_x_rates_week1.csv.gz", start_s=1_200, duration_s=600)
 
 
+def test_windows_of_zero_are_windows_in_which_nobody_sent(tmp_path: Path) -> None:
+    """A part whose windows are there but all zero is refused, with a rate of its own too, which nothing could reach."""
+    path = servegen(tmp_path, [(0, "a", 0, 1, "Gamma", 1, 1), (600, "a", 60, 1, "Gamma", 1, 1)])
+    for rate in (None, 5.0):
+        with pytest.raises(InvalidArgumentError, match="nobody sent anything in this part"):
+            open_workload(path, duration_s=600, requests_per_s=rate)
+    assert open_workload(path, duration_s=900, requests_per_s=0.2).requests
+
+
 def test_a_file_of_a_later_week_begins_at_its_first_window(tmp_path: Path) -> None:
     """Times start at the file's beginning, and lengths are found by the original clock."""
     rates = [(604_800 + row[0], *row[1:]) for row in DAY]

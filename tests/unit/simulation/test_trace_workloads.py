@@ -242,6 +242,17 @@ def test_a_folder_is_listed_by_what_its_files_hold(tmp_path: Path) -> None:
         recognise_folder(tmp_path / "README.md")
 
 
+def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
+    """A value longer than CSV allows is an error that names the line, in recorded requests and in statistics."""
+    endless = '"' + 140_000 * "5"
+    for path in (
+        files.request_log(tmp_path, [(0, 5, 5), (1, endless, 5)]),
+        files.length_pairs(tmp_path, [(endless, 5)]),
+    ):
+        with pytest.raises(InvalidArgumentError, match=r"line \d+: not CSV .*is a quote left open"):
+            open_workload(path, requests_per_s=1)
+
+
 def test_what_is_no_load_is_not_opened(tmp_path: Path) -> None:
     """Step times, pictures, unknown columns and missing files are refused for what they are."""
     with pytest.raises(InvalidArgumentError, match="step times of engines, which are no load"):
