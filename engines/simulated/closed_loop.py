@@ -146,8 +146,9 @@ class ClosedLoop:
         self._streams[stream].input_tokens = input_tokens
 
     def stop(self, now_s: float) -> None:
-        """Ends the load at its time limit, with whatever the window holds."""
-        self._pass(now_s)
+        """Ends the load at its time limit, with whatever the window holds. What was reported last may have been seen a
+        moment after the limit: the load then ends with it."""
+        self._pass(max(now_s, self._seen_s))
         if self._closed is None:
             self._closed, self._cut_short = self._totals.copy(), True
 

@@ -244,3 +244,19 @@ def test_the_engines_count_of_a_prompt_is_what_counts() -> None:
     assert result.input_tokens == 53 * result.first_tokens
     assert result.input_squares == 53**2 * result.first_tokens
     assert result.context_tokens == 53 * result.output_tokens
+
+
+@pytest.mark.parametrize("limit_s", [100.249_977, 100.25, 100.3])
+def test_a_limit_before_what_was_just_seen_ends_with_it(limit_s: float) -> None:
+    """Proves that a load which is cut a moment before the token that opened its window was seen has an empty window
+    and not one of less than no time."""
+    loop = ClosedLoop(LoadSpec(((50, 2),), 1, 0.5, 0.25), 100.0)
+    loop.begin()
+    loop.first_token(0, 100.1)
+    loop.ended(0, 100.15)
+    loop.first_token(0, 100.25)  # the window opens
+    loop.stop(limit_s)
+    result = loop.result(limit_s)
+    assert result.cut_short
+    assert not result.usable
+    assert result.window_s == pytest.approx(max(0.0, limit_s - 100.25))

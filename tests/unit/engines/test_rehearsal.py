@@ -132,6 +132,19 @@ def test_a_load_ends_at_its_limit(lengths: tuple[int, int], concurrency: int) ->
     assert result.usable == (lengths == (30, 1))
 
 
+def test_a_limit_between_a_token_and_its_being_seen_is_measured() -> None:
+    """Proves that a load whose limit falls between the step that opens the window and the moment its token is seen
+    measures next to nothing, and does not fail."""
+    load = LoadSpec(((100, 1),), 1, 1.0, 30.0)
+    read_s = H100.step_s(prefill_tokens=100, prefill_squares=100**2, sequences=0, context_tokens=0)
+    once_s = host.INGEST_S + read_s + host.TOKEN_S
+    opens_s = once_s + host.FINISH_S + once_s  # the warm-up is the first request; it settles within the second
+    cut = rehearse(H100, replace(load, time_max_s=opens_s - host.TOKEN_S / 2))
+    assert cut.cut_short
+    assert not cut.usable
+    assert cut.window_s < host.FINISH_S + host.TOKEN_S
+
+
 def test_answers_of_one_token_have_no_time_per_token() -> None:
     """Proves that a load of single tokens is measured without one: every token is a first one."""
     result = rehearse(H100, LoadSpec(((500, 1),), 4, 1.0, 30.0))
