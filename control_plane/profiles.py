@@ -20,6 +20,7 @@ from fairlead.admin.v1 import calibration_pb2 as pb
 from fairlead.errors import FailedPreconditionError, InvalidArgumentError, Reason
 from model_units.cost import CostProfile
 from model_units.profiles import ProfileCatalogue, built_in_profiles
+from model_units.slips import check_units
 from model_units.wire import decode_profile, profile_from_proto, profile_to_proto
 
 log = get_logger(__name__)
@@ -138,6 +139,7 @@ class Profiles:
             given.create_time.FromSeconds(self._clock.wall_ns() // NS_PER_S)
         profile = profile_from_proto(given)
         _check_key(profile)
+        check_units(profile)
 
         async def attempt() -> pb.CostProfile | None:
             new = await self._stored.numbered(profile)

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from fairlead.errors import InvalidArgumentError, NotFoundError
 from model_units.cost import CostForm, CostProfile, Evidence
+from model_units.slips import check_units
 
 _T = TypeVar("_T")
 
@@ -42,13 +43,16 @@ def parse_profile(text: str | bytes) -> CostProfile:
             `evidence` is an object of the same kind, an interval a list [low, high], the latency curve a list of them.
 
     Raises:
-        InvalidArgumentError: Not JSON, a field is missing, unknown or of a wrong type, or a value is out of range.
+        InvalidArgumentError: Not JSON, a field is missing, unknown or of a wrong type, a value is out of range or is
+            most likely in another unit.
     """
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"a cost profile must be JSON: {error}", field="profile") from error
-    return _read_object(CostProfile, "profile", raw)
+    profile = _read_object(CostProfile, "profile", raw)
+    check_units(profile)
+    return profile
 
 
 def render_profile(profile: CostProfile) -> str:

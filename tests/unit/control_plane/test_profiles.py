@@ -100,6 +100,11 @@ async def test_bad_imports_are_refused_by_name(office: Office) -> None:
             setattr(wire, name, value)
         with pytest.raises(InvalidArgumentError, match=named):
             await office.call("ImportProfile", profile=wire)
+    milliseconds = profile_to_proto(profile())
+    for name in ("a", "b", "d", "g"):
+        setattr(milliseconds, name, 1_000.0 * getattr(milliseconds, name))
+    with pytest.raises(InvalidArgumentError, match="coefficients are in replica-seconds"):
+        await office.call("ImportProfile", profile=milliseconds)
     checked = await office.import_(validate_only=True)
     assert checked.profile_id == "m/h100/1"
     assert (await office.store.list(keys.PROFILES)).entries == ()

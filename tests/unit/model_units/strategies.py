@@ -36,21 +36,25 @@ _times = st.datetimes().map(lambda when: when.replace(microsecond=0).isoformat()
 
 
 @st.composite
-def profiles(draw: st.DrawFn) -> CostProfile:
-    """Any profile that may exist."""
+def profiles(draw: st.DrawFn, *, plausible: bool = False) -> CostProfile:
+    """Any profile that may exist; a plausible one has coefficients of a size that a file may state."""
     model, hardware = draw(_words), draw(_words)
     version = draw(st.integers(1, 2**31 - 1))
     form = draw(st.sampled_from(CostForm))
+    tpot_ms = draw(st.floats(1.0, 10_000.0) if plausible else st.floats(1e-3, 60_000.0))
+    a = draw(st.floats(1e-12, min(0.05, 2e-4 * tpot_ms)) if plausible else _linear)
+    b = draw(st.floats(1e-12, 9e-4 * tpot_ms) if plausible else _linear)
+    d = draw(st.floats(0.0, 9e-3 * a) if plausible else _quadratic)
     return CostProfile(
         profile_id=f"{model}/{hardware}/{version}",
         model=model,
         hardware=hardware,
         engine=draw(_printable),
-        tpot_objective_ms=draw(st.floats(1e-3, 60_000.0)),
-        a=draw(_linear),
-        b=draw(_linear),
-        d=0.0 if form is CostForm.PRODUCT else draw(_quadratic),
-        g=draw(_quadratic),
+        tpot_objective_ms=tpot_ms,
+        a=a,
+        b=b,
+        d=0.0 if form is CostForm.PRODUCT else d,
+        g=draw(st.floats(0.0, min(1e-2, 0.09 * b)) if plausible else _quadratic),
         provenance=draw(_printable),
         version=version,
         form=form,
