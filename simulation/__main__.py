@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import math
@@ -21,7 +20,7 @@ from simulation.arrivals import Workloads
 from simulation.fleet import Simulation
 from simulation.report import render
 from simulation.result import Result, Summary
-from simulation.scenario import Scenario, read_scenario
+from simulation.scenario import Scenario, overridden, read_scenario
 
 _REPLICAS_SHOWN = 16
 
@@ -32,7 +31,7 @@ _GC_THRESHOLDS = (200_000, 50, 100)
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--seed", type=int, help="Instead of the scenario's.")
-@click.option("--duration-s", type=click.FloatRange(min=0.1), help="Instead of the scenario's, seconds.")
+@click.option("--duration-s", type=float, help="Instead of the scenario's, seconds.")
 @click.option(
     "--traces",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
@@ -72,12 +71,8 @@ def main(
 
 
 def _overridden(scenario: Scenario, seed: int | None, duration_s: float | None) -> Scenario:
-    settings = scenario.settings
-    if seed is not None:
-        settings = dataclasses.replace(settings, seed=seed)
-    if duration_s is not None:
-        settings = dataclasses.replace(settings, duration_s=duration_s)
-    return dataclasses.replace(scenario, settings=settings)
+    given = {"seed": seed, "duration_s": duration_s}
+    return overridden(scenario, {name: value for name, value in given.items() if value is not None})
 
 
 def _run(simulation: Simulation, *, shown: bool) -> Result:

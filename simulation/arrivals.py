@@ -14,7 +14,7 @@ from fairlead.errors import InvalidArgumentError
 from fairlead.replay.traces import DEFAULT_TRACE
 from model_units.cost import CostProfile, cost
 from simulation.scenario import EXCERPT, SYNTHETIC, TenantSpec
-from simulation.traces import Kind, SimRequest, Workload, open_workload, recognise
+from simulation.traces import REQUESTS_MAX, Kind, SimRequest, Workload, open_workload, recognise
 
 # Requests looked at to learn what a workload costs per request.
 _SAMPLES = 2_000
@@ -103,7 +103,7 @@ def traffic(
         duration_s: How long traffic is needed.
 
     Raises:
-        InvalidArgumentError: Its workload cannot be had or has no request of its client.
+        InvalidArgumentError: Its workload cannot be had, has no request of its client, or would be endless work.
     """
     if spec.workload == SYNTHETIC:
         rate = spec.requests_per_s
@@ -111,6 +111,7 @@ def traffic(
             generator = Random(1)
             drawn = [_lengths(spec, generator) for _ in range(_SAMPLES)]
             rate = _requests_per_s(spec.load, capacity, profile, drawn)
+        _check_rate(spec, rate, duration_s)
         return _bounded(_synthetic(spec, rate, random), spec)
     path = workloads.drawn(spec.workload)
     if path is not None:
@@ -122,6 +123,7 @@ def traffic(
         every = max(1, len(requests) // _SAMPLES)
         rate = _requests_per_s(spec.load, capacity, profile, [_pair(each) for each in requests[::every]])
         scale = rate * workload.duration_s / len(requests)
+    _check_rate(spec, len(requests) / workload.duration_s * scale, duration_s)
     salt = random.getrandbits(60)
     return _bounded(_repeated(requests, workload.duration_s, scale, spec.offset_s, salt), spec)
 
@@ -157,6 +159,20 @@ def _of_client(workload: Workload, spec: TenantSpec) -> Sequence[SimRequest]:
             f"tenant {spec.id!r}: no client {spec.client!r} in workload {workload.name!r}", field="client"
         )
     return requests
+
+
+def _check_rate(spec: TenantSpec, requests_per_s: float, duration_s: float) -> None:
+    """Refuses traffic of more requests than a run can take, before the first of them."""
+    active_s = max(0.0, min(spec.end_s or duration_s, duration_s) - spec.start_s)
+    expected = requests_per_s * active_s
+    if expected > REQUESTS_MAX:
+        knob = "load" if spec.load else "requests_per_s" if spec.workload == SYNTHETIC else "rate_scale"
+        raise InvalidArgumentError(
+            f"tenant {spec.id!r} would send about {expected:,.0f} requests ({requests_per_s:,.4g} per second for "
+            f"{active_s:g} s), more than {REQUESTS_MAX:,}: take a smaller {knob} or a shorter duration_s, or share the "
+            "traffic among several tenants",
+            field=knob,
+        )
 
 
 def _pair(request: SimRequest) -> tuple[int, int]:

@@ -12,6 +12,9 @@ from fairlead.errors import InvalidArgumentError
 
 S = TypeVar("S")
 
+# The largest whole number of TOML; Python's reader takes larger ones, which are no number of anything here.
+_WHOLE_MAX = 2**63 - 1
+
 
 def number(default: float | int, *, minimum: float = 0.0, maximum: float = math.inf) -> Any:
     """Declares a number with its range; the default's type is the field's."""
@@ -45,6 +48,11 @@ def read_fields(kind: type[S], raw: Mapping[str, object], where: str) -> S:
     return kind(**{name: _checked(fields[name], types[name], value, where) for name, value in raw.items()})
 
 
+def changed(instance: S, changes: Mapping[str, object], where: str) -> S:
+    """A copy with some fields changed, checked like everything that was read; arguments and errors as there."""
+    return read_fields(type(instance), {**dataclasses.asdict(instance), **changes}, where)  # type: ignore[call-overload]
+
+
 def suggestion(name: str, known: list[str]) -> str:
     """`, did you mean 'x'?` or the list of what is known."""
     close = difflib.get_close_matches(name, known, 1, 0.5)
@@ -53,6 +61,8 @@ def suggestion(name: str, known: list[str]) -> str:
 
 def _checked(field: dataclasses.Field[Any], kind: type, value: object, where: str) -> object:
     name, metadata = field.name, field.metadata
+    if isinstance(value, int) and abs(value) > _WHOLE_MAX:
+        raise InvalidArgumentError(f"{where}: {name} has more digits than 64 bits hold", field=name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):

@@ -250,9 +250,16 @@ class Simulation:
 def _profile(spec: ModelSpec) -> CostProfile:
     hardware(spec.hardware)  # the better message where there is neither
     try:
-        return built_in_profiles().resolve(spec.profile, spec.hardware)
+        profile = built_in_profiles().resolve(spec.profile, spec.hardware)
     except NotFoundError as error:
         raise InvalidArgumentError(f"model {spec.id!r}: {error.message}", field="profile") from None
+    if profile.hardware != spec.hardware:
+        raise InvalidArgumentError(
+            f"profile {profile.profile_id!r} was measured on {profile.hardware!r}; model {spec.id!r} runs on "
+            f"{spec.hardware!r}: name one of that hardware, or leave profile out",
+            field="profile",
+        )
+    return profile
 
 
 def _model(spec: ModelSpec) -> Model:

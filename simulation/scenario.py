@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairlead.errors import InvalidArgumentError
-from simulation.fields import choice, number, read_fields, suggestion
+from simulation.fields import changed, choice, number, read_fields, suggestion
 
 EXCERPT = "excerpt"
 """The workload that ships with Fairlead: two minutes of a conversation service."""
@@ -112,7 +113,7 @@ class TenantSpec:
     priority: str = choice("interactive", "interactive", "batch")
     workload: str = EXCERPT
     client: str = ""
-    rate_scale: float = number(1.0, minimum=1e-6)
+    rate_scale: float = number(1.0, minimum=1e-6, maximum=10_000.0)
     load: float = number(0.0, maximum=100.0)
     start_s: float = number(0.0)
     end_s: float = number(0.0)
@@ -170,7 +171,7 @@ class Settings:
     """
 
     name: str = ""
-    seed: int = number(1)
+    seed: int = number(1, minimum=0)
     duration_s: float = number(120.0, minimum=0.1, maximum=31_536_000.0)
     routers: int = number(2, minimum=1, maximum=1_000)
     report_interval_s: float = number(1.0, minimum=0.1, maximum=10.0)
@@ -226,13 +227,29 @@ def parse_scenario(text: str) -> Scenario:
     return make_scenario(settings, models, tenants, failures)
 
 
+def overridden(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
+    """A scenario with other settings.
+
+    Args:
+        scenario: Checked.
+        changes: Settings by name, as they would stand at the top of its file.
+
+    Raises:
+        InvalidArgumentError: They would be refused there too.
+    """
+    settings = changed(scenario.settings, changes, "scenario")
+    _check_failures(scenario.failures, scenario.models, settings.duration_s)
+    return replace(scenario, settings=settings)
+
+
 def make_scenario(
     settings: Settings, models: list[ModelSpec], tenants: list[TenantSpec], failures: list[FailureSpec] | None = None
 ) -> Scenario:
     """Checks what belongs together.
 
     Raises:
-        InvalidArgumentError: No model or tenant, a name twice, or a name that nothing has.
+        InvalidArgumentError: No model or tenant, a name twice, a name that nothing has, or two values of which one
+            leaves the other no meaning.
     """
     if not models or not tenants:
         raise InvalidArgumentError("a scenario needs at least one [[model]] and one [[tenant]]", field="scenario")
@@ -243,17 +260,44 @@ def make_scenario(
         for name, times in Counter(names).items():
             if not name or "/" in name or times > 1:
                 raise InvalidArgumentError(f"{kind} ids must differ and have no '/': {name!r}", field=kind)
-    for what, model in [(f"tenant {t.id!r}", t.model) for t in resolved] + [("a failure", f.model) for f in broken]:
-        if model not in ids:
-            raise InvalidArgumentError(f"{what} names the model {model!r}{suggestion(model, ids)}", field="model")
-    for failure in broken:
+    for what, name in [(f"tenant {t.id!r}", t.model) for t in resolved] + [("a failure", f.model) for f in broken]:
+        if name not in ids:
+            raise InvalidArgumentError(f"{what} names the model {name!r}{suggestion(name, ids)}", field="model")
+    for model in models:
+        _check_replicas(model)
+    for each in resolved:
+        if each.end_s and each.end_s <= each.start_s:
+            raise InvalidArgumentError(
+                f"tenant {each.id!r}: end_s {each.end_s:g} is not after start_s {each.start_s:g}, so it sends nothing",
+                field="end_s",
+            )
+    _check_failures(broken, models, settings.duration_s)
+    return Scenario(settings, tuple(models), tuple(resolved), tuple(broken))
+
+
+def _check_replicas(model: ModelSpec) -> None:
+    most = model.replicas_max or model.replicas
+    if model.replicas_min > most:
+        whose = "replicas_max" if model.replicas_max else "replicas, which is the most where replicas_max is not given"
+        raise InvalidArgumentError(
+            f"model {model.id!r}: replicas_min {model.replicas_min} is above {most}, its {whose}", field="replicas_min"
+        )
+
+
+def _check_failures(failures: Sequence[FailureSpec], models: Sequence[ModelSpec], duration_s: float) -> None:
+    for at, failure in enumerate(failures, 1):
         replicas = next(model.replicas for model in models if model.id == failure.model)
         if failure.replica > replicas:
             raise InvalidArgumentError(
                 f"a failure names replica {failure.replica} of {failure.model!r}, which starts with {replicas}",
                 field="replica",
             )
-    return Scenario(settings, tuple(models), tuple(resolved), tuple(broken))
+        if failure.at_s > duration_s:
+            raise InvalidArgumentError(
+                f"failure {at} ({failure.kind}) is at {failure.at_s:g} s, after the run's {duration_s:g} s: "
+                "take a longer duration_s or leave it out",
+                field="at_s",
+            )
 
 
 def _copies(tenant: TenantSpec) -> list[TenantSpec]:

@@ -37,6 +37,20 @@ GOOD = '[[model]]\nid = "chat"\nreplicas = 2\n[[tenant]]\nid = "acme"\nreservati
         (GOOD + '[[failure]]\nmodel = "other"\n', "names the model"),
         ('policy = "fastest"\n' + GOOD, "policy is 'fastest'"),
         ("duration_s = 0\n" + GOOD, "duration_s must be"),
+        ("seed = -5\n" + GOOD, "seed must be 0 or more"),
+        (f"seed = {10**400}\n" + GOOD, "seed has more digits"),
+        (GOOD.replace("load = 0.3", f"load = {10**400}"), "load has more digits"),
+        (GOOD + "rate_scale = 1e9\n", "rate_scale must be 1e-06 to 10000"),
+        (GOOD + "start_s = 30\nend_s = 20\n", "end_s 20 is not after start_s 30"),
+        (
+            GOOD.replace("replicas = 2", "replicas_min = 5\nreplicas_max = 4"),
+            "replicas_min 5 is above 4, its replicas_max",
+        ),
+        (GOOD.replace("replicas = 2", "replicas = 2\nreplicas_min = 3"), "replicas_min 3 is above 2, its replicas"),
+        (
+            "duration_s = 60\n" + GOOD + "[[failure]]\nat_s = 61\n",
+            r"failure 1 \(crash\) is at 61 s, after the run's 60 s",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str) -> None:
@@ -50,12 +64,62 @@ def test_what_is_wrong_is_named(text: str, message: str) -> None:
     [
         ('hardware = "h1000"', "no simulated hardware"),
         ('profile = "none/at/all"', "no cost profile"),
+        (
+            'hardware = "h100-tp4"\nprofile = "llama-3.1-8b/h100/2"',
+            "was measured on 'h100'; model 'chat' runs on 'h100-tp4'",
+        ),
     ],
 )
 def test_what_is_not_there_is_named(change: str, message: str) -> None:
     """Hardware and profiles that nobody has are refused before anything runs."""
     with pytest.raises(InvalidArgumentError, match=message):
         Simulation(parse_scenario(GOOD.replace("replicas = 2", f"replicas = 2\n{change}")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            'workload = "synthetic"\nrequests_per_s = 1e9\nload = 0',
+            "about 120,000,000,000 requests.* smaller requests_per_s",
+        ),
+        ('workload = "synthetic"\nload = 100\ninput_sigma = 0\ninput_tokens = 1\noutput_tokens = 1', "smaller load"),
+        ('workload = "close.csv"\nload = 0', "a smaller rate_scale or a shorter duration_s"),
+        ("rate_scale = 9e3\nload = 0", "a smaller rate_scale"),
+    ],
+)
+def test_traffic_without_end_is_refused_before_the_run(tmp_path: Path, change: str, message: str) -> None:
+    """A rate that would keep the simulator busy for ever is refused with the knob to turn, whoever set it."""
+    (tmp_path / "close.csv").write_text("t_s,input_tokens,output_tokens\n0,10,5\n0.000001,10,5\n")
+    text = GOOD.replace("replicas = 2", "replicas = 2000").replace("load = 0.3\n", change + "\n")
+    with pytest.raises(InvalidArgumentError, match=message):
+        Simulation(parse_scenario(text), Workloads(tmp_path))
+
+
+def test_a_short_part_of_dense_traffic_may_run() -> None:
+    """What counts is the work there is: the same rate is taken for as long as it ends soon."""
+    text = GOOD.replace("load = 0.3\n", 'workload = "synthetic"\nrequests_per_s = 1e5\nstart_s = 1\nend_s = 1.001\n')
+    assert Simulation(parse_scenario(text)).run().requests > 50
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--duration-s", "nan", "duration_s must be"),
+        ("--duration-s", "inf", "duration_s must be"),
+        ("--duration-s", "0", "duration_s must be"),
+        ("--seed", "-5", "seed must be 0 or more"),
+        ("--duration-s", "30", "after the run's 30 s"),
+    ],
+)
+def test_what_the_command_overrides_is_checked_alike(tmp_path: Path, option: str, value: str, message: str) -> None:
+    """An option may say nothing that the scenario's file may not."""
+    path = tmp_path / "small.toml"
+    path.write_text("duration_s = 60\n" + GOOD + "[[failure]]\nat_s = 40\n")
+    done = CliRunner().invoke(main, [str(path), option, value])
+    assert done.exit_code == 1
+    assert message in done.output
+    assert "Traceback" not in done.output
 
 
 def test_a_workload_that_is_not_there_is_named(tmp_path: Path) -> None:
