@@ -11,6 +11,7 @@ from control_plane.calibration import evaluate, figures
 from control_plane.calibration.evaluate import Curve, Experiment, FormErrors
 from fairlead.admin.v1 import calibration_pb2 as pb
 from fairlead.errors import InvalidArgumentError
+from fairlead.typical_requests import TYPICAL_REQUESTS
 from model_units.calibration.load import LoadSpec
 from model_units.calibration.outcome import Outcome
 from model_units.cost import COEFFICIENTS, CostForm
@@ -27,13 +28,6 @@ _FORMULAS: Final = {
     CostForm.ATTENTION: "a·I + d·I² for the prompt of I tokens, b·O + g·O·(I + O/2) for the answer of O tokens",
     CostForm.PRODUCT: "a·I for the prompt of I tokens, b·O + g·I·O for the answer of O tokens",
 }
-_TYPICAL: Final = (
-    ("short question", 100, 50),
-    ("chat turn", 1_000, 200),
-    ("retrieval", 4_000, 300),
-    ("long document", 16_000, 500),
-    ("long answer", 500, 4_000),
-)
 _NS_PER_S: Final = 1_000_000_000
 # Until everything is measured there is always something to object to.
 _MEASURED: Final = (pb.CALIBRATION_STATE_PUBLISHED, pb.CALIBRATION_STATE_REFUSED)
@@ -183,7 +177,7 @@ def _signed(value: float | None) -> str:
 
 def _prices(page: Page, fit: Fit) -> None:
     rows = []
-    for name, read, made in _TYPICAL:
+    for name, read, made in TYPICAL_REQUESTS:
         replica_s = fit.predict(Row.of_request(read, made, 1.0))
         rows.append((name, read, made, replica_s, from_replica_seconds(replica_s) / MILLI_PER_MODEL_UNIT))
     page.section("What requests cost", "A replica serves 100 model units (MU) per minute, by definition.")

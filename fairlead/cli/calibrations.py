@@ -9,7 +9,6 @@ from typing import Any, Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -243,9 +242,9 @@ def screen(calibration: Calibration, hint: str) -> Group:
     bar.add_row(
         ProgressBar(total=1.0, completed=calibration.progress, width=_BAR_WIDTH),
         f"{calibration.progress:4.0%}",
-        f"[dim]{escape(times(calibration))}[/]",
     )
-    parts: list[Any] = [head, bar, Text(calibration.detail or state_of(calibration))]
+    spent = Text(times(calibration), style="dim")
+    parts: list[Any] = [head, bar, spent, Text(calibration.detail or state_of(calibration))]
     if calibration.HasField("profile"):
         table = Table.grid(padding=(0, 2, 0, 0))
         for row in coefficient_rows(calibration.profile):

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fairlead.admin.v1 import calibration_pb2
 from fairlead.cli.output import message_row
 from fairlead.errors import InvalidArgumentError
+from fairlead.typical_requests import TYPICAL_REQUESTS
 
 MEANINGS = {
     "a": "replica-seconds per input token",
@@ -19,15 +20,6 @@ MEANINGS = {
     "g": "replica-seconds per output token and token of context",
 }
 """What each coefficient prices, in the order in which they are shown."""
-
-TYPICAL_REQUESTS = (
-    ("short question", 100, 50),
-    ("chat turn", 1_000, 200),
-    ("retrieval", 4_000, 300),
-    ("long document", 16_000, 500),
-    ("long answer", 500, 4_000),
-)
-"""Requests whose prices people can picture: name, input tokens, output tokens."""
 
 _MU_PER_REPLICA_SECOND = 100 / 60  # by definition of the unit: a replica serves 100 MU per minute
 _FORMS = {calibration_pb2.COST_FORM_ATTENTION: "attention", calibration_pb2.COST_FORM_PRODUCT: "product"}

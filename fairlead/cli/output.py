@@ -19,9 +19,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 PIPE_WIDTH = 240
 """Characters in a line of a table that no terminal shows."""
+
+WRAPPED_WIDTH = 24
+"""Characters that a column of sentences needs at least to be readable."""
 
 Row = Mapping[str, Any]
 """One object of the output: JSON-ready values by field name."""
@@ -83,6 +87,8 @@ class Column:
     """Turns the value into text."""
     number: bool = False
     """Whether it holds numbers that `show` does not tell of."""
+    wraps: bool = False
+    """Whether it holds sentences or lists, which may go on in the next line; a name in pieces is of no use."""
 
     @property
     def right(self) -> bool:
@@ -173,10 +179,21 @@ class Output:
         """
         if not self.for_people:
             self.data(list(rows))
-        elif rows:
-            self.console.print(table_of(rows, columns))
-        else:
+        elif not rows:
             self.console.print(f"[dim]{empty}[/]")
+        elif self.console.is_terminal and _width(rows, columns) > self.console.width:
+            self._below_each_other(rows, columns)
+        else:
+            table = table_of(rows, columns)
+            for laid_out, column in zip(table.columns, columns, strict=True):
+                laid_out.no_wrap = self.console.is_terminal and not column.wraps
+            self.console.print(table)
+
+    def _below_each_other(self, rows: Sequence[Row], columns: Sequence[Column]) -> None:
+        for number, row in enumerate(rows):
+            if number:
+                self.console.print()
+            self.row(row, columns)
 
     def row(self, row: Row, columns: Sequence[Column]) -> None:
         """Prints one object: its columns below each other for people."""
@@ -184,6 +201,8 @@ class Output:
             self.data(row)
             return
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for column in columns:
             table.add_row(f"[bold]{column.title}[/]", column.show(row.get(column.field)))
         self.console.print(table)
@@ -213,6 +232,16 @@ class Output:
         self.note(f"dry run, nothing was changed: {text}" if dry_run else text)
 
 
+def _width(rows: Sequence[Row], columns: Sequence[Column]) -> int:
+    """Characters in a line of a table in which no name is cut to pieces."""
+    widths = []
+    for column in columns:
+        cells = [column.title, *(column.show(row.get(column.field)) for row in rows)]
+        widest = max(Text.from_markup(cell).cell_len for cell in cells)
+        widths.append(min(widest, WRAPPED_WIDTH) if column.wraps else widest)
+    return sum(widths) + 2 * len(columns)
+
+
 def table_of(rows: Sequence[Row], columns: Sequence[Column], title: str | None = None) -> Table:
     """Lays rows out as a table.
 
@@ -223,7 +252,8 @@ def table_of(rows: Sequence[Row], columns: Sequence[Column], title: str | None =
     """
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), title=title, title_justify="left")
     for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left")
+        # On a narrow terminal a long name goes on in the next line: half a name is of no use.
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(column.show(row.get(column.field)) for column in columns))
     return table

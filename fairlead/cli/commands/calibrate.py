@@ -14,11 +14,13 @@ from fairlead.admin.v1 import calibration_pb2
 from fairlead.admin.v1.calibration_pb2 import Calibration
 from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, yes_option
 from fairlead.cli.calibrations import find, follow, state_of, state_text, times, under_way, view_for
+from fairlead.cli.candidates import model_ids
 from fairlead.cli.commands.profiles import COEFFICIENTS, class_table
 from fairlead.cli.connection import AdminConnection, new_request_id
 from fairlead.cli.cost_profiles import coefficient_rows, percent
 from fairlead.cli.failures import EXIT_INTERRUPTED, EXIT_WRONG
 from fairlead.cli.output import Column, Output, message_row, plain, table_of
+from fairlead.cli.remedies import remedies
 from fairlead.errors import FailedPreconditionError, InvalidArgumentError
 
 REPORT_TIMEOUT_S = 60.0
@@ -50,7 +52,7 @@ _LIST = (
     Column("progress", "done", lambda value: percent(value, 0), number=True),
     Column("engine_s", "engine s", lambda value: f"{value:.0f}", number=True),
     Column("update_time", "changed"),
-    Column("detail", "detail", _text),
+    Column("detail", "detail", _text, wraps=True),
 )
 
 
@@ -75,7 +77,7 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
 
 
 @root.command("calibrate")
-@click.argument("model_id", metavar="MODEL")
+@click.argument("model_id", metavar="MODEL", required=False, default="", shell_complete=model_ids)
 @click.option("--replica", "replica_id", default="", help="Measure on this one.  [default: the least busy]")
 @click.option(
     "--tpot-ms",
@@ -89,9 +91,18 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
     type=click.FloatRange(0, min_open=True),
     help="Objective: 95th percentile of the time to first token.  [default: none]",
 )
-@click.option("--budget", callback=_seconds, metavar="DURATION", help="Most engine time, such as 15m.  [default: 15m]")
 @click.option(
-    "--error-max", callback=_part, metavar="PERCENT", help="Worst hold-out error that is published.  [default: 5%]"
+    "--budget",
+    callback=_seconds,
+    metavar="DURATION",
+    help="Most engine time, such as 15m; one too small for the tests of the result cannot publish.  [default: 15m]",
+)
+@click.option(
+    "--error-max",
+    callback=_part,
+    metavar="PERCENT",
+    help="Worst hold-out error that is published. Traffic classes may be off by one percent more: two measurements of "
+    "one mix differ by about that.  [default: 5%]",
 )
 @click.option("--form", type=click.Choice(["attention", "product"]), default="attention", help="Terms to fit.")
 @click.option("--force", is_flag=True, help="Publish whatever the error is.")
@@ -102,10 +113,8 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option(
     "--report",
     "report_file",
-    is_flag=False,
-    flag_value="",
-    metavar="[FILE]",
-    help="Write a report, HTML.  [default file: calibration-MODEL.html]",
+    metavar="FILE",
+    help="Write a report, HTML, to FILE. `fairlead calibrations report MODEL` writes one later.",
 )
 @click.option("--detach", is_flag=True, help="Start it and leave.")
 @dry_run_option
@@ -127,6 +136,9 @@ def calibrate(
     The replica takes no requests meanwhile. Ctrl-C pauses; the same command goes on. Ends with 1 when the cost profile
     was refused, or the measurement failed or was paused.
     """
+    if not model_id:
+        taken = "" if report_file is None else f"; --report has taken {report_file!r} for its FILE"
+        raise click.UsageError(f"the MODEL is missing{taken}")
     if detach and report_file is not None:
         raise click.UsageError("--report needs the end of the calibration, and --detach does not wait for it")
     file = None if report_file is None else _writable(report_file, model_id)
@@ -142,8 +154,9 @@ def calibrate(
         started = connection.call(connection.calibration.StartCalibration, request)
         if dry_run or detach:
             show_calibration(output, started)
-            follow_up = f"follow it with: fairlead calibrations follow {started.calibration_id}"
-            output.done(f"calibration {started.calibration_id} started; {follow_up}", dry_run=dry_run)
+            named = started.calibration_id
+            done = f"calibration {named} started; follow it with: fairlead calibrations follow {named}"
+            output.done(f"{model_id} can be calibrated" if dry_run else done, dry_run=dry_run)
             return
         if started.experiments:
             output.note(f"goes on with {started.calibration_id}: {len(started.experiments)} loads are measured already")
@@ -339,11 +352,12 @@ def _facts(calibration: Calibration) -> dict[str, Any]:
 
 def _advice(calibration: Calibration) -> str:
     model, named = calibration.model_id, calibration.calibration_id
+    helps = "".join(f"; {remedy}" for remedy in remedies(calibration.detail))
     return {
         "paused": f"paused; to go on: fairlead calibrate {model}",
-        "refused": f"not published, prices stay as they were; a larger --budget may help, or publish it all the same: "
-        f"fairlead calibrations publish {named}",
-        "failed": f"nothing was published; to try again: fairlead calibrate {model}",
+        "refused": f"not published, prices stay as they were{helps}; "
+        f"to publish it all the same: fairlead calibrations publish {named}",
+        "failed": f"nothing was published{helps}; to try again: fairlead calibrate {model}",
         "published": "published, not in force"
         if calibration.options.keep_active
         else f"requests to {model} are priced with it; back: fairlead profiles rollback {model}",
@@ -354,7 +368,9 @@ def _writable(given: str, model_id: str) -> Path:
     """The file of a report, checked before minutes of measuring depend on it."""
     path = Path(given or f"calibration-{model_id}.html")
     problem = "it is a folder" if path.is_dir() else ""
-    if not path.parent.is_dir():
+    if given.startswith("-"):
+        problem = "that is an option, and a FILE is wanted"
+    elif not path.parent.is_dir():
         problem = f"there is no folder {path.parent}"
     if problem:
         raise InvalidArgumentError(f"cannot write the report to {path}: {problem}", field="report")

@@ -21,7 +21,7 @@ COLUMNS = (
     Column("severity", "severity", _severity),
     Column("kind", "kind", escape),
     Column("model_id", "model", escape),
-    Column("message", "what, and what to do", escape),
+    Column("message", "what, and what to do", escape, wraps=True),
 )
 
 

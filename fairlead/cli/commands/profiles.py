@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from fairlead.admin.v1 import calibration_pb2
 from fairlead.cli.app import Invocation, dry_run_option, pass_invocation, root, stdin_text
+from fairlead.cli.candidates import model_ids, profile_ids
 from fairlead.cli.connection import AdminConnection, new_request_id
 from fairlead.cli.cost_profiles import (
     amount,
@@ -30,11 +31,11 @@ def _text(value: Any) -> str:
 
 PROFILES = (
     Column("profile_id", "cost profile", _text),
-    Column("engine", "engine", _text),
+    Column("engine", "engine", _text, wraps=True),
     Column("tpot_objective_ms", "TPOT ms", amount, number=True),
     Column("ttft_objective_ms", "TTFT ms", lambda value: amount(value or None), number=True),
     Column("hold_out_error", "hold-out error", percent, number=True),
-    Column("active_for", "in force for", _text),
+    Column("active_for", "in force for", _text, wraps=True),
     Column("built_in", "ships"),
     Column("create_time", "measured"),
 )
@@ -121,7 +122,7 @@ def list_(invocation: Invocation, model: str, hardware: str) -> None:
 
 
 @profiles.command("show")
-@click.argument("profile_id")
+@click.argument("profile_id", shell_complete=profile_ids)
 @pass_invocation
 def show(invocation: Invocation, profile_id: str) -> None:
     """Show one cost profile with what is known of its quality."""
@@ -131,8 +132,8 @@ def show(invocation: Invocation, profile_id: str) -> None:
 
 
 @profiles.command("diff")
-@click.argument("before", metavar="PROFILE_A")
-@click.argument("after", metavar="PROFILE_B")
+@click.argument("before", metavar="PROFILE_A", shell_complete=profile_ids)
+@click.argument("after", metavar="PROFILE_B", shell_complete=profile_ids)
 @pass_invocation
 def diff(invocation: Invocation, before: str, after: str) -> None:
     """Show what changes from one cost profile to another, in coefficients and in prices."""
@@ -148,7 +149,7 @@ def diff(invocation: Invocation, before: str, after: str) -> None:
 
 
 @profiles.command("export")
-@click.argument("profile_id")
+@click.argument("profile_id", shell_complete=profile_ids)
 @pass_invocation
 def export(invocation: Invocation, profile_id: str) -> None:
     """Print a cost profile as the JSON file that import reads, whatever the form of the output."""
@@ -180,8 +181,8 @@ def import_(invocation: Invocation, file: Path, dry_run: bool) -> None:
 
 
 @profiles.command("activate")
-@click.argument("model_id")
-@click.argument("profile_id")
+@click.argument("model_id", shell_complete=model_ids)
+@click.argument("profile_id", shell_complete=profile_ids)
 @dry_run_option
 @pass_invocation
 def activate(invocation: Invocation, model_id: str, profile_id: str, dry_run: bool) -> None:
@@ -195,7 +196,7 @@ def activate(invocation: Invocation, model_id: str, profile_id: str, dry_run: bo
 
 
 @profiles.command("rollback")
-@click.argument("model_id")
+@click.argument("model_id", shell_complete=model_ids)
 @dry_run_option
 @pass_invocation
 def rollback(invocation: Invocation, model_id: str, dry_run: bool) -> None:
@@ -209,7 +210,7 @@ def rollback(invocation: Invocation, model_id: str, dry_run: bool) -> None:
 
 
 @profiles.command("drift")
-@click.argument("model_id", required=False, default="")
+@click.argument("model_id", required=False, default="", shell_complete=model_ids)
 @pass_invocation
 def drift(invocation: Invocation, model_id: str) -> None:
     """Show whether production still takes the time the cost profiles say."""
@@ -238,7 +239,7 @@ def drift(invocation: Invocation, model_id: str) -> None:
 
 
 @profiles.command("accept")
-@click.argument("model_id")
+@click.argument("model_id", shell_complete=model_ids)
 @dry_run_option
 @pass_invocation
 def accept(invocation: Invocation, model_id: str, dry_run: bool) -> None:

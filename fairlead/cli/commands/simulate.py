@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from fairlead.cli.app import root
-from fairlead.errors import FailedPreconditionError
+from fairlead.cli.app import Invocation, pass_invocation, root
+from fairlead.errors import FailedPreconditionError, InvalidArgumentError
 
 _PACKAGE = "simulation"
 
@@ -25,11 +25,13 @@ class _PassedOn(click.Command):
 
 
 @root.command("simulate", cls=_PassedOn)
-def simulate(arguments: tuple[str, ...]) -> None:
+@pass_invocation
+def simulate(invocation: Invocation, arguments: tuple[str, ...]) -> None:
     """Run a scenario in virtual time: the fleet, its tenants and its policies, without engines.
 
     The simulator is part of a checkout and of the platform's image; its own --help says more.
     """
+    arguments = (*_form(invocation.form, arguments), *arguments)
     if not _installed():
         checkout = _checkout(Path.cwd())
         if checkout is None:
@@ -46,6 +48,18 @@ def simulate(arguments: tuple[str, ...]) -> None:
         runpy.run_module(_PACKAGE, run_name="__main__", alter_sys=True)
     finally:
         sys.argv = before
+
+
+def _form(wanted: str, arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """The output option that the simulator is given before its own arguments, which may say otherwise."""
+    own = any(argument.startswith(("-o", "--out", "-h", "--help")) for argument in arguments)
+    if own or wanted == "table":
+        return ()
+    if wanted != "json":
+        raise InvalidArgumentError(
+            f"the simulator prints table or json, not {wanted}: fairlead -o json simulate SCENARIO", field="output"
+        )
+    return ("-o", wanted)
 
 
 def _installed() -> bool:

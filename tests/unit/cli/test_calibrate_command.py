@@ -93,7 +93,10 @@ def test_every_option_reaches_the_server(command: Command, platform: FakePlatfor
         ("calibrate tiny --error-max -1%", "5% or 0.05"),
         ("calibrate tiny --tpot-ms 0", "--tpot-ms"),
         ("calibrate tiny --form cubic", "attention"),
-        ("calibrate tiny --detach --report", "--detach"),
+        ("calibrate --report tiny", "the MODEL is missing; --report has taken 'tiny' for its FILE"),
+        ("calibrate tiny --report", "--report"),
+        ("calibrate tiny --report --force", "that is an option, and a FILE is wanted"),
+        ("calibrate tiny --detach --report x.html", "--detach"),
         ("calibrate tiny --report none/there.html", "no folder none"),
         ("calibrate tiny --report .", "it is a folder"),
         ("calibrations shw tiny", "did you mean show"),
@@ -114,6 +117,7 @@ def test_dry_run_and_detach_do_not_wait(command: Command, platform: FakePlatform
     """A dry run stores nothing; a detached calibration runs on and can be followed later."""
     dry = command.run("calibrate", "tiny", "--dry-run")
     assert "dry run, nothing was changed" in dry.stderr
+    assert "follow" not in dry.stderr
     assert platform.control.calibration.calibrations == {}
     detached = command.run("calibrate", "tiny", "--detach")
     assert "fairlead calibrations follow tiny@1" in detached.stderr
@@ -128,7 +132,7 @@ def test_ctrl_c_pauses_and_the_same_command_goes_on(
     fake = platform.control.calibration
     fake.hold_after = 2
     _interrupt_after(monkeypatch, loads=2, times=1)
-    result = command.run("calibrate", "tiny", "--report", exit_code=130)
+    result = command.run("calibrate", "tiny", "--report", "calibration-tiny.html", exit_code=130)
     assert fake.calibrations["tiny@1"].state == PAUSED
     assert "to go on: fairlead calibrate tiny" in result.stderr
     assert "2 loads" in Path("calibration-tiny.html").read_text()
@@ -219,7 +223,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_result(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    result = command.run("calibrate", "tiny", "--report", exit_code=2)
+    result = command.run("calibrate", "tiny", "--report", "x.html", exit_code=2)
     assert "published" in result.stdout
     assert "No space left on device" in result.stderr
     assert "fairlead calibrations report tiny@1 FILE" in result.stderr

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from fairlead.admin.v1 import calibration_pb2
+from fairlead.cli import candidates
 from fairlead.cli.commands import root
-from fairlead.cli.cost_profiles import TYPICAL_REQUESTS, from_file, price_mu, to_file
+from fairlead.cli.cost_profiles import from_file, price_mu, to_file
 from fairlead.engine.v1 import engine_pb2
+from fairlead.typical_requests import TYPICAL_REQUESTS
 from model_units.cost import CostForm, cost
 from model_units.profiles import built_in_profiles, parse_profile
 from tests.support.fake_platform import FakePlatform, profile_of
@@ -248,6 +252,55 @@ def test_completion_offers_the_commands() -> None:
     assert "--take-last-replica" in complete("fairlead calibrate", "--take")
 
 
+def _completed(words: str, incomplete: str, environment: dict[str, str]) -> str:
+    asked = {"_FAIRLEAD_COMPLETE": "bash_complete", "COMP_WORDS": f"{words} {incomplete}"}
+    asked["COMP_CWORD"] = str(len(words.split()))
+    result = CliRunner().invoke(
+        root, prog_name="fairlead", complete_var="_FAIRLEAD_COMPLETE", env={**environment, **asked}
+    )
+    assert result.stderr == ""
+    return result.output.strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "offered"),
+    [
+        ("fairlead calibrate", "ti", "tiny"),
+        ("fairlead profiles activate", "ti", "tiny"),
+        ("fairlead profiles rollback", "ti", "tiny"),
+        ("fairlead profiles drift", "ti", "tiny"),
+        ("fairlead profiles accept", "ti", "tiny"),
+        ("fairlead profiles show", "lla", "llama-3.1-8b/h100/1"),
+        ("fairlead profiles export", "lla", "llama-3.1-8b/h100/1"),
+        ("fairlead profiles diff x/y/1", "lla", "llama-3.1-8b/h100/1"),
+        ("fairlead profiles activate tiny", "lla", "llama-3.1-8b/h100/1"),
+    ],
+)
+def test_completion_asks_the_platform(
+    platform: FakePlatform, tmp_path: Path, words: str, incomplete: str, offered: str
+) -> None:
+    """Names of models and cost profiles come from the control plane, and only those that begin as typed."""
+    (tmp_path / "token").write_text(platform.control.token)
+    environment = {"FAIRLEAD_ADMIN_ADDRESS": platform.admin_address, "FAIRLEAD_ADMIN_TOKEN_FILE": f"{tmp_path}/token"}
+    assert _completed(words, incomplete, environment) == f"plain,{offered}"
+    assert _completed(words, "zz", environment) == ""
+
+
+def test_completion_without_a_platform_offers_nothing(tmp_path: Path) -> None:
+    """No token, a wrong address and a server that never answers end in silence, the last within its second."""
+    assert _completed("fairlead calibrate", "t", {}) == ""
+    (tmp_path / "token").write_text("token")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        environment = {
+            "FAIRLEAD_ADMIN_ADDRESS": f"127.0.0.1:{mute.getsockname()[1]}",
+            "FAIRLEAD_ADMIN_TOKEN_FILE": f"{tmp_path}/token",
+        }
+        began_s = time.monotonic()
+        assert _completed("fairlead calibrate", "t", environment) == ""
+        assert _completed("fairlead profiles show", "t", environment) == ""
+        assert time.monotonic() - began_s < 2 * candidates.TIMEOUT_S + 8
+
+
 def _checkout(folder: Path, code: str) -> None:
     """A folder that looks like a checkout, with a simulator of our own."""
     for package in ("simulation", "model_units"):
@@ -256,18 +309,19 @@ def _checkout(folder: Path, code: str) -> None:
     (folder / "simulation/__main__.py").write_text(code)
 
 
-def _simulate(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+def _simulate(folder: Path, *args: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """Runs `fairlead simulate` as it runs where only the wheel is installed, in a folder below `folder`."""
     wheel, here = folder / "wheel", folder / "below"
-    here.mkdir()
-    wheel.mkdir()
-    (wheel / "fairlead").symlink_to(ROOT / "fairlead")
+    here.mkdir(exist_ok=True)
+    if not wheel.exists():
+        wheel.mkdir()
+        (wheel / "fairlead").symlink_to(ROOT / "fairlead")
     code = (
         f"import sys; sys.path[:] = [*(path for path in sys.path if path not in ('', {str(ROOT)!r})), {str(wheel)!r}]; "
         "from fairlead.cli import main; main()"
     )
     return subprocess.run(
-        [sys.executable, "-c", code, "simulate", *args],
+        [sys.executable, "-c", code, *before, "simulate", *args],
         cwd=here,
         capture_output=True,
         text=True,
@@ -294,6 +348,19 @@ def test_the_simulator_of_a_checkout_gets_every_argument(tmp_path: Path) -> None
             "--seed=3",
         ]
     )
+
+
+def test_the_output_form_of_the_command_is_the_simulators(tmp_path: Path) -> None:
+    """JSON wanted before the command's name is passed on; what comes after the name has the last word."""
+    _checkout(tmp_path, "import sys; print(sys.argv[1:])")
+    assert _simulate(tmp_path, "day.toml", before=("-o", "json")).stdout.strip() == "['-o', 'json', 'day.toml']"
+    assert _simulate(tmp_path, "day.toml", before=("-o", "table")).stdout.strip() == "['day.toml']"
+    own = _simulate(tmp_path, "day.toml", "-o", "json", before=("-o", "yaml"))
+    assert own.stdout.strip() == "['day.toml', '-o', 'json']"
+    refused = _simulate(tmp_path, "day.toml", before=("-o", "yaml"))
+    assert refused.returncode == 2
+    assert "the simulator prints table or json, not yaml" in refused.stderr
+    assert refused.stdout == ""
 
 
 def test_without_a_simulator_the_error_says_where_it_is(tmp_path: Path) -> None:
