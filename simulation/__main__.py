@@ -23,6 +23,7 @@ from simulation.result import Result, Summary
 from simulation.scenario import Scenario, overridden, read_scenario
 
 _REPLICAS_SHOWN = 16
+_NOTES_SHOWN = 12
 
 # Most objects of a simulation live long, and hardly any are in cycles: looking for garbage often only costs time.
 _GC_THRESHOLDS = (200_000, 50, 100)
@@ -111,6 +112,12 @@ def _print(result: Result, wall_s: float) -> None:
     for summary in result.summaries():
         table.add_row(*_cells(summary))
     console.print(table)
+    for note in result.notes[:_NOTES_SHOWN]:
+        console.print(f"  * {note}", style="dim", markup=False, highlight=False)
+    if len(result.notes) > _NOTES_SHOWN:
+        console.print(
+            f"  ... and {len(result.notes) - _NOTES_SHOWN} notes more, in the report and in JSON", style="dim"
+        )
     replicas = Table(title="replicas", title_justify="left")
     for name in ("replica", "utilization", "requests", "preemptions", "lived s"):
         replicas.add_column(name, justify="left" if name == "replica" else "right")

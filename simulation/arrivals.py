@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from random import Random
@@ -89,8 +89,18 @@ class Workloads:
         return self._read[name]
 
 
+Note = Callable[[Iterable[str]], None]
+"""Is told what was assumed, put right or filled in of a workload, one sentence each."""
+
+
 def traffic(
-    spec: TenantSpec, workloads: Workloads, random: Random, profile: CostProfile, capacity: int, duration_s: float
+    spec: TenantSpec,
+    workloads: Workloads,
+    random: Random,
+    profile: CostProfile,
+    capacity: int,
+    duration_s: float,
+    note: Note,
 ) -> Iterator[Arrival]:
     """A tenant's requests in order of arrival, without end or up to `end_s`.
 
@@ -101,6 +111,7 @@ def traffic(
         profile: Prices it, where the tenant says how much load it is.
         capacity: What its model's replicas serve at the start, mMU per minute.
         duration_s: How long traffic is needed.
+        note: Told what there is to say of its workload, before the first request.
 
     Raises:
         InvalidArgumentError: Its workload cannot be had, has no request of its client, or would be endless work.
@@ -115,7 +126,7 @@ def traffic(
         return _bounded(_synthetic(spec, rate, random), spec)
     path = workloads.drawn(spec.workload)
     if path is not None:
-        return _bounded(_drawn(spec, path, random, profile, capacity, duration_s), spec)
+        return _bounded(_drawn(spec, path, random, profile, capacity, duration_s, note), spec)
     workload = workloads.recorded(spec.workload)
     requests = _of_client(workload, spec)
     scale = spec.rate_scale
@@ -124,12 +135,13 @@ def traffic(
         rate = _requests_per_s(spec.load, capacity, profile, [_pair(each) for each in requests[::every]])
         scale = rate * workload.duration_s / len(requests)
     _check_rate(spec, len(requests) / workload.duration_s * scale, duration_s)
+    note([*workload.notes, *_played(workload, scale, spec, duration_s)])
     salt = random.getrandbits(60)
     return _bounded(_repeated(requests, workload.duration_s, scale, spec.offset_s, salt), spec)
 
 
 def _drawn(
-    spec: TenantSpec, path: Path, random: Random, profile: CostProfile, capacity: int, duration_s: float
+    spec: TenantSpec, path: Path, random: Random, profile: CostProfile, capacity: int, duration_s: float, note: Note
 ) -> Iterator[Arrival]:
     """Requests drawn from published statistics: as many as the run needs."""
     seed = random.getrandbits(31)
@@ -146,8 +158,18 @@ def _drawn(
     workload = open_workload(
         path, seed=seed, start_s=spec.offset_s, duration_s=duration_s, rate_scale=scale, requests_per_s=rate
     )
+    note(workload.notes)
     for each in _of_client(workload, spec):
         yield Arrival(each.arrival_s, each.input_tokens, each.output_tokens, each.client, each.prefix)
+
+
+def _played(workload: Workload, scale: float, spec: TenantSpec, duration_s: float) -> Iterator[str]:
+    """What playing a recording in a run does to it."""
+    if scale != 1.0:
+        yield f"recorded time runs {scale:.3g} times as fast, which scales the rate"
+    active_s = min(spec.end_s or duration_s, duration_s) - spec.start_s
+    if spec.offset_s % workload.duration_s + active_s * scale > workload.duration_s:
+        yield f"after {workload.duration_s:,.0f} recorded seconds the recording begins again"
 
 
 def _of_client(workload: Workload, spec: TenantSpec) -> Sequence[SimRequest]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from capacity.core.allocate import Model, Reservation, utilization_ppm
@@ -83,6 +84,7 @@ class Simulation:
         for failure in scenario.failures:
             self._plan_failure(failure)
         self.tenants = [Tenant(spec, TenantBook()) for spec in scenario.tenants]
+        self._notes: dict[str, None] = {}
         self._plan_traffic(workloads or Workloads(None))
         self.loop.at(self._start_ns, self._sample)
 
@@ -159,8 +161,12 @@ class Simulation:
             spec = tenant.spec
             random = stream(self.scenario.settings.seed, "tenant", spec.id)
             capacity = max(1, replicas[spec.model]) * REPLICA_CAPACITY
-            arrivals = traffic(spec, workloads, random, self._profiles[spec.model], capacity, duration_s)
+            note = functools.partial(self._note, spec.workload)
+            arrivals = traffic(spec, workloads, random, self._profiles[spec.model], capacity, duration_s, note)
             self._next((tenant, arrivals))
+
+    def _note(self, workload: str, sentences: Iterable[str]) -> None:
+        self._notes.update(dict.fromkeys(f"{workload}: {sentence}" for sentence in sentences))
 
     # --- traffic
 
@@ -244,6 +250,7 @@ class Simulation:
             settled_by_holds_milli_mu=sum(router.holds.settled_milli_mu for router in self.routers),
             open_holds=sum(router.holds.open_holds for router in self.routers),
             left_in_flight=sum(replica.in_flight for replica in self._replicas.values()),
+            notes=tuple(self._notes),
         )
 
 

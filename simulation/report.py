@@ -49,6 +49,9 @@ def render(result: Result, wall_s: float) -> str:
     page.section("Admission")
     page.figure(_admission(result), "Requests admitted (above) and refused (below) per second, by tenant.")
     _incidents(page, result)
+    if result.notes:
+        page.section("Workloads", "What was assumed, put right or filled in to make traffic of them.")
+        page.table(["note"], [[note] for note in result.notes])
     return page.render()
 
 

@@ -81,6 +81,7 @@ class Result:
         settled_by_holds_milli_mu: What the routers' buckets say was settled.
         open_holds: Holds that nobody ended.
         left_in_flight: Requests that still are at a replica.
+        notes: What was assumed, put right or filled in of the workloads, one sentence each.
     """
 
     scenario: Scenario
@@ -94,6 +95,7 @@ class Result:
     settled_by_holds_milli_mu: int
     open_holds: int
     left_in_flight: int
+    notes: tuple[str, ...] = ()
 
     @property
     def requests(self) -> int:
@@ -145,6 +147,7 @@ class Result:
                 }
                 for track in self.tracks
             ],
+            "notes": list(self.notes),
             "incidents": [
                 {"at_s": incident.at_s - self.start_s, "kind": incident.kind, "text": incident.text}
                 for incident in self.incidents

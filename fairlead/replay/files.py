@@ -71,7 +71,7 @@ class TextLines:
         """Each line.
 
         Raises:
-            InvalidArgumentError: The file is damaged, no text, or longer than ROWS_MAX lines.
+            InvalidArgumentError: The file is damaged, unreadable, no text, or longer than ROWS_MAX lines.
         """
         try:
             for line in self._text:
@@ -84,6 +84,8 @@ class TextLines:
             self.fail("not text: CSV or JSON Lines are read, plain or gzip-compressed")
         except (EOFError, zlib.error, gzip.BadGzipFile):
             self.fail(f"the file is damaged or cut off after {self.line} whole lines: fetch it again", numbered=False)
+        except OSError as error:
+            self.fail(f"cannot be read any further: {error.strerror}")
 
     def number(self, value: object, column: str) -> float:
         """A finite number, or an InvalidArgumentError that names the column."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -56,20 +57,28 @@ class Found:
     kind: Kind
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file of a folder that is no load.
+
+    Attributes:
+        path: Where it is.
+        reason: Why: it is nothing known, or cannot be read.
+    """
+
+    path: Path
+    reason: str
+
+
 def recognise(path: Path | str) -> Kind:
     """What a file holds, by its first line.
 
     Raises:
         InvalidArgumentError: It cannot be read, or is nothing known; the message lists the columns looked for.
     """
-    with open_lines(path) as lines:
-        first = next(iter(lines), "").strip()
-    if first.startswith("{"):
-        return Kind.PREFIXED_REQUESTS if '"hash_ids"' in first else Kind.REQUESTS
-    columns = {column.strip() for column in first.split(",")}
-    for kind, needed in _COLUMNS:
-        if columns.issuperset(needed):
-            return kind
+    kind = _kind(path)
+    if kind is not None:
+        return kind
     known = "; ".join(f"{kind}: {','.join(needed)}" for kind, needed in _COLUMNS)
     raise InvalidArgumentError(
         f"{Path(path).name} is no load that is known here ({known}; or JSON Lines)", field="trace"
@@ -77,21 +86,44 @@ def recognise(path: Path | str) -> Kind:
 
 
 def recognise_folder(folder: Path | str) -> tuple[Found, ...]:
-    """What a folder holds, by name; files that are nothing known (a README) are left out.
+    """What a folder holds, by name; `left_out` tells of files that are nothing known (a README) or cannot be read.
 
     Raises:
-        InvalidArgumentError: It is no folder.
+        InvalidArgumentError: It is no folder, or may not be listed.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InvalidArgumentError(f"{folder} is no folder", field="trace")
-    found = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        try:
-            found.append(Found(path, recognise(path)))
-        except InvalidArgumentError:
+    return tuple(each for each in _looked_at(Path(folder)) if isinstance(each, Found))
+
+
+def left_out(folder: Path | str) -> tuple[LeftOut, ...]:
+    """The files of a folder that `recognise_folder` leaves out, by name, and why; errors as there."""
+    return tuple(each for each in _looked_at(Path(folder)) if isinstance(each, LeftOut))
+
+
+def _looked_at(folder: Path) -> Iterator[Found | LeftOut]:
+    try:
+        paths = sorted(folder.iterdir())
+    except NotADirectoryError:
+        raise InvalidArgumentError(f"{folder} is no folder", field="trace") from None
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot list the folder {folder}: {error.strerror}", field="trace") from None
+    for path in paths:
+        if not path.is_file() and not path.is_symlink():  # a folder, a pipe; a link may lead nowhere, which is said
             continue
-    return tuple(found)
+        try:
+            kind = _kind(path)
+        except InvalidArgumentError as error:
+            yield LeftOut(path, error.message)
+        else:
+            yield LeftOut(path, "no load that is known here") if kind is None else Found(path, kind)
+
+
+def _kind(path: Path | str) -> Kind | None:
+    with open_lines(path) as lines:
+        first = next(iter(lines), "").strip()
+    if first.startswith("{"):
+        return Kind.PREFIXED_REQUESTS if '"hash_ids"' in first else Kind.REQUESTS
+    columns = {column.strip() for column in first.split(",")}
+    return next((kind for kind, needed in _COLUMNS if columns.issuperset(needed)), None)
 
 
 def partner_of(path: Path, kind: Kind) -> Path:

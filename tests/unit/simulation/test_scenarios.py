@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,36 @@ def test_traffic_without_end_is_refused_before_the_run(tmp_path: Path, change: s
     text = GOOD.replace("replicas = 2", "replicas = 2000").replace("load = 0.3\n", change + "\n")
     with pytest.raises(InvalidArgumentError, match=message):
         Simulation(parse_scenario(text), Workloads(tmp_path))
+
+
+def test_what_was_assumed_of_workloads_is_shown(tmp_path: Path) -> None:
+    """Notes on every workload stand under the table, in JSON and in the report, each once however many play it."""
+    (tmp_path / "log.csv").write_text("t_s,input_tokens,output_tokens\n5,0,5\n1,10,5\n2,10,5\n")
+    (tmp_path / "pairs.csv").write_text("input_tokens,output_tokens\n10,5\n20,6\n")
+    path, page = tmp_path / "small.toml", tmp_path / "report.html"
+    path.write_text(
+        GOOD.replace("load = 0.3\n", 'count = 2\nworkload = "log.csv"\nrate_scale = 2.5\n')
+        + '[[tenant]]\nid = "drawn"\nworkload = "pairs.csv"\n'
+    )
+    arguments = [str(path), "--traces", str(tmp_path), "--duration-s", "4"]
+    notes = json.loads(CliRunner().invoke(main, [*arguments, "-o", "json"]).output)["notes"]
+    assert notes == [
+        "log.csv: 1 lengths of 0 tokens were taken as 1",
+        "log.csv: times were not in order: sorted",
+        "log.csv: recorded time runs 2.5 times as fast, which scales the rate",
+        "log.csv: after 6 recorded seconds the recording begins again",
+        "pairs.csv: the file has no times: arrivals are Poisson",
+    ]
+    done = CliRunner().invoke(main, [*arguments, "--report", str(page)])
+    for note in notes:
+        assert f"* {note}" in done.output
+        assert note in page.read_text()
+
+
+def test_a_recording_as_it_is_needs_no_note() -> None:
+    """The excerpt at its own rate for a part of its length is what it is."""
+    scenario = parse_scenario("duration_s = 5\n" + GOOD.replace("load = 0.3\n", ""))
+    assert Simulation(scenario).run().notes == ()
 
 
 def test_a_short_part_of_dense_traffic_may_run() -> None:

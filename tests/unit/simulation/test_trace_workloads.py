@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fairlead.errors import InvalidArgumentError
-from simulation.traces import Kind, SimRequest, Workload, open_workload, recognise, recognise_folder
+from simulation.traces import Kind, SimRequest, Workload, left_out, open_workload, recognise, recognise_folder
 from tests.unit.simulation import trace_files as files
 
 LOG = [(10 + second, 100 + second, 5) for second in range(100)]
@@ -240,6 +240,25 @@ def test_a_folder_is_listed_by_what_its_files_hold(tmp_path: Path) -> None:
     assert {found.path.name: found.kind for found in recognise_folder(tmp_path)} == expected
     with pytest.raises(InvalidArgumentError, match="is no folder"):
         recognise_folder(tmp_path / "README.md")
+
+
+def test_what_a_folder_has_besides_loads_is_told_with_the_reason(tmp_path: Path) -> None:
+    """No file vanishes in silence: unknown, damaged ones and links that lead nowhere are listed with the reason."""
+    (tmp_path / "README.md").write_text("# Traces\n")
+    (tmp_path / "broken.csv.gz").write_bytes(b"\x1f\x8b\x08\x00damaged")
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nowhere.csv")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
+    (tmp_path / "folder").mkdir()
+    good = files.request_log(tmp_path, LOG)
+    assert [found.path for found in recognise_folder(tmp_path)] == [good]
+    reasons = {each.path.name: each.reason for each in left_out(tmp_path)}
+    assert list(reasons) == ["README.md", "broken.csv.gz", "gone.csv", "picture.png"]
+    assert reasons["README.md"] == "no load that is known here"
+    assert "damaged or cut off" in reasons["broken.csv.gz"]
+    assert "cannot read" in reasons["gone.csv"]
+    assert "not text" in reasons["picture.png"]
+    with pytest.raises(InvalidArgumentError, match="cannot list the folder"):
+        left_out(tmp_path / "absent")
 
 
 def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
