@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import click
 import pytest
 
 from fairlead.admin.v1 import calibration_pb2
 from fairlead.cli import calibrations as following
+from fairlead.cli.commands import root
 from fairlead.cli.connection import AdminConnection
 from tests.support.fake_platform import FakePlatform
 from tests.unit.cli.conftest import Command
@@ -269,3 +272,39 @@ def test_hostile_text_is_shown_as_text(command: Command, platform: FakePlatform)
     platform.control.calibration.detail = "[bold]load[/] [/nothing] [red"
     platform.control.calibration.ending = FAILED
     assert "[bold]load[/] [/nothing] [red" in command.run("calibrate", "tiny", exit_code=1).stdout
+
+
+def _section_of_the_manual() -> str:
+    manual = (Path(__file__).resolve().parents[3] / "docs/calibration.md").read_text()
+    return manual.split("## From the command line\n")[1].split("\n## ")[0]
+
+
+def test_every_command_of_the_manual_exists() -> None:
+    """Each line of the manual names a command, and only options that this command has."""
+    lines = [
+        line.split("#")[0].split() for line in _section_of_the_manual().splitlines() if line.startswith("fairlead ")
+    ]
+    assert len(lines) >= 13
+    for line in lines:
+        rest, found = line[1:], root
+        while isinstance(found, click.Group):
+            found = found.commands[rest.pop(0)]
+        found.make_context(" ".join(line), rest, resilient_parsing=True)
+        options = {name for parameter in found.params for name in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= options, line
+
+
+def test_every_option_of_the_api_has_its_flag_in_the_manual() -> None:
+    """The manual's table holds every option of a calibration, next to a flag that the command has."""
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\| `(--[a-z-]+)", _section_of_the_manual(), re.MULTILINE))
+    flags = {name for parameter in root.commands["calibrate"].params for name in parameter.opts}
+    assert set(rows.values()) <= flags
+    assert set(rows) == {*calibration_pb2.CalibrationOptions.DESCRIPTOR.fields_by_name, "fresh", "validate_only"}
+
+
+def test_help_says_what_an_error_limit_and_a_small_budget_mean(command: Command) -> None:
+    """Traffic classes have one percent more, and a budget too small for the tests cannot publish."""
+    said = " ".join(command.run("calibrate", "--help").stdout.split())
+    assert "Traffic classes may be off by one percent more" in said
+    assert "too small for the tests of the result cannot publish" in said
+    assert "--report FILE" in said
