@@ -128,7 +128,7 @@ class LiveExperiments:
                 f"the engine ended an answer after {produced} of {output_tokens} tokens although it was told to ignore "
                 "the end token: it cannot be calibrated"
             )
-        return loop.ended(number, self._now_s())
+        return loop.ended(number, self._now_s(), produced)
 
     def _job(self, text: str, output_tokens: int) -> Job:
         return Job(

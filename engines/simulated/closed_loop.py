@@ -132,17 +132,27 @@ class ClosedLoop:
         elif self._full(now_s):
             self._closed = totals.copy()
 
-    def ended(self, stream: int, now_s: float) -> tuple[int, int]:
-        """A request got its last token. Returns the lengths of the next one of its stream, to be sent now."""
+    def ended(self, stream: int, now_s: float, produced: int | None = None) -> tuple[int, int]:
+        """A request got its last token.
+
+        Args:
+            stream: Its stream.
+            now_s: When that was seen.
+            produced: Tokens of its answer; None for as many as it was sent with.
+
+        Returns:
+            The lengths of the next request of its stream, to be sent now.
+        """
         self._pass(now_s)
-        self.all_produced(stream)
+        self.progress(stream, self._streams[stream].output_tokens if produced is None else produced)
         self._decoding -= 1
         read, made = self._draw()
         self._streams[stream] = _Stream(read, made, now_s, warm=False)
         return read, made
 
     def counted(self, stream: int, input_tokens: int) -> None:
-        """The engine counted a running request's prompt: its length is put right where it differs from the plan."""
+        """A request's prompt is this long and not as long as planned; to be called before its first token, for what was
+        summed up stays as it is."""
         self._streams[stream].input_tokens = input_tokens
 
     def stop(self, now_s: float) -> None:

@@ -53,7 +53,8 @@ class LoadResult:
         first_tokens: Requests that got their first token inside the window.
         output_tokens: Output tokens inside the window, first tokens included.
         decoding_s: Integral over the window of the number of requests between their first and their last token.
-        input_tokens: Sum of the prompts' lengths of the requests counted in first_tokens, as the engine counted them.
+        input_tokens: Sum of the prompts' lengths of the requests counted in first_tokens: exact in virtual time; on a
+            real engine those expected from what it counted for the prompts before, which it confirms only at the end.
         input_squares: Sum of the squares of the same lengths.
         context_tokens: Sum over the output tokens of their context: the prompt and the answer before them.
         ttft_s_p50: Median time to first token of requests that began after the warm-up; 0 where none has one.

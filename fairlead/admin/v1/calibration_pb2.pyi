@@ -486,7 +486,9 @@ class CalibrationOptions(_message.Message):
     ttft_objective_ms: _builtins.float
     """Objective: 95th percentile of the time to first token, milliseconds; 0 means none."""
     error_max: _builtins.float
-    """Worst hold-out error it publishes by itself, 0.05 for 5 %; 0 means 0.05."""
+    """Worst hold-out error it publishes by itself, 0.05 for 5 %; 0 means 0.05. The error of a traffic class may be 0.01
+    beyond it: two measurements of one mix differ by that much.
+    """
     force: _builtins.bool
     """Publish whatever the error is."""
     keep_active: _builtins.bool
@@ -499,7 +501,7 @@ class CalibrationOptions(_message.Message):
     """Seed of the prompts' lengths and words; 0 means 1."""
     @_builtins.property
     def budget(self) -> _duration_pb2.Duration:
-        """Most replica time it may take; unset means 15 minutes."""
+        """Most replica time it may take, 5 minutes to 4 hours; unset means 15 minutes."""
 
     def __init__(
         self,
@@ -533,7 +535,7 @@ class Experiment(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     MEASUREMENT_FIELD_NUMBER: _builtins.int
     traffic_class: _builtins.str
-    """What it is for: "" for a point of the fit, or the traffic class that only tests it."""
+    """The traffic class whose mix it is, or "" where its requests are all alike."""
     @_builtins.property
     def load(self) -> _engine_pb2.Load:
         """The load."""

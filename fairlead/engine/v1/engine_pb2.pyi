@@ -412,7 +412,9 @@ class Measurement(_message.Message):
     decoding_s: _builtins.float
     """Integral over the window of the number of requests between their first and their last token, seconds."""
     input_tokens: _builtins.int
-    """Sum of the prompts' lengths of the requests counted in first_tokens, as the engine counted them."""
+    """Sum of the prompts' lengths of the requests counted in first_tokens: exact in virtual time; on a real engine those
+    expected from what it counted for the prompts before.
+    """
     input_squares: _builtins.float
     """Sum of the squares of the same lengths."""
     context_tokens: _builtins.float

@@ -46,7 +46,7 @@ def test_what_nobody_set_is_filled_in() -> None:
         ("error_max", options(tpot_objective_ms=1.0, error_max=1.5)),
         ("replica_id", options(tpot_objective_ms=1.0, replica_id="a/b")),
         ("form", options(tpot_objective_ms=1.0, form=9)),
-        ("budget", pb.CalibrationOptions(tpot_objective_ms=1.0, budget={"seconds": 0})),  # type: ignore[arg-type]
+        ("budget", pb.CalibrationOptions(tpot_objective_ms=1.0, budget={"seconds": 299})),  # type: ignore[arg-type]
         ("budget", pb.CalibrationOptions(tpot_objective_ms=1.0, budget={"seconds": 10**6})),  # type: ignore[arg-type]
     ],
 )
@@ -73,15 +73,15 @@ def test_only_the_same_measurement_goes_on() -> None:
 
 def test_what_goes_on_keeps_what_was_asked_first() -> None:
     """Proves that going on keeps seed, budget and bar unless they are set anew, and takes the wishes of now."""
-    paused = filled_in(pb.CalibrationOptions(seed=7, error_max=0.1, budget={"seconds": 60}), 50.0)  # type: ignore[arg-type]
+    paused = filled_in(pb.CalibrationOptions(seed=7, error_max=0.1, budget={"seconds": 600}), 50.0)  # type: ignore[arg-type]
     asked = options(keep_active=True, take_last_replica=True)
     again = resumed(paused, filled_in(asked, 50.0), asked)
-    assert (again.seed, again.error_max, budget_s(again)) == (7, 0.1, 60.0)
+    assert (again.seed, again.error_max, budget_s(again)) == (7, 0.1, 600.0)
     assert again.keep_active
     assert again.take_last_replica
-    asked = pb.CalibrationOptions(error_max=0.02, budget={"seconds": 90})  # type: ignore[arg-type]
+    asked = pb.CalibrationOptions(error_max=0.02, budget={"seconds": 400})  # type: ignore[arg-type]
     again = resumed(paused, filled_in(asked, 50.0), asked)
-    assert (again.error_max, budget_s(again)) == (0.02, 90.0)
+    assert (again.error_max, budget_s(again)) == (0.02, 400.0)
 
 
 def test_ready_ones_of_the_right_kind_are_candidates() -> None:

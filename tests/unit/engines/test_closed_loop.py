@@ -246,6 +246,20 @@ def test_the_engines_count_of_a_prompt_is_what_counts() -> None:
     assert result.context_tokens == 53 * result.output_tokens
 
 
+def test_an_answer_that_ends_early_counts_as_it_was() -> None:
+    """Proves that an answer of 9 instead of 10 tokens is summed up with the 9 that came."""
+    loop = ClosedLoop(LoadSpec(((50, 10),), 1, 0.5, 60.0), 0.0)
+    loop.begin()
+    now_s = 0.0
+    while not loop.done:
+        loop.first_token(0, now_s + 0.1)
+        now_s += 0.25
+        if not loop.done:
+            loop.ended(0, now_s, 9)
+    result = loop.result(now_s)
+    assert result.output_tokens == 9 * result.first_tokens
+
+
 @pytest.mark.parametrize("limit_s", [100.249_977, 100.25, 100.3])
 def test_a_limit_before_what_was_just_seen_ends_with_it(limit_s: float) -> None:
     """Proves that a load which is cut a moment before the token that opened its window was seen has an empty window
