@@ -25,6 +25,9 @@ from simulation.scenario import Scenario, overridden, read_scenario
 _REPLICAS_SHOWN = 16
 _NOTES_SHOWN = 12
 
+# What the command that passes its arguments on puts in the program's place.
+_COMMAND = "fairlead simulate"
+
 # Most objects of a simulation live long, and hardly any are in cycles: looking for garbage often only costs time.
 _GC_THRESHOLDS = (200_000, 50, 100)
 
@@ -168,4 +171,4 @@ def _percent(value: float) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name=_COMMAND if sys.argv[0] == _COMMAND else None)

@@ -45,7 +45,7 @@ def simulate(invocation: Invocation, arguments: tuple[str, ...]) -> None:
     before = sys.argv
     sys.argv = ["fairlead simulate", *arguments]
     try:
-        runpy.run_module(_PACKAGE, run_name="__main__", alter_sys=True)
+        runpy.run_module(_PACKAGE, run_name="__main__")  # leaves sys.argv[0], by which it calls itself
     finally:
         sys.argv = before
 

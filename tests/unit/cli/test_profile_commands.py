@@ -337,7 +337,7 @@ def test_the_simulator_of_a_checkout_gets_every_argument(tmp_path: Path) -> None
     assert done.returncode == 7, done.stderr
     assert done.stdout.strip() == str(
         [
-            str(tmp_path / "simulation/__main__.py"),
+            "fairlead simulate",
             "day.toml",
             "--help",
             "-o",

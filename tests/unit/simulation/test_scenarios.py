@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,14 @@ def test_traffic_without_end_is_refused_before_the_run(tmp_path: Path, change: s
     text = GOOD.replace("replicas = 2", "replicas = 2000").replace("load = 0.3\n", change + "\n")
     with pytest.raises(InvalidArgumentError, match=message):
         Simulation(parse_scenario(text), Workloads(tmp_path))
+
+
+def test_usage_names_the_program_that_was_called() -> None:
+    """Run by the command, the simulator calls itself as it was called; run as a module, by the module's name."""
+    command = ("-c", "from fairlead.cli import main; main()", "simulate")
+    for program, arguments in (("fairlead simulate", command), ("python -m simulation", ("-m", "simulation"))):
+        told = subprocess.check_output([sys.executable, *arguments, "--help"], text=True, timeout=60)
+        assert told.startswith(f"Usage: {program} [OPTIONS] SCENARIO\n")
 
 
 def test_what_was_assumed_of_workloads_is_shown(tmp_path: Path) -> None:
