@@ -25,8 +25,11 @@ _REPEAT_MAX: Final = 0.2
 _ABANDONED_MAX: Final = 2
 # What all mixes weigh beside all points.
 _MIX_SHARE: Final = 2.0
-# Two measurements of one mix differ by about this much, so an error this little beyond the allowed one is none.
-_MIX_NOISE: Final = 0.01
+# Where the time to first token decides at more of the targets than this, it is a likely cause of errors.
+_WAITING_MAX: Final = 0.2
+MIX_NOISE: Final = 0.01
+"""Two measurements of one mix differ by about this much: the error of a traffic class may be this much beyond the
+allowed one."""
 
 
 def prior_cost(read: int, made: int) -> float:
@@ -37,7 +40,9 @@ def prior_cost(read: int, made: int) -> float:
     return math.fsum(value * term for value, term in zip(_PRIOR, terms, strict=True))
 
 
-def fit_targets(targets: Sequence[Target], form: CostForm, context_tokens: int) -> tuple[Fit | None, tuple[Row, ...]]:
+def fit_targets(
+    targets: Sequence[Target], form: CostForm, context_tokens: int, ttft_ms: float = 0.0
+) -> tuple[Fit | None, tuple[Row, ...]]:
     """Fits what was measured: every point counts as much as the traffic it stands for, and the mixes of the traffic
     classes together twice as much as all points, for real traffic is mixed and shares its steps better than any one
     pair of lengths.
@@ -54,7 +59,7 @@ def fit_targets(targets: Sequence[Target], form: CostForm, context_tokens: int) 
     found: Fit | None = None
     rows: tuple[Row, ...] = ()
     for _ in range(2):  # the masses need costs and the costs need a fit: once with the prior, once with that fit
-        masses = cloud(context_tokens, request_cost(found) if found else prior_cost)
+        masses = cloud(context_tokens, request_cost(found), ttft_ms) if found else cloud(context_tokens, prior_cost)
         of_points = tuple(target.row(weight) for (target, _), weight in zip(points, weights(masses, at), strict=True))
         rows = (*of_points, *of_mixes)
         try:
@@ -90,11 +95,11 @@ def analyse(
         abandoned: What could not be measured, for people.
         form: Which terms to fit.
         context_tokens: Longest prompt plus answer.
-        error_max: Worst error that may be published.
+        error_max: Worst hold-out error that may be published; a traffic class may be `MIX_NOISE` beyond it.
         engine_s: Replica time used.
         untested: Traffic classes that were not reached.
     """
-    found, rows = fit_targets(targets, form, context_tokens)
+    found, rows = fit_targets(targets, form, context_tokens, objective.ttft_ms)
     errors = _hold_out_errors(rows, form)
     if found is None or errors is None:
         too_few = ("too few lengths could be measured to fit a cost function",)
@@ -118,7 +123,7 @@ def analyse(
         latency_curve=curve,
         latency_spread=min(spread, ERROR_MAX),
     )
-    objections = tuple(_objections(targets, idle, abandoned, evidence, error_max, untested))
+    objections = tuple(_objections(objective, targets, idle, abandoned, evidence, error_max, untested))
     return Outcome(objective, found, rows, points, classes, evidence, objections)
 
 
@@ -186,6 +191,7 @@ def _row(result: LoadResult) -> Row:
 
 
 def _objections(
+    objective: Objective,
     targets: Sequence[Target],
     idle: Sequence[LoadResult],
     abandoned: Sequence[str],
@@ -197,8 +203,16 @@ def _objections(
     if evidence.hold_out_error > error_max:
         found.append(f"the hold-out error is {evidence.hold_out_error:.1%}, more than {error_max:.1%}")
     for name, error in evidence.class_errors.items():
-        if abs(error) > error_max + _MIX_NOISE:
-            found.append(f"the capacity for {name} is {abs(error):.1%} off, more than {error_max:.1%}")
+        if abs(error) > error_max + MIX_NOISE:
+            most = error_max + MIX_NOISE
+            found.append(f"the capacity for {name} is {abs(error):.1%} off, more than {most:.1%}")
+    waiting = sum(_waits(objective, target) for target in targets)
+    if found and waiting > _WAITING_MAX * len(targets):
+        found.append(
+            f"the objective on the time to first token decides at {waiting} of {len(targets)} lengths and mixes;"
+            " waiting does not add up the way work does:"
+            f" allow more than {objective.ttft_ms:g} ms, or leave it out and keep it by routing"
+        )
     if len(idle) < 2:
         found.append("the measurement is not finished")
     if untested:
@@ -214,3 +228,9 @@ def _objections(
             f"the replica changed its speed meanwhile: an idle step takes {change:.2f} times as long as before"
         )
     return found
+
+
+def _waits(objective: Objective, target: Target) -> bool:
+    """Whether the time to first token is what limits a target: at its load closest to the objective."""
+    closest = min(target.probes, key=lambda probe: abs(probe.stress - 1.0), default=None)
+    return closest is not None and not objective.tpot_binds(closest.result)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from model_units.calibration.analysis import analyse, fit_targets, prior_cost, request_cost
-from model_units.calibration.design import Lengths, cloud, next_lengths
+from model_units.calibration.design import Lengths, cloud, in_time, next_lengths
 from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.calibration.outcome import Outcome, Progress, Target
 from model_units.calibration.search import Objective, Probe, Search
@@ -27,7 +27,7 @@ from model_units.calibration.traffic import CLASSES
 from model_units.cost import CostForm
 from model_units.fit import Fit, Row
 
-CORE_VERSION: Final = 1
+CORE_VERSION: Final = 2
 """Grows with every change after which the loads of a stored calibration would be others."""
 
 IDLE_STEPS_PER_OBJECTIVE: Final = 2.5
@@ -50,7 +50,11 @@ _LATENCY_POINTS: Final = 3
 _LATENCY_SHARES: Final = (0.12, 0.3, 0.6)
 _WINDOW_S: Final = 5.0
 _MIX_WINDOW_S: Final = 20.0
+# Most time of a load; a tenth of the budget where that is more, for slow replicas.
 _TIME_MAX_S: Final = 90.0
+_TIME_MAX_SHARE: Final = 0.1
+# How far the last load may go beyond the budget: a window of it, and what comes before.
+_OVERRUN_S: Final = 30.0
 _PROBES_EXPECTED: Final = 2.0
 # The rest of the budget is for loads that take longer than those before.
 _BUDGET_SHARE: Final = 0.8
@@ -62,6 +66,9 @@ _CONCURRENCY_MIN: Final = 5
 _WARM_S_MAX: Final = 30.0
 # What a load costs whatever its lengths: its window, and the search around it.
 _OVERHEAD_S: Final = 10.0
+
+# What is done while a load is still to come.
+_PROGRESS_MAX: Final = 0.99
 
 # How long an idle replica takes for the first load's prompt where the prior costs are true.
 _PRIOR_TTFT_S: Final = 0.026
@@ -89,7 +96,7 @@ class Calibrator:
         limits: What the engine takes.
         objective: What full load keeps; a tpot_ms of 0 takes the default.
         budget_s: Most replica time, above 0.
-        error_max: Worst error that may be published, 0.05 for 5 %.
+        error_max: Worst hold-out error that may be published, 0.05 for 5 %; a traffic class may be `MIX_NOISE` beyond.
         form: Which terms to fit.
         seed: Of the loads.
     """
@@ -131,7 +138,8 @@ class Calibrator:
 
     @property
     def traffic_class(self) -> str:
-        """What the load last handed out is for: the class it tests, or "" where it is a point of the fit."""
+        """The class whose mix the load last handed out is, or "" where its requests are all alike. Mixes are fitted
+        too; each is judged by a fit that has not seen it."""
         testing = self._search is not None and self._lengths is None
         return self._mixes[0].name if testing else ""
 
@@ -164,6 +172,8 @@ class Calibrator:
             self._search.record(load.concurrency, result)
             if self._search.next() is None:
                 self._end_search(self._search)
+            elif not self._affords_load:
+                self._end_search(None, measurable=True)
 
     def restore(self, experiments: Sequence[tuple[LoadSpec, LoadResult]]) -> None:
         """Goes on where an interrupted calibration was.
@@ -184,9 +194,11 @@ class Calibrator:
         """How far it is."""
         left = self._loads_left() if self.next() is not None else 0.0
         mean_s = self._engine_s / self._loads if self._loads else 20.0
-        left_s = min(left * mean_s, max(0.0, self._budget_s - self._engine_s))
-        total_s = self._engine_s + left_s
-        return Progress(self._engine_s / total_s if total_s else 1.0, self._engine_s, left_s, self._detail())
+        if not left:
+            return Progress(1.0, self._engine_s, 0.0, self._detail())
+        left_s = max(mean_s, min(left * mean_s, self._budget_s - self._engine_s))
+        done = self._engine_s / (self._engine_s + left_s) if left_s else 0.0
+        return Progress(min(_PROGRESS_MAX, done), self._engine_s, left_s, self._detail())
 
     def _loads_left(self) -> float:
         """How many loads are expected to come."""
@@ -229,8 +241,7 @@ class Calibrator:
             concurrency = self._search.next()
             assert concurrency is not None
             if self._lengths is None:
-                pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
-                return self._spec(pairs, concurrency, _MIX_WINDOW_S)
+                return self._spec(self._mix(), concurrency, _MIX_WINDOW_S)
             return self._spec(((self._lengths.input_tokens, self._lengths.output_tokens),), concurrency, _WINDOW_S)
         if self._latencies:
             target, concurrency = self._latencies[0]
@@ -243,7 +254,15 @@ class Calibrator:
         if lengths == (_IDLE,):
             quarter = max(1, self._longest() // 4)
             lengths = ((min(_IDLE[0], quarter), min(_IDLE[1], quarter)),)
-        return LoadSpec(lengths, concurrency, window_s, _TIME_MAX_S, self._seed + self._loads)
+        # In whole seconds: a load that was stored has to come out the same.
+        left_s = math.ceil(max(0.0, self._budget_s - self._engine_s))
+        time_max_s = max(_TIME_MAX_S, _TIME_MAX_SHARE * self._budget_s)
+        return LoadSpec(lengths, concurrency, window_s, min(time_max_s, left_s + _OVERRUN_S), self._seed + self._loads)
+
+    @property
+    def _affords_load(self) -> bool:
+        """Whether the budget has room for a load that takes as long as those before."""
+        return self._engine_s * (1.0 + 1.0 / max(1, self._loads)) <= self._budget_s
 
     def _take_idle(self, result: LoadResult) -> None:
         self._idle.append(result)
@@ -264,6 +283,8 @@ class Calibrator:
     def _take_latency(self, concurrency: int, result: LoadResult) -> None:
         assert self._latencies is not None
         number, _ = self._latencies.pop(0)
+        if not self._affords_load:
+            self._latencies = []
         if result.usable:
             probe = Probe(concurrency, result, self._objective.stress(result))
             target = self._targets[number]
@@ -295,7 +316,7 @@ class Calibrator:
         elif self._latencies:
             return
         elif self._mixes and self._fit is not None and self._engine_s + per_target_s / 2 < self._budget_s:
-            pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
+            pairs = self._mix()
         else:
             return
         self._search = Search(
@@ -316,7 +337,7 @@ class Calibrator:
             warm_s = concurrency * self._cost(lengths.input_tokens, 1)
             return _OVERHEAD_S + warm_s if warm_s <= _WARM_S_MAX else math.inf
 
-        masses = cloud(self._longest(), self._cost)
+        masses = cloud(self._longest(), self._cost, self._objective.ttft_ms)
         return next_lengths(masses, self._tried, uncertainty=uncertainty, replica_s=replica_s)
 
     def _cost(self, read: int, made: int) -> float:
@@ -325,21 +346,26 @@ class Calibrator:
             return request_cost(self._fit)(read, made)
         return max(0.2, self._idle[0].ttft_s_p50 / _PRIOR_TTFT_S) * prior_cost(read, made)
 
-    def _end_search(self, search: Search | None) -> None:
-        """Files what a search has found; None when its load could not be measured."""
+    def _end_search(self, search: Search | None, *, measurable: bool = False) -> None:
+        """Files what a search has found; None when its load could not be measured, or when the budget ended it."""
         name = self._mixes[0].name if self._lengths is None else ""
         if search is None and self._lengths is None:
             self._untested.append(name)
-        elif search is None:
+        elif search is None and not measurable:
             assert self._lengths is not None
             self._abandoned.append(f"{self._lengths.input_tokens:,} in")
-        else:
+        elif search is not None:
             self._targets.append(Target(self._lengths, name, tuple(search.probes), search.rates()))
         if self._lengths is None:
             self._mixes.pop(0)
         else:
-            self._fit = fit_targets(self._targets, self._form, self._longest())[0]
+            self._fit = fit_targets(self._targets, self._form, self._longest(), self._objective.ttft_ms)[0]
         self._search = self._lengths = None
+
+    def _mix(self) -> tuple[tuple[int, int], ...]:
+        """The pairs of the next class that can keep the objective for the first token; all of them where none can."""
+        pairs = self._mixes[0].pairs(_MIX_PAIRS, self._longest())
+        return in_time(pairs, self._cost, self._objective.ttft_ms) or pairs
 
     def _longest(self) -> int:
         kv, context = self._limits.kv_capacity_tokens, max(2, int(_CONTEXT_SHARE * self._limits.context_tokens))

@@ -26,6 +26,8 @@ from model_units.least_squares import Floats
 # Farther than this (in both logarithms together) nothing is known of a pair.
 _FAR: Final = 6.0
 _PAIRS_PER_CLASS: Final = 48
+# An idle replica computes a prompt in about its cost; what comes on top is the host, and steps that are not full.
+_IDLE_PREFILL: Final = 1.2
 
 Cost = Callable[[int, int], float]
 """Replica-seconds of (input, output) tokens, at least their proportions."""
@@ -50,21 +52,34 @@ class Lengths:
         )
 
 
-def cloud(context_tokens: int, cost: Cost) -> dict[Lengths, float]:
+def in_time(pairs: Sequence[tuple[int, int]], cost: Cost, ttft_ms: float) -> tuple[tuple[int, int], ...]:
+    """The pairs whose prompt alone, on an idle replica, is computed within the objective for the first token: no load
+    keeps it with the others.
+
+    Args:
+        pairs: (input, output) tokens.
+        cost: Replica-seconds of a pair.
+        ttft_ms: The objective, milliseconds; 0 for none.
+    """
+    return tuple(pair for pair in pairs if not ttft_ms or 1000.0 * _IDLE_PREFILL * cost(pair[0], 1) <= ttft_ms)
+
+
+def cloud(context_tokens: int, cost: Cost, ttft_ms: float = 0.0) -> dict[Lengths, float]:
     """The pairs of all traffic classes with their masses, which add up to the number of classes.
 
     Args:
         context_tokens: Longest prompt plus answer.
-        cost: What a pair costs.
+        cost: What a pair costs, replica-seconds where there is a `ttft_ms`, else any proportion of it.
+        ttft_ms: Pairs that cannot keep this objective for the first token are left out, unless none can; 0 for none.
     """
     masses: dict[Lengths, float] = {}
     for traffic in CLASSES:
-        pairs = traffic.pairs(_PAIRS_PER_CLASS, context_tokens)
+        pairs = in_time(traffic.pairs(_PAIRS_PER_CLASS, context_tokens), cost, ttft_ms)
         total = math.fsum(cost(*pair) for pair in pairs)
         for pair in pairs:
             lengths = Lengths(*pair)
             masses[lengths] = masses.get(lengths, 0.0) + cost(*pair) / total
-    return masses
+    return masses or cloud(context_tokens, cost)
 
 
 def next_lengths(

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 
 from model_units.calibration.analysis import fit_targets
+from model_units.calibration.calibrator import Calibrator
 from model_units.calibration.design import Lengths
 from model_units.calibration.outcome import Target
-from model_units.calibration.search import Rates
+from model_units.calibration.search import Objective, Rates
 from model_units.cost import COEFFICIENTS, CostForm, CostProfile
 from model_units.fit import Row, fit
-from tests.unit.model_units.calibration.replicas import LinearReplica, calibrated_h100
+from tests.unit.model_units.calibration.replicas import H100_LIMITS, LinearReplica, calibrated_h100
 
 TRUE = LinearReplica()
 
@@ -104,3 +105,16 @@ def test_points_show_what_was_tried() -> None:
         assert all(tpot_ms > 0 and math.isfinite(ttft_ms) and rate > 0 for _, tpot_ms, ttft_ms, rate in point.curve)
         assert point.replica_s > 0
         assert point.predicted_replica_s > 0
+
+
+def test_the_bar_of_a_class_is_said_with_its_allowance() -> None:
+    """Proves that a class is objected to only beyond the allowed error and the noise of a mix, and that the objection
+    names that limit."""
+    calibrator, done = calibrated_h100()
+    errors = sorted(abs(error) for error in calibrator.outcome().evidence.class_errors.values())  # type: ignore[union-attr]
+    for error_max, named in ((errors[-1] - 0.005, False), (errors[-1] - 0.015, True)):
+        strict = Calibrator(H100_LIMITS, Objective(50.0), error_max=error_max)
+        strict.restore(done)
+        said = [each for each in strict.outcome().objections if each.startswith("the capacity for")]
+        assert bool(said) == named
+        assert all(f"more than {error_max + 0.01:.1%}" in each for each in said)

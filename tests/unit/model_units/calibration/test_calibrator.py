@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.calibration.search import Objective
 from model_units.calibration.traffic import CLASSES
 from model_units.cost import CostForm
+from model_units.loads import load_from_proto, load_to_proto
 from tests.unit.model_units.calibration.replicas import (
     EMPTY,
     H100_LIMITS,
@@ -171,6 +173,22 @@ def test_a_simulated_replica_that_slows_down_is_not_accepted() -> None:
     assert any("1.6" in objection for objection in calibrator.outcome().objections)
 
 
+@pytest.mark.parametrize(
+    "factor",
+    [lambda number: 1.15 if number >= 17 else 1.0, lambda number: 1.6 if 10 <= number < 20 else 1.0],
+    ids=["a little, for good", "much, for a while"],
+)
+def test_a_change_that_the_last_load_does_not_show_is_not_accepted(factor: Callable[[int], float]) -> None:
+    """Proves that a replica which becomes 1.15 times slower half way, too little for the repeated load to tell, or 1.6
+    times slower for ten loads only, is not published either: its points contradict each other."""
+    count = itertools.count()
+    calibrator = Calibrator(H100_LIMITS, Objective(50.0))
+    calibrate(calibrator, lambda load: rehearse(HARDWARE["h100"], load, slow_factor=factor(next(count))))
+    outcome = calibrator.outcome()
+    assert not outcome.acceptable
+    assert any("hold-out error" in objection for objection in outcome.objections)
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_noise_is_not_accepted(seed: int) -> None:
     """Proves that a replica whose results are noise, over four orders of magnitude, ends in objections, and with
@@ -234,7 +252,11 @@ def test_a_small_budget_ends_early(budget_s: float) -> None:
     calibrator = Calibrator(H100_LIMITS, Objective(50.0), budget_s=budget_s)
     done = calibrate(calibrator, lambda load: rehearse(HARDWARE["h100"], load))
     outcome = calibrator.outcome()
-    assert sum(result.engine_s for _, result in done) <= budget_s + 100.0
+    used_s = list(itertools.accumulate(result.engine_s for _, result in done))
+    assert used_s[-1] <= budget_s + 45.0  # the load that crosses it, and the first one once more
+    for (load, _), before_s in zip(done[1:], used_s, strict=False):
+        assert load.time_max_s <= max(0.0, budget_s - before_s) + 31.0
+        assert load_from_proto(load_to_proto(load)) == load, "an interrupted calibration would not go on"
     if outcome.fit is None:
         assert "too few lengths" in outcome.objections[0]
     else:
@@ -299,6 +321,57 @@ def test_progress_grows_to_the_end() -> None:
     end = calibrator.progress
     assert (end.fraction, end.engine_left_s, end.detail) == (1.0, 0.0, "done")
     assert end.engine_s == pytest.approx(math.fsum(result.engine_s for _, result in calibrated_h100()[1]))
+
+
+def test_progress_is_not_over_before_the_end() -> None:
+    """Proves that where the budget is used up, a load that is still to come leaves something to do."""
+    calibrator = Calibrator(H100_LIMITS, Objective(50.0), budget_s=150.0)
+    while (load := calibrator.next()) is not None:
+        progress = calibrator.progress
+        assert progress.fraction <= 0.99
+        assert progress.engine_left_s > 0.0
+        calibrator.record(rehearse(HARDWARE["h100"], load))
+    assert (calibrator.progress.fraction, calibrator.progress.engine_left_s) == (1.0, 0.0)
+
+
+def test_a_search_ends_with_the_budget() -> None:
+    """Proves that a search whose loads take far longer than those before is given up in the middle, without counting
+    as lengths that cannot be measured."""
+    count = itertools.count()
+
+    def slowing(load: LoadSpec) -> LoadResult:
+        return replace(rehearse(HARDWARE["h100"], load), engine_s=8.0 if next(count) < 12 else 80.0)
+
+    calibrator = Calibrator(H100_LIMITS, Objective(50.0), budget_s=200.0)
+    done = calibrate(calibrator, slowing)
+    assert sum(result.engine_s for _, result in done) <= 200.0 + 2 * 80.0
+    assert not any("could not be measured" in each for each in calibrator.outcome().objections)
+
+
+def test_a_slow_replica_is_calibrated_with_time() -> None:
+    """Proves the remedy for slow engines: ten times slower than an H100, a replica is acceptable with a budget of an
+    hour, whose loads may take longer, and an objective of four idle steps."""
+    calibrator = Calibrator(EngineLimits(256, 440_000, 131_072), Objective(300.0), budget_s=3_600.0)
+    done = calibrate(calibrator, lambda load: rehearse(HARDWARE["h100"], load, slow_factor=10.0))
+    assert calibrator.outcome().acceptable
+    assert {load.time_max_s for load, _ in done} == {360.0}
+
+
+@pytest.mark.parametrize("ttft_ms", [200.0, 1_000.0])
+def test_an_objective_for_the_first_token_leaves_out_what_cannot_keep_it(ttft_ms: float) -> None:
+    """Proves that no load after the first points has a prompt that takes an idle H100 longer than the objective, and
+    that an outcome which waiting has spoilt says so."""
+    limits = EngineLimits(256, H100_LIMITS.kv_capacity_tokens, 131_072)
+    calibrator = Calibrator(limits, Objective(50.0, ttft_ms))
+    done = calibrate(calibrator, lambda load: rehearse(HARDWARE["h100"], load))
+    longest = max(read for load, _ in done for read, _ in load.lengths)
+    hardware = HARDWARE["h100"]
+    alone_s = hardware.step_s(prefill_tokens=longest, prefill_squares=longest**2, sequences=0, context_tokens=0)
+    assert 0.4 * ttft_ms <= 1e3 * alone_s <= 1.1 * ttft_ms
+    outcome = calibrator.outcome()
+    if not outcome.acceptable:
+        assert any(f"allow more than {ttft_ms:g} ms, or leave it out" in each for each in outcome.objections)
+    assert not any("time to first token" in each for each in calibrated_h100()[0].outcome().objections)
 
 
 def test_loads_say_what_they_are_for() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_units.calibration.analysis import prior_cost
-from model_units.calibration.design import Lengths, cloud, next_lengths, weights
+from model_units.calibration.design import Lengths, cloud, in_time, next_lengths, weights
 from model_units.calibration.traffic import CLASSES
 
 lengths = st.builds(Lengths, st.integers(1, 100_000), st.integers(1, 10_000))
@@ -36,6 +36,18 @@ def test_every_class_counts_alike(context_tokens: int) -> None:
     assert math.fsum(masses.values()) == pytest.approx(len(CLASSES))
     assert all(mass > 0 for mass in masses.values())
     assert all(pair.input_tokens + pair.output_tokens <= context_tokens for pair in masses)
+
+
+def test_prompts_that_take_too_long_alone_are_no_part_of_the_cloud() -> None:
+    """Proves that pairs whose prompt alone takes longer than the objective for the first token are left out, that what
+    stays counts as much as before, and that an objective nothing keeps leaves out nothing."""
+    masses = cloud(131_072, prior_cost, 500.0)
+    assert all(1.2 * prior_cost(pair.input_tokens, 1) <= 0.5 for pair in masses)
+    assert math.fsum(masses.values()) == pytest.approx(len(CLASSES))
+    assert len(masses) < len(cloud(131_072, prior_cost))
+    assert cloud(131_072, prior_cost, 1e-6) == cloud(131_072, prior_cost)
+    assert in_time([(10, 5), (100_000, 5)], prior_cost, 500.0) == ((10, 5),)
+    assert in_time([(10, 5), (100_000, 5)], prior_cost, 0.0) == ((10, 5), (100_000, 5))
 
 
 def nearest_first(masses: dict[Lengths, float], measured: list[Lengths]) -> Lengths | None:
