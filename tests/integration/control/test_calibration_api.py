@@ -37,7 +37,7 @@ async def test_every_instance_answers_and_only_administrators(side: Side) -> Non
 
     shipped = profile_to_proto(built_in_profiles().default_for("h100"))
     stored = await first.ImportProfile(pb.ImportProfileRequest(profile=shipped), metadata=AUTH, timeout=10)
-    assert stored.profile_id == "llama-3.1-8b/h100/2"
+    assert stored.profile_id == f"llama-3.1-8b/h100/{shipped.version + 1}"
     request = pb.ActivateProfileRequest(model_id=MODEL, profile_id=stored.profile_id, request_id="once")
     model = await second.ActivateProfile(request, metadata=AUTH, timeout=10)
     assert model == await second.ActivateProfile(request, metadata=AUTH, timeout=10)
