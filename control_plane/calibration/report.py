@@ -12,6 +12,7 @@ from control_plane.calibration.evaluate import Curve, Experiment, FormErrors
 from fairlead.admin.v1 import calibration_pb2 as pb
 from fairlead.errors import InvalidArgumentError
 from fairlead.typical_requests import TYPICAL_REQUESTS
+from model_units.calibration.analysis import MIX_NOISE
 from model_units.calibration.load import LoadSpec
 from model_units.calibration.outcome import Outcome
 from model_units.cost import COEFFICIENTS, CostForm
@@ -164,8 +165,8 @@ def _quality(page: Page, calibration: pb.Calibration, found: _Findings) -> None:
     ]
     page.section(
         "How good it is",
-        f"Published by itself up to {calibration.options.error_max:.1%}. The other form is fitted to the same "
-        "measurements, for comparison. A plus means priced too dear.",
+        f"Published by itself up to {calibration.options.error_max:.1%}, a traffic class up to {MIX_NOISE:.1%} more. The "
+        "other form is fitted to the same measurements, for comparison. A plus means priced too dear.",
     )
     columns = ("error on", f"form {form.value}", f"form {other.value}")
     page.table(columns, rows, "Errors of the predicted cost")

@@ -14,6 +14,7 @@ from fairlead.admin.v1 import calibration_pb2 as pb
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FailedPreconditionError, InvalidArgumentError
 from model_units.calibration.load import LoadResult
+from model_units.profiles import built_in_profiles
 from tests.integration.control.calibration_lab import MODEL, Lab
 from tests.integration.control.side import Side
 from tests.support.etcd import EtcdServer
@@ -80,7 +81,10 @@ async def test_a_replica_is_measured_and_its_profile_published(lab: Lab) -> None
     assert calibration.progress == 1.0
     assert calibration.engine_s <= 900.0
     model = await lab.model()
-    assert (model.profile_id, model.previous_profile_id) == (profile.profile_id, "llama-3.1-8b/h100/1")
+    assert (model.profile_id, model.previous_profile_id) == (
+        profile.profile_id,
+        built_in_profiles().default_for("h100").profile_id,
+    )
     written = [
         await lab.store.get(key)
         for key in (keys.model(MODEL), keys.profile(profile.profile_id), keys.calibration(calibration.calibration_id))
