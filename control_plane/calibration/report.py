@@ -165,8 +165,8 @@ def _quality(page: Page, calibration: pb.Calibration, found: _Findings) -> None:
     ]
     page.section(
         "How good it is",
-        f"Published by itself up to {calibration.options.error_max:.1%}, a traffic class up to {MIX_NOISE:.1%} more. The "
-        "other form is fitted to the same measurements, for comparison. A plus means priced too dear.",
+        f"Published by itself up to {calibration.options.error_max:.1%}, a traffic class up to {MIX_NOISE:.1%} more. "
+        "The other form is fitted to the same measurements, for comparison. A plus means priced too dear.",
     )
     columns = ("error on", f"form {form.value}", f"form {other.value}")
     page.table(columns, rows, "Errors of the predicted cost")
