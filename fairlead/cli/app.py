@@ -223,4 +223,12 @@ def main() -> NoReturn:
     # The commands register themselves with `root` when they are imported.
     from fairlead.cli import commands  # noqa: F401
 
-    root.main()
+    try:
+        root.main()
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            # At once: a connection whose call was interrupted may wait for its server before it closes.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)
+        raise
