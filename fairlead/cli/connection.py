@@ -25,6 +25,10 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
+# Channels of an interrupted command, kept until its process ends.
+_ABANDONED: list[grpc.Channel] = []
+
+
 class AdminConnection:
     """A channel to the control plane.
 
@@ -120,7 +124,11 @@ class AdminConnection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._channel.close()
+        if kind is KeyboardInterrupt:
+            # Closing or collecting it may wait for ever for a call that the interrupt has torn apart.
+            _ABANDONED.append(self._channel)
+        else:
+            self._channel.close()
 
     def _worded(self, error: FairleadError) -> FairleadError:
         if error.reason is not Reason.UNSPECIFIED:

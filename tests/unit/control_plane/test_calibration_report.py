@@ -72,7 +72,7 @@ def test_what_is_stored_evaluates_to_what_was_measured() -> None:
 @pytest.mark.parametrize("form", list(CostForm))
 def test_errors_in_its_own_form_are_its_own(form: CostForm) -> None:
     """The comparison with another form gives the known errors where both forms are the same."""
-    found, loads = measured(form)[1], evaluate.experiments(calibrated(form=form))
+    found = measured(form)[1]
     own, again = evaluate.own_errors(found), evaluate.errors_in(form, found)
     assert again.hold_out == pytest.approx(own.hold_out)
     # The products of a mix's lengths are not counted but estimated, and estimated otherwise than by the core.
@@ -81,7 +81,7 @@ def test_errors_in_its_own_form_are_its_own(form: CostForm) -> None:
 
 def test_the_product_form_is_worse() -> None:
     """The form without attention is clearly further off on the same measurements: that is what the page compares."""
-    found, loads = measured()[1], evaluate.experiments(calibrated())
+    found = measured()[1]
     other = evaluate.errors_in(CostForm.PRODUCT, found)
     own = evaluate.own_errors(found)
     assert other.hold_out is not None
