@@ -6,17 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from control_plane.calibration.core import record
 from fairlead.admin.v1 import calibration_pb2 as pb
-from model_units.calibration.calibrator import Calibrator, EngineLimits
 from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.calibration.outcome import Outcome
-from model_units.calibration.search import Objective
 from model_units.cost import CostForm
 from model_units.fit import leave_one_out
-from model_units.loads import load_from_proto, measurement_from_proto
-from model_units.wire import form_from_proto
-
-_NS_PER_S = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +62,7 @@ def experiments(calibration: pb.Calibration) -> list[Experiment]:
     Raises:
         InvalidArgumentError: Something stored cannot be true.
     """
-    return [
-        Experiment(each.traffic_class, load_from_proto(each.load), measurement_from_proto(each.measurement))
-        for each in calibration.experiments
-    ]
+    return [Experiment(*each) for each in record.experiments(calibration)]
 
 
 def curves(measured: Sequence[Experiment]) -> list[Curve]:
@@ -106,16 +98,7 @@ def outcome(calibration: pb.Calibration, measured: Sequence[Experiment]) -> Outc
     Raises:
         ValueError: They are not those that this version measures with these options.
     """
-    options = calibration.options
-    limits = EngineLimits(calibration.sequences_max, calibration.kv_capacity_tokens, calibration.context_tokens)
-    calibrator = Calibrator(
-        limits,
-        Objective(options.tpot_objective_ms, options.ttft_objective_ms),
-        budget_s=options.budget.ToNanoseconds() / _NS_PER_S,
-        error_max=options.error_max,
-        form=form_from_proto(options.form),
-        seed=options.seed,
-    )
+    calibrator = record.calibrator(calibration)
     calibrator.restore([(each.load, each.result) for each in measured])
     return calibrator.outcome()
 

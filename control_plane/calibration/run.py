@@ -14,7 +14,6 @@ from common.store import Epoch
 from control_plane.calibration.bench import Bench, OpenBench
 from control_plane.calibration.core import record
 from control_plane.calibration.core.choose import Wanted, candidates
-from control_plane.calibration.core.options import budget_s
 from control_plane.calibration.held import HeldRecord
 from control_plane.calibration.publish import Ending, Publisher
 from control_plane.core.activation import profile_in_force
@@ -32,11 +31,8 @@ from fairlead.errors import (
     NotLeaderError,
     Reason,
 )
-from model_units.calibration.calibrator import Calibrator
 from model_units.calibration.outcome import Outcome
-from model_units.calibration.search import Objective
 from model_units.cost import CostProfile
-from model_units.wire import form_from_proto
 
 log = get_logger(__name__)
 
@@ -190,7 +186,7 @@ class Run:
 
     async def _measure_on(self, bench: Bench) -> Outcome:
         """One load after the other, each stored before the next; what is stored already is not put again."""
-        calibrator = self._calibrator()
+        calibrator = record.calibrator(self._calibration)
         before = [(load, result) for _, load, result in record.experiments(self._calibration)]
         try:
             await asyncio.to_thread(calibrator.restore, before)
@@ -208,17 +204,6 @@ class Run:
             result = await bench.measure(load)
             await asyncio.to_thread(calibrator.record, result)
             record.add_experiment(self._calibration, traffic_class, load, result)
-
-    def _calibrator(self) -> Calibrator:
-        options = self._calibration.options
-        return Calibrator(
-            record.limits(self._calibration),
-            Objective(options.tpot_objective_ms, options.ttft_objective_ms),
-            budget_s=budget_s(options),
-            error_max=options.error_max,
-            form=form_from_proto(options.form),
-            seed=options.seed,
-        )
 
     async def _end(self, outcome: Outcome) -> None:
         """Publishes or refuses, all in one commit."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Final
 
 from control_plane.calibration.core.choose import engine_label
+from control_plane.calibration.core.options import budget_s
 from fairlead.admin.v1 import calibration_pb2 as pb
 from fairlead.engine.v1 import engine_pb2
-from model_units.calibration.calibrator import CORE_VERSION, EngineLimits
+from model_units.calibration.calibrator import CORE_VERSION, Calibrator, EngineLimits
 from model_units.calibration.load import LoadResult, LoadSpec
 from model_units.calibration.outcome import Outcome, Progress
+from model_units.calibration.search import Objective
 from model_units.cost import CostProfile
 from model_units.loads import load_from_proto, load_to_proto, measurement_from_proto, measurement_to_proto
-from model_units.wire import profile_to_proto
+from model_units.wire import form_from_proto, profile_to_proto
 
 PENDING: Final = pb.CALIBRATION_STATE_PENDING
 RUNNING: Final = pb.CALIBRATION_STATE_RUNNING
@@ -60,6 +62,21 @@ def limits(calibration: pb.Calibration) -> EngineLimits:
     """Limits of the engine its loads were made for."""
     return EngineLimits(
         max(1, calibration.sequences_max), max(0, calibration.kv_capacity_tokens), max(2, calibration.context_tokens)
+    )
+
+
+def calibrator(calibration: pb.Calibration) -> Calibrator:
+    """The core as it stands before the first load. Whoever measures and whoever draws start from the same one: only so
+    do the stored loads lead to the same outcome.
+    """
+    options = calibration.options
+    return Calibrator(
+        limits(calibration),
+        Objective(options.tpot_objective_ms, options.ttft_objective_ms),
+        budget_s=budget_s(options),
+        error_max=options.error_max,
+        form=form_from_proto(options.form),
+        seed=options.seed,
     )
 
 
