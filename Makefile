@@ -41,7 +41,7 @@ test-unit: ## The tests that take seconds
 
 lint: ## Style, imports, likely mistakes
 	@$(WITH_TESTS)
-	$(VENV)/ruff check .
+	$(VENV)/ruff check --no-cache .
 	$(VENV)/ruff format --check .
 
 format: ## Brings all files into the house's format

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
 from fairlead.admin.v1 import admin_pb2, calibration_pb2
 from fairlead.cli.app import Invocation
+from fairlead.cli.connection import AdminConnection
 from fairlead.errors import FairleadError
 
 TIMEOUT_S = 1.0
@@ -20,13 +23,13 @@ def model_ids(context: click.Context, parameter: click.Parameter, incomplete: st
         parameter: What is completed.
         incomplete: What is typed of it.
     """
-    try:
-        with _invocation(context).admin() as connection:
-            request = admin_pb2.ListModelsRequest(page_size=1000)
-            answer = connection.call(connection.admin.ListModels, request, TIMEOUT_S)
-    except FairleadError:
-        return []
-    return [model.model_id for model in answer.models if model.model_id.startswith(incomplete)]
+
+    def names(connection: AdminConnection) -> list[str]:
+        request = admin_pb2.ListModelsRequest(page_size=1000)
+        answer = connection.call(connection.admin.ListModels, request, TIMEOUT_S)
+        return [model.model_id for model in answer.models]
+
+    return _beginning_with(incomplete, context, names)
 
 
 def profile_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -37,15 +40,21 @@ def profile_ids(context: click.Context, parameter: click.Parameter, incomplete: 
         parameter: What is completed.
         incomplete: What is typed of it.
     """
+
+    def names(connection: AdminConnection) -> list[str]:
+        request = calibration_pb2.ListProfilesRequest()
+        answer = connection.call(connection.calibration.ListProfiles, request, TIMEOUT_S)
+        return [listed.profile.profile_id for listed in answer.profiles]
+
+    return _beginning_with(incomplete, context, names)
+
+
+def _beginning_with(
+    incomplete: str, context: click.Context, names: Callable[[AdminConnection], list[str]]
+) -> list[str]:
+    """Asks the control plane for names; whoever presses Tab sees no error."""
     try:
-        with _invocation(context).admin() as connection:
-            request = calibration_pb2.ListProfilesRequest()
-            answer = connection.call(connection.calibration.ListProfiles, request, TIMEOUT_S)
+        with context.ensure_object(Invocation).admin() as connection:
+            return [name for name in names(connection) if name.startswith(incomplete)]
     except FairleadError:
         return []
-    found = [listed.profile.profile_id for listed in answer.profiles]
-    return [profile_id for profile_id in found if profile_id.startswith(incomplete)]
-
-
-def _invocation(context: click.Context) -> Invocation:
-    return context.ensure_object(Invocation)

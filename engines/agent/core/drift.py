@@ -16,9 +16,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from model_units.latency import healthy_tpot_ms
-
 from engines.agent.core.decoding import Sums
+from model_units.latency import healthy_tpot_ms
 
 TOKENS_PER_WINDOW_MIN: Final = 20
 """Fewer say more about who came and went than about the engine."""
