@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 
 from capacity.core.allocate import Demand, Model, ModelLedger, Replica, Reservation, TenantQuota, utilization_ppm
@@ -65,11 +64,6 @@ def demand_of(tables: Iterable[capacity_pb2.QuotaTable]) -> dict[tuple[str, str]
     }
 
 
-def shard_of(tenant_id: str) -> int:
-    """The shard whose tables hold a tenant: the same everywhere and for ever."""
-    return hashlib.blake2b(tenant_id.encode(), digest_size=2).digest()[0] % SHARDS
-
-
 def quota_to(model_id: str, quota: TenantQuota) -> capacity_pb2.Quota:
     """One row."""
     return capacity_pb2.Quota(
@@ -101,7 +95,7 @@ def tables_to(ledger: ModelLedger, epoch: Epoch) -> Mapping[str, capacity_pb2.Qu
     """The quota tables of one model by key, without compute_time; shards without a tenant have none."""
     tables: dict[str, capacity_pb2.QuotaTable] = {}
     for quota in ledger.quotas:
-        shard = shard_of(quota.tenant_id)
+        shard = keys.tenant_shard(quota.tenant_id, SHARDS)
         key = keys.quota(ledger.model_id, shard)
         if key not in tables:
             tables[key] = capacity_pb2.QuotaTable(model_id=ledger.model_id, shard=shard, epoch=epoch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from fairlead.errors import InvalidArgumentError
 
 PREFIX = "/fairlead/v1/"
@@ -21,6 +23,7 @@ PROFILES = PREFIX + "profiles/"
 CALIBRATIONS = PREFIX + "calibrations/"
 DRIFT = PREFIX + "drift/"
 EVENTS = PREFIX + "events/"
+USAGE = PREFIX + "usage/"
 
 
 def _part(text: str) -> str:
@@ -64,9 +67,14 @@ def target(model_id: str) -> str:
     return TARGETS + _part(model_id)
 
 
-def lease(router_id: str) -> str:
+def leases_of(router_id: str) -> str:
+    """Prefix of one router's quota.LeaseTables."""
+    return f"{LEASES}{_part(router_id)}/"
+
+
+def lease(router_id: str, shard: int) -> str:
     """Key of a quota.LeaseTable."""
-    return LEASES + _part(router_id)
+    return f"{leases_of(router_id)}{shard}"
 
 
 def assignment(model_id: str) -> str:
@@ -103,3 +111,18 @@ def drift(model_id: str) -> str:
 def event(event_id: str) -> str:
     """Key of an admin.Event."""
     return EVENTS + _part(event_id)
+
+
+def usage(hour: str, router_id: str, incarnation_id: str, shard: int) -> str:
+    """Key of an admin.UsageTable; `hour` is UTC, as 2026-11-22T19, so that keys sort by time."""
+    return f"{USAGE}{_part(hour)}/{_part(router_id)}/{_part(incarnation_id)}/{shard}"
+
+
+def tenant_shard(tenant_id: str, shards: int) -> int:
+    """The shard, 0 to shards - 1, whose tables hold a tenant: the same everywhere and for ever.
+
+    Args:
+        tenant_id: The tenant.
+        shards: How many there are, 1 to 256, a power of two.
+    """
+    return hashlib.blake2b(tenant_id.encode(), digest_size=2).digest()[0] % shards

@@ -15,6 +15,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -25,6 +26,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Headroom:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HeadroomEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Headroom.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    HEADROOM_UNSPECIFIED: _Headroom.ValueType  # 0
+    """Not set: treated as HEADROOM_NONE."""
+    HEADROOM_NONE: _Headroom.ValueType  # 1
+    """All capacity may be sold; any loss cuts into reservations."""
+    HEADROOM_REPLICA: _Headroom.ValueType  # 2
+    """The largest replica may be lost."""
+    HEADROOM_HOST: _Headroom.ValueType  # 3
+    """All replicas of one host may be lost."""
+    HEADROOM_RACK: _Headroom.ValueType  # 4
+    """All replicas of one rack may be lost; replicas without a rack count by host."""
+
+class Headroom(_Headroom, metaclass=_HeadroomEnumTypeWrapper):
+    """What must be able to vanish without a reservation being cut: the headroom policy of a model."""
+
+HEADROOM_UNSPECIFIED: Headroom.ValueType  # 0
+"""Not set: treated as HEADROOM_NONE."""
+HEADROOM_NONE: Headroom.ValueType  # 1
+"""All capacity may be sold; any loss cuts into reservations."""
+HEADROOM_REPLICA: Headroom.ValueType  # 2
+"""The largest replica may be lost."""
+HEADROOM_HOST: Headroom.ValueType  # 3
+"""All replicas of one host may be lost."""
+HEADROOM_RACK: Headroom.ValueType  # 4
+"""All replicas of one rack may be lost; replicas without a rack count by host."""
+Global___Headroom: _TypeAlias = Headroom  # noqa: Y015
 
 @_typing.final
 class Tenant(_message.Message):
@@ -164,6 +197,7 @@ class Model(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     PREVIOUS_PROFILE_ID_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """1 to 127 of a-z, 0-9, '.', '_', '-', starting with a letter or digit. Immutable."""
     display_name: _builtins.str
@@ -188,6 +222,10 @@ class Model(_message.Message):
     """Version for updates. Set by the server, not stored."""
     previous_profile_id: _builtins.str
     """The profile that was in force before profile_id, for a rollback; empty where there was none. Set by the server."""
+    headroom: Global___Headroom.ValueType
+    """What must be able to vanish without a reservation being cut: that much capacity is held back from sale, and lent
+    while nothing is lost.
+    """
     @_builtins.property
     def engine(self) -> Global___EngineSpec:
         """What its replicas run."""
@@ -213,10 +251,11 @@ class Model(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         previous_profile_id: _builtins.str = ...,
+        headroom: Global___Headroom.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "engine", b"engine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_token", b"bytes_per_token", "context_tokens", b"context_tokens", "create_time", b"create_time", "display_name", b"display_name", "engine", b"engine", "etag", b"etag", "model_id", b"model_id", "output_tokens_default", b"output_tokens_default", "output_tokens_max", b"output_tokens_max", "previous_profile_id", b"previous_profile_id", "profile_id", b"profile_id", "replicas_max", b"replicas_max", "replicas_min", b"replicas_min", "target_utilization", b"target_utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_token", b"bytes_per_token", "context_tokens", b"context_tokens", "create_time", b"create_time", "display_name", b"display_name", "engine", b"engine", "etag", b"etag", "headroom", b"headroom", "model_id", b"model_id", "output_tokens_default", b"output_tokens_default", "output_tokens_max", b"output_tokens_max", "previous_profile_id", b"previous_profile_id", "profile_id", b"profile_id", "replicas_max", b"replicas_max", "replicas_min", b"replicas_min", "target_utilization", b"target_utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -829,10 +868,13 @@ class SetReservationRequest(_message.Message):
     RESERVATION_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_OVERSELL_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
     """Checks only."""
     request_id: _builtins.str
     """Names this mutation for retries."""
+    allow_oversell: _builtins.bool
+    """Sell it even though the model's capacity does not cover it; refused with CAPACITY_EXCEEDED otherwise."""
     @_builtins.property
     def reservation(self) -> Global___Reservation:
         """The reservation as it should be; an etag makes the write conditional."""
@@ -843,14 +885,99 @@ class SetReservationRequest(_message.Message):
         reservation: Global___Reservation | None = ...,
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        allow_oversell: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "reservation", b"reservation", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_oversell", b"allow_oversell", "request_id", b"request_id", "reservation", b"reservation", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetReservationRequest: _TypeAlias = SetReservationRequest  # noqa: Y015
+
+@_typing.final
+class ApplyReservationsRequest(_message.Message):
+    """Replaces many reservations at once: a policy file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    COMPLETE_MODEL_IDS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_OVERSELL_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Checks only, and answers what would change."""
+    request_id: _builtins.str
+    """Names this mutation for retries."""
+    allow_oversell: _builtins.bool
+    """As in SetReservationRequest."""
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """As they should be; those with an etag only if nothing has changed meanwhile. At most 100,000, each (tenant, model)
+        once. All are checked before any is written.
+        """
+
+    @_builtins.property
+    def complete_model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models whose other reservations are deleted; empty deletes none."""
+
+    def __init__(
+        self,
+        *,
+        reservations: _abc.Iterable[Global___Reservation] | None = ...,
+        complete_model_ids: _abc.Iterable[_builtins.str] | None = ...,
+        validate_only: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        allow_oversell: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_oversell", b"allow_oversell", "complete_model_ids", b"complete_model_ids", "request_id", b"request_id", "reservations", b"reservations", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyReservationsRequest: _TypeAlias = ApplyReservationsRequest  # noqa: Y015
+
+@_typing.final
+class ApplyReservationsResponse(_message.Message):
+    """What a policy file changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: _builtins.int
+    UPDATED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
+    unchanged: _builtins.int
+    """Reservations that were as they should be."""
+    @_builtins.property
+    def created(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """Reservations that were not there before, sorted by model then tenant."""
+
+    @_builtins.property
+    def updated(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """Reservations that changed, as they are now."""
+
+    @_builtins.property
+    def deleted(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reservation]:
+        """Reservations that were deleted, as they were."""
+
+    def __init__(
+        self,
+        *,
+        created: _abc.Iterable[Global___Reservation] | None = ...,
+        updated: _abc.Iterable[Global___Reservation] | None = ...,
+        deleted: _abc.Iterable[Global___Reservation] | None = ...,
+        unchanged: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "deleted", b"deleted", "unchanged", b"unchanged", "updated", b"updated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyReservationsResponse: _TypeAlias = ApplyReservationsResponse  # noqa: Y015
 
 @_typing.final
 class ListReservationsRequest(_message.Message):

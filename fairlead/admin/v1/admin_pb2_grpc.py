@@ -106,6 +106,11 @@ class AdminServiceStub:
                 request_serializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.SetReservationRequest.SerializeToString,
                 response_deserializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.Reservation.FromString,
                 _registered_method=True)
+        self.ApplyReservations = channel.unary_unary(
+                '/fairlead.admin.v1.AdminService/ApplyReservations',
+                request_serializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.ApplyReservationsRequest.SerializeToString,
+                response_deserializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.ApplyReservationsResponse.FromString,
+                _registered_method=True)
         self.ListReservations = channel.unary_unary(
                 '/fairlead.admin.v1.AdminService/ListReservations',
                 request_serializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.ListReservationsRequest.SerializeToString,
@@ -235,6 +240,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyReservations(self, request, context):
+        """Creates, changes and deletes many reservations: all of them are checked before any is written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListReservations(self, request, context):
         """Lists reservations, sorted by model then tenant.
         """
@@ -342,6 +354,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.SetReservation,
                     request_deserializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.SetReservationRequest.FromString,
                     response_serializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.Reservation.SerializeToString,
+            ),
+            'ApplyReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyReservations,
+                    request_deserializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.ApplyReservationsRequest.FromString,
+                    response_serializer=fairlead_dot_admin_dot_v1_dot_admin__pb2.ApplyReservationsResponse.SerializeToString,
             ),
             'ListReservations': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReservations,
@@ -748,6 +765,33 @@ class AdminService:
             '/fairlead.admin.v1.AdminService/SetReservation',
             fairlead_dot_admin_dot_v1_dot_admin__pb2.SetReservationRequest.SerializeToString,
             fairlead_dot_admin_dot_v1_dot_admin__pb2.Reservation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.admin.v1.AdminService/ApplyReservations',
+            fairlead_dot_admin_dot_v1_dot_admin__pb2.ApplyReservationsRequest.SerializeToString,
+            fairlead_dot_admin_dot_v1_dot_admin__pb2.ApplyReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,6 +68,8 @@ class AdminServiceStub:
     """Deletes a model that no reservation names."""
     SetReservation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetReservationRequest, _admin_pb2.Reservation]
     """Creates or replaces the reservation of a (tenant, model)."""
+    ApplyReservations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ApplyReservationsRequest, _admin_pb2.ApplyReservationsResponse]
+    """Creates, changes and deletes many reservations: all of them are checked before any is written."""
     ListReservations: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListReservationsRequest, _admin_pb2.ListReservationsResponse]
     """Lists reservations, sorted by model then tenant."""
     DeleteReservation: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DeleteReservationRequest, _admin_pb2.DeleteReservationResponse]
@@ -112,6 +114,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Deletes a model that no reservation names."""
     SetReservation: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetReservationRequest, _admin_pb2.Reservation]  # type: ignore[assignment]
     """Creates or replaces the reservation of a (tenant, model)."""
+    ApplyReservations: _aio.UnaryUnaryMultiCallable[_admin_pb2.ApplyReservationsRequest, _admin_pb2.ApplyReservationsResponse]  # type: ignore[assignment]
+    """Creates, changes and deletes many reservations: all of them are checked before any is written."""
     ListReservations: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListReservationsRequest, _admin_pb2.ListReservationsResponse]  # type: ignore[assignment]
     """Lists reservations, sorted by model then tenant."""
     DeleteReservation: _aio.UnaryUnaryMultiCallable[_admin_pb2.DeleteReservationRequest, _admin_pb2.DeleteReservationResponse]  # type: ignore[assignment]
@@ -237,6 +241,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Reservation, _abc.Awaitable[_admin_pb2.Reservation]]:
         """Creates or replaces the reservation of a (tenant, model)."""
+
+    @_abc_1.abstractmethod
+    def ApplyReservations(
+        self,
+        request: _admin_pb2.ApplyReservationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ApplyReservationsResponse, _abc.Awaitable[_admin_pb2.ApplyReservationsResponse]]:
+        """Creates, changes and deletes many reservations: all of them are checked before any is written."""
 
     @_abc_1.abstractmethod
     def ListReservations(

@@ -22,38 +22,49 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from fairlead.admin.v1 import admin_pb2 as fairlead_dot_admin_dot_v1_dot_admin__pb2
 from fairlead.quota.v1 import quota_pb2 as fairlead_dot_quota_dot_v1_dot_quota__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fairlead/capacity/v1/capacity.proto\x12\x14\x66\x61irlead.capacity.v1\x1a\x1d\x66\x61irlead/quota/v1/quota.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"L\n\x13ReportDemandRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x05wants\x18\x02 \x03(\x0b\x32\x17.fairlead.quota.v1.Want\"K\n\x14ReportDemandResponse\x12\x33\n\x10refresh_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8f\x02\n\x05Quota\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12$\n\x1creserved_milli_mu_per_minute\x18\x03 \x01(\x03\x12&\n\x1eguaranteed_milli_mu_per_minute\x18\x04 \x01(\x03\x12#\n\x1bgranted_milli_mu_per_minute\x18\x05 \x01(\x03\x12)\n!burst_ceiling_milli_mu_per_minute\x18\x06 \x01(\x03\x12!\n\x19wants_milli_mu_per_minute\x18\x07 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x08 \x01(\x03\"\x9b\x01\n\nQuotaTable\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x30\n\x0c\x63ompute_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06quotas\x18\x05 \x03(\x0b\x32\x1b.fairlead.capacity.v1.Quota\"\xf3\x01\n\rModelCapacity\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0ereplicas_ready\x18\x02 \x01(\x05\x12 \n\x18have_milli_mu_per_minute\x18\x03 \x01(\x03\x12 \n\x18sold_milli_mu_per_minute\x18\x04 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x05 \x01(\x03\x12%\n\x1dshortfall_milli_mu_per_minute\x18\x06 \x01(\x03\x12+\n\x06quotas\x18\x07 \x03(\x0b\x32\x1b.fairlead.capacity.v1.Quota\"\x9a\x01\n\x0e\x43\x61pacityTarget\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\"\n\x1atarget_milli_mu_per_minute\x18\x03 \x01(\x03\x12!\n\x19\x66loor_milli_mu_per_minute\x18\x04 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x05 \x01(\x03\"\'\n\x13ListCapacityRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"}\n\x14ListCapacityResponse\x12\x33\n\x06models\x18\x01 \x03(\x0b\x32#.fairlead.capacity.v1.ModelCapacity\x12\x30\n\x0c\x63ompute_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x16PlanReservationRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12$\n\x1creserved_milli_mu_per_minute\x18\x03 \x01(\x03\"\xaa\x01\n\x17PlanReservationResponse\x12\x10\n\x08sellable\x18\x01 \x01(\x08\x12 \n\x18have_milli_mu_per_minute\x18\x02 \x01(\x03\x12 \n\x18sold_milli_mu_per_minute\x18\x03 \x01(\x03\x12$\n\x1cheadroom_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t2\xcf\x02\n\x0f\x43\x61pacityService\x12\x65\n\x0cListCapacity\x12).fairlead.capacity.v1.ListCapacityRequest\x1a*.fairlead.capacity.v1.ListCapacityResponse\x12n\n\x0fPlanReservation\x12,.fairlead.capacity.v1.PlanReservationRequest\x1a-.fairlead.capacity.v1.PlanReservationResponse\x12\x65\n\x0cReportDemand\x12).fairlead.capacity.v1.ReportDemandRequest\x1a*.fairlead.capacity.v1.ReportDemandResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fairlead/capacity/v1/capacity.proto\x12\x14\x66\x61irlead.capacity.v1\x1a\x1d\x66\x61irlead/admin/v1/admin.proto\x1a\x1d\x66\x61irlead/quota/v1/quota.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"L\n\x13ReportDemandRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12&\n\x05wants\x18\x02 \x03(\x0b\x32\x17.fairlead.quota.v1.Want\"K\n\x14ReportDemandResponse\x12\x33\n\x10refresh_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8f\x02\n\x05Quota\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12$\n\x1creserved_milli_mu_per_minute\x18\x03 \x01(\x03\x12&\n\x1eguaranteed_milli_mu_per_minute\x18\x04 \x01(\x03\x12#\n\x1bgranted_milli_mu_per_minute\x18\x05 \x01(\x03\x12)\n!burst_ceiling_milli_mu_per_minute\x18\x06 \x01(\x03\x12!\n\x19wants_milli_mu_per_minute\x18\x07 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x08 \x01(\x03\"\x9b\x01\n\nQuotaTable\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\x05\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x30\n\x0c\x63ompute_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06quotas\x18\x05 \x03(\x0b\x32\x1b.fairlead.capacity.v1.Quota\"\x80\x01\n\rFailureDomain\x12)\n\x04kind\x18\x01 \x01(\x0e\x32\x1b.fairlead.admin.v1.Headroom\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08replicas\x18\x03 \x01(\x05\x12$\n\x1c\x63\x61pacity_milli_mu_per_minute\x18\x04 \x01(\x03\"\xb7\x03\n\rModelCapacity\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\x0ereplicas_ready\x18\x02 \x01(\x05\x12 \n\x18have_milli_mu_per_minute\x18\x03 \x01(\x03\x12 \n\x18sold_milli_mu_per_minute\x18\x04 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x05 \x01(\x03\x12%\n\x1dshortfall_milli_mu_per_minute\x18\x06 \x01(\x03\x12+\n\x06quotas\x18\x07 \x03(\x0b\x32\x1b.fairlead.capacity.v1.Quota\x12-\n\x08headroom\x18\x08 \x01(\x0e\x32\x1b.fairlead.admin.v1.Headroom\x12;\n\x0elargest_domain\x18\t \x01(\x0b\x32#.fairlead.capacity.v1.FailureDomain\x12$\n\x1csellable_milli_mu_per_minute\x18\n \x01(\x03\x12\x30\n(uncovered_after_loss_milli_mu_per_minute\x18\x0b \x01(\x03\"\x9a\x01\n\x0e\x43\x61pacityTarget\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\"\n\x1atarget_milli_mu_per_minute\x18\x03 \x01(\x03\x12!\n\x19\x66loor_milli_mu_per_minute\x18\x04 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x05 \x01(\x03\"\'\n\x13ListCapacityRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"}\n\x14ListCapacityResponse\x12\x33\n\x06models\x18\x01 \x03(\x0b\x32#.fairlead.capacity.v1.ModelCapacity\x12\x30\n\x0c\x63ompute_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x16PlanReservationRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12$\n\x1creserved_milli_mu_per_minute\x18\x03 \x01(\x03\"\xe4\x02\n\x17PlanReservationResponse\x12\x10\n\x08sellable\x18\x01 \x01(\x08\x12 \n\x18have_milli_mu_per_minute\x18\x02 \x01(\x03\x12 \n\x18sold_milli_mu_per_minute\x18\x03 \x01(\x03\x12$\n\x1cheadroom_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x13\n\x0b\x65xplanation\x18\x05 \x01(\t\x12-\n\x08headroom\x18\x06 \x01(\x0e\x32\x1b.fairlead.admin.v1.Headroom\x12;\n\x0elargest_domain\x18\x07 \x01(\x0b\x32#.fairlead.capacity.v1.FailureDomain\x12$\n\x1csellable_milli_mu_per_minute\x18\x08 \x01(\x03\x12&\n\x1ereservable_milli_mu_per_minute\x18\t \x01(\x03\"\xd7\x02\n\x13PlanCapacityRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x34\n\x0creservations\x18\x02 \x03(\x0b\x32\x1e.fairlead.admin.v1.Reservation\x12\x1a\n\x12without_tenant_ids\x18\x03 \x03(\t\x12\x1b\n\x13without_replica_ids\x18\x04 \x03(\t\x12\x15\n\rwithout_hosts\x18\x05 \x03(\t\x12\x15\n\rwithout_racks\x18\x06 \x03(\t\x12\x14\n\x0c\x61\x64\x64_replicas\x18\x07 \x01(\x05\x12\x30\n(add_replica_capacity_milli_mu_per_minute\x18\x08 \x01(\x03\x12\x1a\n\x12target_utilization\x18\t \x01(\x02\x12-\n\x08headroom\x18\n \x01(\x0e\x32\x1b.fairlead.admin.v1.Headroom\"\xa2\x01\n\x14PlanCapacityResponse\x12\x33\n\x06\x62\x65\x66ore\x18\x01 \x01(\x0b\x32#.fairlead.capacity.v1.ModelCapacity\x12\x32\n\x05\x61\x66ter\x18\x02 \x01(\x0b\x32#.fairlead.capacity.v1.ModelCapacity\x12\x10\n\x08\x66indings\x18\x03 \x03(\t\x12\x0f\n\x07\x63overed\x18\x04 \x01(\x08\":\n\x13\x45xplainQuotaRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"\x92\x03\n\x14\x45xplainQuotaResponse\x12*\n\x05quota\x18\x01 \x01(\x0b\x32\x1b.fairlead.capacity.v1.Quota\x12\x0c\n\x04tier\x18\x02 \x01(\x05\x12\x0e\n\x06weight\x18\x03 \x01(\x05\x12)\n!counted_wants_milli_mu_per_minute\x18\x04 \x01(\x03\x12 \n\x18kept_milli_mu_per_minute\x18\x05 \x01(\x03\x12 \n\x18lent_milli_mu_per_minute\x18\x06 \x01(\x03\x12$\n\x1c\x62orrowed_milli_mu_per_minute\x18\x07 \x01(\x03\x12&\n\x1eidle_share_milli_mu_per_minute\x18\x08 \x01(\x03\x12\x32\n\x05model\x18\t \x01(\x0b\x32#.fairlead.capacity.v1.ModelCapacity\x12\r\n\x05steps\x18\n \x03(\t\x12\x30\n\x0c\x63ompute_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\x9d\x04\n\x0f\x43\x61pacityService\x12\x65\n\x0cListCapacity\x12).fairlead.capacity.v1.ListCapacityRequest\x1a*.fairlead.capacity.v1.ListCapacityResponse\x12n\n\x0fPlanReservation\x12,.fairlead.capacity.v1.PlanReservationRequest\x1a-.fairlead.capacity.v1.PlanReservationResponse\x12\x65\n\x0cPlanCapacity\x12).fairlead.capacity.v1.PlanCapacityRequest\x1a*.fairlead.capacity.v1.PlanCapacityResponse\x12\x65\n\x0c\x45xplainQuota\x12).fairlead.capacity.v1.ExplainQuotaRequest\x1a*.fairlead.capacity.v1.ExplainQuotaResponse\x12\x65\n\x0cReportDemand\x12).fairlead.capacity.v1.ReportDemandRequest\x1a*.fairlead.capacity.v1.ReportDemandResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.capacity.v1.capacity_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPORTDEMANDREQUEST']._serialized_start=157
-  _globals['_REPORTDEMANDREQUEST']._serialized_end=233
-  _globals['_REPORTDEMANDRESPONSE']._serialized_start=235
-  _globals['_REPORTDEMANDRESPONSE']._serialized_end=310
-  _globals['_QUOTA']._serialized_start=313
-  _globals['_QUOTA']._serialized_end=584
-  _globals['_QUOTATABLE']._serialized_start=587
-  _globals['_QUOTATABLE']._serialized_end=742
-  _globals['_MODELCAPACITY']._serialized_start=745
-  _globals['_MODELCAPACITY']._serialized_end=988
-  _globals['_CAPACITYTARGET']._serialized_start=991
-  _globals['_CAPACITYTARGET']._serialized_end=1145
-  _globals['_LISTCAPACITYREQUEST']._serialized_start=1147
-  _globals['_LISTCAPACITYREQUEST']._serialized_end=1186
-  _globals['_LISTCAPACITYRESPONSE']._serialized_start=1188
-  _globals['_LISTCAPACITYRESPONSE']._serialized_end=1313
-  _globals['_PLANRESERVATIONREQUEST']._serialized_start=1315
-  _globals['_PLANRESERVATIONREQUEST']._serialized_end=1414
-  _globals['_PLANRESERVATIONRESPONSE']._serialized_start=1417
-  _globals['_PLANRESERVATIONRESPONSE']._serialized_end=1587
-  _globals['_CAPACITYSERVICE']._serialized_start=1590
-  _globals['_CAPACITYSERVICE']._serialized_end=1925
+  _globals['_REPORTDEMANDREQUEST']._serialized_start=188
+  _globals['_REPORTDEMANDREQUEST']._serialized_end=264
+  _globals['_REPORTDEMANDRESPONSE']._serialized_start=266
+  _globals['_REPORTDEMANDRESPONSE']._serialized_end=341
+  _globals['_QUOTA']._serialized_start=344
+  _globals['_QUOTA']._serialized_end=615
+  _globals['_QUOTATABLE']._serialized_start=618
+  _globals['_QUOTATABLE']._serialized_end=773
+  _globals['_FAILUREDOMAIN']._serialized_start=776
+  _globals['_FAILUREDOMAIN']._serialized_end=904
+  _globals['_MODELCAPACITY']._serialized_start=907
+  _globals['_MODELCAPACITY']._serialized_end=1346
+  _globals['_CAPACITYTARGET']._serialized_start=1349
+  _globals['_CAPACITYTARGET']._serialized_end=1503
+  _globals['_LISTCAPACITYREQUEST']._serialized_start=1505
+  _globals['_LISTCAPACITYREQUEST']._serialized_end=1544
+  _globals['_LISTCAPACITYRESPONSE']._serialized_start=1546
+  _globals['_LISTCAPACITYRESPONSE']._serialized_end=1671
+  _globals['_PLANRESERVATIONREQUEST']._serialized_start=1673
+  _globals['_PLANRESERVATIONREQUEST']._serialized_end=1772
+  _globals['_PLANRESERVATIONRESPONSE']._serialized_start=1775
+  _globals['_PLANRESERVATIONRESPONSE']._serialized_end=2131
+  _globals['_PLANCAPACITYREQUEST']._serialized_start=2134
+  _globals['_PLANCAPACITYREQUEST']._serialized_end=2477
+  _globals['_PLANCAPACITYRESPONSE']._serialized_start=2480
+  _globals['_PLANCAPACITYRESPONSE']._serialized_end=2642
+  _globals['_EXPLAINQUOTAREQUEST']._serialized_start=2644
+  _globals['_EXPLAINQUOTAREQUEST']._serialized_end=2702
+  _globals['_EXPLAINQUOTARESPONSE']._serialized_start=2705
+  _globals['_EXPLAINQUOTARESPONSE']._serialized_end=3107
+  _globals['_CAPACITYSERVICE']._serialized_start=3110
+  _globals['_CAPACITYSERVICE']._serialized_end=3651
 # @@protoc_insertion_point(module_scope)

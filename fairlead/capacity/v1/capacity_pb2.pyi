@@ -4,6 +4,7 @@ isort:skip_file
 The capacity allocator: live replica capacity and reservations become per-tenant quotas and targets for the autoscaler."""
 
 from collections import abc as _abc
+from fairlead.admin.v1 import admin_pb2 as _admin_pb2
 from fairlead.quota.v1 import quota_pb2 as _quota_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -168,6 +169,40 @@ class QuotaTable(_message.Message):
 Global___QuotaTable: _TypeAlias = QuotaTable  # noqa: Y015
 
 @_typing.final
+class FailureDomain(_message.Message):
+    """Replicas of one model that can vanish together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    CAPACITY_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    kind: _admin_pb2.Headroom.ValueType
+    """HEADROOM_REPLICA, HEADROOM_HOST or HEADROOM_RACK."""
+    name: _builtins.str
+    """The replica, host or rack."""
+    replicas: _builtins.int
+    """Its ready replicas of the model."""
+    capacity_milli_mu_per_minute: _builtins.int
+    """Their part of have, milli-MU per minute."""
+    def __init__(
+        self,
+        *,
+        kind: _admin_pb2.Headroom.ValueType = ...,
+        name: _builtins.str = ...,
+        replicas: _builtins.int = ...,
+        capacity_milli_mu_per_minute: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "kind", b"kind", "name", b"name", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FailureDomain: _TypeAlias = FailureDomain  # noqa: Y015
+
+@_typing.final
 class ModelCapacity(_message.Message):
     """Have, sold and used of one model."""
 
@@ -180,6 +215,10 @@ class ModelCapacity(_message.Message):
     USED_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     SHORTFALL_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     QUOTAS_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
+    LARGEST_DOMAIN_FIELD_NUMBER: _builtins.int
+    SELLABLE_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    UNCOVERED_AFTER_LOSS_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model."""
     replicas_ready: _builtins.int
@@ -192,9 +231,21 @@ class ModelCapacity(_message.Message):
     """Settled lately, milli-MU per minute."""
     shortfall_milli_mu_per_minute: _builtins.int
     """Part of the reservations that live capacity does not cover, milli-MU per minute."""
+    headroom: _admin_pb2.Headroom.ValueType
+    """The model's headroom policy."""
+    sellable_milli_mu_per_minute: _builtins.int
+    """What may be sold in all: have less that domain's capacity, milli-MU per minute."""
+    uncovered_after_loss_milli_mu_per_minute: _builtins.int
+    """Part of the reservations that would not be covered after losing that domain, milli-MU per minute; 0 means that the
+    policy is kept.
+    """
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quota]:
         """Each tenant's quota, sorted by tenant."""
+
+    @_builtins.property
+    def largest_domain(self) -> Global___FailureDomain:
+        """The largest failure domain of that kind; unset without a policy or without replicas."""
 
     def __init__(
         self,
@@ -206,10 +257,14 @@ class ModelCapacity(_message.Message):
         used_milli_mu_per_minute: _builtins.int = ...,
         shortfall_milli_mu_per_minute: _builtins.int = ...,
         quotas: _abc.Iterable[Global___Quota] | None = ...,
+        headroom: _admin_pb2.Headroom.ValueType = ...,
+        largest_domain: Global___FailureDomain | None = ...,
+        sellable_milli_mu_per_minute: _builtins.int = ...,
+        uncovered_after_loss_milli_mu_per_minute: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["largest_domain", b"largest_domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["have_milli_mu_per_minute", b"have_milli_mu_per_minute", "model_id", b"model_id", "quotas", b"quotas", "replicas_ready", b"replicas_ready", "shortfall_milli_mu_per_minute", b"shortfall_milli_mu_per_minute", "sold_milli_mu_per_minute", b"sold_milli_mu_per_minute", "used_milli_mu_per_minute", b"used_milli_mu_per_minute"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["have_milli_mu_per_minute", b"have_milli_mu_per_minute", "headroom", b"headroom", "largest_domain", b"largest_domain", "model_id", b"model_id", "quotas", b"quotas", "replicas_ready", b"replicas_ready", "sellable_milli_mu_per_minute", b"sellable_milli_mu_per_minute", "shortfall_milli_mu_per_minute", b"shortfall_milli_mu_per_minute", "sold_milli_mu_per_minute", b"sold_milli_mu_per_minute", "uncovered_after_loss_milli_mu_per_minute", b"uncovered_after_loss_milli_mu_per_minute", "used_milli_mu_per_minute", b"used_milli_mu_per_minute"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -346,16 +401,30 @@ class PlanReservationResponse(_message.Message):
     SOLD_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     HEADROOM_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
+    LARGEST_DOMAIN_FIELD_NUMBER: _builtins.int
+    SELLABLE_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    RESERVABLE_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     sellable: _builtins.bool
-    """Whether live capacity covers all reservations including this one."""
+    """Whether what may be sold covers all reservations including this one."""
     have_milli_mu_per_minute: _builtins.int
     """Live capacity, milli-MU per minute."""
     sold_milli_mu_per_minute: _builtins.int
     """Reservations including this one, milli-MU per minute."""
     headroom_milli_mu_per_minute: _builtins.int
-    """have minus sold; negative when short, milli-MU per minute."""
+    """What may be sold minus sold; negative when short, milli-MU per minute."""
     explanation: _builtins.str
     """One sentence for a person."""
+    headroom: _admin_pb2.Headroom.ValueType
+    """The model's headroom policy."""
+    sellable_milli_mu_per_minute: _builtins.int
+    """What may be sold in all: have less that domain's capacity, milli-MU per minute."""
+    reservable_milli_mu_per_minute: _builtins.int
+    """The most this tenant could reserve, with all others as they are, milli-MU per minute."""
+    @_builtins.property
+    def largest_domain(self) -> Global___FailureDomain:
+        """The largest failure domain of that kind; unset without a policy or without replicas."""
+
     def __init__(
         self,
         *,
@@ -364,11 +433,219 @@ class PlanReservationResponse(_message.Message):
         sold_milli_mu_per_minute: _builtins.int = ...,
         headroom_milli_mu_per_minute: _builtins.int = ...,
         explanation: _builtins.str = ...,
+        headroom: _admin_pb2.Headroom.ValueType = ...,
+        largest_domain: Global___FailureDomain | None = ...,
+        sellable_milli_mu_per_minute: _builtins.int = ...,
+        reservable_milli_mu_per_minute: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["largest_domain", b"largest_domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "have_milli_mu_per_minute", b"have_milli_mu_per_minute", "headroom_milli_mu_per_minute", b"headroom_milli_mu_per_minute", "sellable", b"sellable", "sold_milli_mu_per_minute", b"sold_milli_mu_per_minute"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation", "have_milli_mu_per_minute", b"have_milli_mu_per_minute", "headroom", b"headroom", "headroom_milli_mu_per_minute", b"headroom_milli_mu_per_minute", "largest_domain", b"largest_domain", "reservable_milli_mu_per_minute", b"reservable_milli_mu_per_minute", "sellable", b"sellable", "sellable_milli_mu_per_minute", b"sellable_milli_mu_per_minute", "sold_milli_mu_per_minute", b"sold_milli_mu_per_minute"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanReservationResponse: _TypeAlias = PlanReservationResponse  # noqa: Y015
+
+@_typing.final
+class PlanCapacityRequest(_message.Message):
+    """A what-if. Changes add up; none at all answers the ledger as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    WITHOUT_TENANT_IDS_FIELD_NUMBER: _builtins.int
+    WITHOUT_REPLICA_IDS_FIELD_NUMBER: _builtins.int
+    WITHOUT_HOSTS_FIELD_NUMBER: _builtins.int
+    WITHOUT_RACKS_FIELD_NUMBER: _builtins.int
+    ADD_REPLICAS_FIELD_NUMBER: _builtins.int
+    ADD_REPLICA_CAPACITY_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TARGET_UTILIZATION_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model. Required."""
+    add_replicas: _builtins.int
+    """Replicas that would be added, 0 to 10000, each on a host and rack of its own."""
+    add_replica_capacity_milli_mu_per_minute: _builtins.int
+    """Capacity of each, milli-MU per minute; 0 means that of the model's largest replica, or 100000 without one."""
+    target_utilization: _builtins.float
+    """Target utilisation and headroom as they would be; 0 and UNSPECIFIED leave them."""
+    headroom: _admin_pb2.Headroom.ValueType
+    """Likewise."""
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[_admin_pb2.Reservation]:
+        """Reservations as they would be; one of the same tenant is replaced."""
+
+    @_builtins.property
+    def without_tenant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tenants whose reservation would end."""
+
+    @_builtins.property
+    def without_replica_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Replicas, hosts and racks that would be lost."""
+
+    @_builtins.property
+    def without_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Likewise."""
+
+    @_builtins.property
+    def without_racks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Likewise."""
+
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        reservations: _abc.Iterable[_admin_pb2.Reservation] | None = ...,
+        without_tenant_ids: _abc.Iterable[_builtins.str] | None = ...,
+        without_replica_ids: _abc.Iterable[_builtins.str] | None = ...,
+        without_hosts: _abc.Iterable[_builtins.str] | None = ...,
+        without_racks: _abc.Iterable[_builtins.str] | None = ...,
+        add_replicas: _builtins.int = ...,
+        add_replica_capacity_milli_mu_per_minute: _builtins.int = ...,
+        target_utilization: _builtins.float = ...,
+        headroom: _admin_pb2.Headroom.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_replica_capacity_milli_mu_per_minute", b"add_replica_capacity_milli_mu_per_minute", "add_replicas", b"add_replicas", "headroom", b"headroom", "model_id", b"model_id", "reservations", b"reservations", "target_utilization", b"target_utilization", "without_hosts", b"without_hosts", "without_racks", b"without_racks", "without_replica_ids", b"without_replica_ids", "without_tenant_ids", b"without_tenant_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanCapacityRequest: _TypeAlias = PlanCapacityRequest  # noqa: Y015
+
+@_typing.final
+class PlanCapacityResponse(_message.Message):
+    """The ledger as it is and as it would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    COVERED_FIELD_NUMBER: _builtins.int
+    covered: _builtins.bool
+    """Whether every reservation would be covered, and would be after the loss of the largest failure domain."""
+    @_builtins.property
+    def before(self) -> Global___ModelCapacity:
+        """Now."""
+
+    @_builtins.property
+    def after(self) -> Global___ModelCapacity:
+        """With the changes, at the demand of now."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it means, one sentence each: capacity, promises kept and broken, tenants that would lose."""
+
+    def __init__(
+        self,
+        *,
+        before: Global___ModelCapacity | None = ...,
+        after: Global___ModelCapacity | None = ...,
+        findings: _abc.Iterable[_builtins.str] | None = ...,
+        covered: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "covered", b"covered", "findings", b"findings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanCapacityResponse: _TypeAlias = PlanCapacityResponse  # noqa: Y015
+
+@_typing.final
+class ExplainQuotaRequest(_message.Message):
+    """Asks why a quota is what it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model. Required."""
+    tenant_id: _builtins.str
+    """The tenant. Required."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainQuotaRequest: _TypeAlias = ExplainQuotaRequest  # noqa: Y015
+
+@_typing.final
+class ExplainQuotaResponse(_message.Message):
+    """A quota with every number of its computation. Rates are milli-MU per minute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTA_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    COUNTED_WANTS_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    KEPT_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    LENT_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    BORROWED_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    IDLE_SHARE_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    COMPUTE_TIME_FIELD_NUMBER: _builtins.int
+    tier: _builtins.int
+    """Tier and weight of the reservation."""
+    weight: _builtins.int
+    """Likewise."""
+    counted_wants_milli_mu_per_minute: _builtins.int
+    """Wants as they were counted: rounded up, at most the ceiling."""
+    kept_milli_mu_per_minute: _builtins.int
+    """Part of the guarantee that it keeps whatever others want."""
+    lent_milli_mu_per_minute: _builtins.int
+    """Part of the guarantee that is lent to others now."""
+    borrowed_milli_mu_per_minute: _builtins.int
+    """What it wants above its guarantee and was given, from unsold capacity and from what others do not use."""
+    idle_share_milli_mu_per_minute: _builtins.int
+    """Idle capacity on top, so that a burst needs no round trip."""
+    @_builtins.property
+    def quota(self) -> Global___Quota:
+        """The quota."""
+
+    @_builtins.property
+    def model(self) -> Global___ModelCapacity:
+        """The model's ledger without quotas."""
+
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The computation, one sentence per step."""
+
+    @_builtins.property
+    def compute_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was computed."""
+
+    def __init__(
+        self,
+        *,
+        quota: Global___Quota | None = ...,
+        tier: _builtins.int = ...,
+        weight: _builtins.int = ...,
+        counted_wants_milli_mu_per_minute: _builtins.int = ...,
+        kept_milli_mu_per_minute: _builtins.int = ...,
+        lent_milli_mu_per_minute: _builtins.int = ...,
+        borrowed_milli_mu_per_minute: _builtins.int = ...,
+        idle_share_milli_mu_per_minute: _builtins.int = ...,
+        model: Global___ModelCapacity | None = ...,
+        steps: _abc.Iterable[_builtins.str] | None = ...,
+        compute_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compute_time", b"compute_time", "model", b"model", "quota", b"quota"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["borrowed_milli_mu_per_minute", b"borrowed_milli_mu_per_minute", "compute_time", b"compute_time", "counted_wants_milli_mu_per_minute", b"counted_wants_milli_mu_per_minute", "idle_share_milli_mu_per_minute", b"idle_share_milli_mu_per_minute", "kept_milli_mu_per_minute", b"kept_milli_mu_per_minute", "lent_milli_mu_per_minute", b"lent_milli_mu_per_minute", "model", b"model", "quota", b"quota", "steps", b"steps", "tier", b"tier", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainQuotaResponse: _TypeAlias = ExplainQuotaResponse  # noqa: Y015

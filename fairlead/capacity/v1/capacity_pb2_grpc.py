@@ -45,6 +45,16 @@ class CapacityServiceStub:
                 request_serializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanReservationRequest.SerializeToString,
                 response_deserializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanReservationResponse.FromString,
                 _registered_method=True)
+        self.PlanCapacity = channel.unary_unary(
+                '/fairlead.capacity.v1.CapacityService/PlanCapacity',
+                request_serializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanCapacityRequest.SerializeToString,
+                response_deserializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanCapacityResponse.FromString,
+                _registered_method=True)
+        self.ExplainQuota = channel.unary_unary(
+                '/fairlead.capacity.v1.CapacityService/ExplainQuota',
+                request_serializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.ExplainQuotaRequest.SerializeToString,
+                response_deserializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.ExplainQuotaResponse.FromString,
+                _registered_method=True)
         self.ReportDemand = channel.unary_unary(
                 '/fairlead.capacity.v1.CapacityService/ReportDemand',
                 request_serializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.ReportDemandRequest.SerializeToString,
@@ -70,6 +80,20 @@ class CapacityServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanCapacity(self, request, context):
+        """Answers what the ledger of a model would be if something were different, without changing it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainQuota(self, request, context):
+        """Explains one tenant's quota on one model with every number it was computed from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportDemand(self, request, context):
         """The rate limiter's leader reports what tenants want and use over all routers.
         """
@@ -89,6 +113,16 @@ def add_CapacityServiceServicer_to_server(servicer, server):
                     servicer.PlanReservation,
                     request_deserializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanReservationRequest.FromString,
                     response_serializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanReservationResponse.SerializeToString,
+            ),
+            'PlanCapacity': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanCapacity,
+                    request_deserializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanCapacityRequest.FromString,
+                    response_serializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanCapacityResponse.SerializeToString,
+            ),
+            'ExplainQuota': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainQuota,
+                    request_deserializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.ExplainQuotaRequest.FromString,
+                    response_serializer=fairlead_dot_capacity_dot_v1_dot_capacity__pb2.ExplainQuotaResponse.SerializeToString,
             ),
             'ReportDemand': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportDemand,
@@ -151,6 +185,60 @@ class CapacityService:
             '/fairlead.capacity.v1.CapacityService/PlanReservation',
             fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanReservationRequest.SerializeToString,
             fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanCapacity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.capacity.v1.CapacityService/PlanCapacity',
+            fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanCapacityRequest.SerializeToString,
+            fairlead_dot_capacity_dot_v1_dot_capacity__pb2.PlanCapacityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainQuota(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.capacity.v1.CapacityService/ExplainQuota',
+            fairlead_dot_capacity_dot_v1_dot_capacity__pb2.ExplainQuotaRequest.SerializeToString,
+            fairlead_dot_capacity_dot_v1_dot_capacity__pb2.ExplainQuotaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class CapacityServiceStub:
     """The ledger: have, sold and used per model, with each tenant's quota."""
     PlanReservation: _grpc.UnaryUnaryMultiCallable[_capacity_pb2.PlanReservationRequest, _capacity_pb2.PlanReservationResponse]
     """Answers whether a reservation could be sold, without selling it."""
+    PlanCapacity: _grpc.UnaryUnaryMultiCallable[_capacity_pb2.PlanCapacityRequest, _capacity_pb2.PlanCapacityResponse]
+    """Answers what the ledger of a model would be if something were different, without changing it."""
+    ExplainQuota: _grpc.UnaryUnaryMultiCallable[_capacity_pb2.ExplainQuotaRequest, _capacity_pb2.ExplainQuotaResponse]
+    """Explains one tenant's quota on one model with every number it was computed from."""
     ReportDemand: _grpc.UnaryUnaryMultiCallable[_capacity_pb2.ReportDemandRequest, _capacity_pb2.ReportDemandResponse]
     """The rate limiter's leader reports what tenants want and use over all routers."""
 
@@ -49,6 +53,10 @@ class CapacityServiceAsyncStub(CapacityServiceStub):
     """The ledger: have, sold and used per model, with each tenant's quota."""
     PlanReservation: _aio.UnaryUnaryMultiCallable[_capacity_pb2.PlanReservationRequest, _capacity_pb2.PlanReservationResponse]  # type: ignore[assignment]
     """Answers whether a reservation could be sold, without selling it."""
+    PlanCapacity: _aio.UnaryUnaryMultiCallable[_capacity_pb2.PlanCapacityRequest, _capacity_pb2.PlanCapacityResponse]  # type: ignore[assignment]
+    """Answers what the ledger of a model would be if something were different, without changing it."""
+    ExplainQuota: _aio.UnaryUnaryMultiCallable[_capacity_pb2.ExplainQuotaRequest, _capacity_pb2.ExplainQuotaResponse]  # type: ignore[assignment]
+    """Explains one tenant's quota on one model with every number it was computed from."""
     ReportDemand: _aio.UnaryUnaryMultiCallable[_capacity_pb2.ReportDemandRequest, _capacity_pb2.ReportDemandResponse]  # type: ignore[assignment]
     """The rate limiter's leader reports what tenants want and use over all routers."""
 
@@ -70,6 +78,22 @@ class CapacityServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_capacity_pb2.PlanReservationResponse, _abc.Awaitable[_capacity_pb2.PlanReservationResponse]]:
         """Answers whether a reservation could be sold, without selling it."""
+
+    @_abc_1.abstractmethod
+    def PlanCapacity(
+        self,
+        request: _capacity_pb2.PlanCapacityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_capacity_pb2.PlanCapacityResponse, _abc.Awaitable[_capacity_pb2.PlanCapacityResponse]]:
+        """Answers what the ledger of a model would be if something were different, without changing it."""
+
+    @_abc_1.abstractmethod
+    def ExplainQuota(
+        self,
+        request: _capacity_pb2.ExplainQuotaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_capacity_pb2.ExplainQuotaResponse, _abc.Awaitable[_capacity_pb2.ExplainQuotaResponse]]:
+        """Explains one tenant's quota on one model with every number it was computed from."""
 
     @_abc_1.abstractmethod
     def ReportDemand(

@@ -70,6 +70,7 @@ class EngineGenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     PREFILL_MILLI_MU_FIELD_NUMBER: _builtins.int
     DECODE_MILLI_MU_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, unique per tenant. Required."""
     tenant_id: _builtins.str
@@ -80,6 +81,10 @@ class EngineGenerateRequest(_message.Message):
     """The router's price of the prefill part, milli-MU: the agent's queue and load reports use it."""
     decode_milli_mu: _builtins.int
     """The router's estimate of the decode part, milli-MU."""
+    weight: _builtins.int
+    """The tenant's weight among tenants whose requests wait here: its quota over all routers, milli-MU per minute. 0 counts
+    as 1.
+    """
     @_builtins.property
     def request(self) -> _inference_pb2.GenerateRequest:
         """What to generate; model, input and sampling are read."""
@@ -93,10 +98,11 @@ class EngineGenerateRequest(_message.Message):
         priority: _inference_pb2.Priority.ValueType = ...,
         prefill_milli_mu: _builtins.int = ...,
         decode_milli_mu: _builtins.int = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_milli_mu", b"decode_milli_mu", "prefill_milli_mu", b"prefill_milli_mu", "priority", b"priority", "request", b"request", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_milli_mu", b"decode_milli_mu", "prefill_milli_mu", b"prefill_milli_mu", "priority", b"priority", "request", b"request", "request_id", b"request_id", "tenant_id", b"tenant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

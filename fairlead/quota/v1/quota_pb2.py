@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61irlead/quota/v1/quota.proto\x12\x11\x66\x61irlead.quota.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n\x04Want\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12!\n\x19wants_milli_mu_per_minute\x18\x03 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x15\n\rheld_milli_mu\x18\x05 \x01(\x03\"\xc4\x01\n\x12ReportWantsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eincarnation_id\x18\x02 \x01(\t\x12\x15\n\rreport_number\x18\x03 \x01(\x04\x12\x15\n\rapplied_epoch\x18\x04 \x01(\x04\x12\x1c\n\x14\x61pplied_table_number\x18\x05 \x01(\x04\x12&\n\x05wants\x18\x06 \x03(\x0b\x32\x17.fairlead.quota.v1.Want\x12\x0f\n\x07leaving\x18\x07 \x01(\x08\"y\n\x13ReportWantsResponse\x12-\n\x06leases\x18\x01 \x01(\x0b\x32\x1d.fairlead.quota.v1.LeaseTable\x12\x33\n\x10refresh_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8d\x01\n\x05Lease\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12 \n\x18rate_milli_mu_per_minute\x18\x03 \x01(\x03\x12\x16\n\x0e\x62urst_milli_mu\x18\x04 \x01(\x03\x12%\n\x1dsafe_rate_milli_mu_per_minute\x18\x05 \x01(\x03\"\xaf\x02\n\nLeaseTable\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eincarnation_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0ctable_number\x18\x04 \x01(\x04\x12\x15\n\rreport_number\x18\x05 \x01(\x04\x12\x31\n\x0elease_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\ngrant_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x06leases\x18\x08 \x03(\x0b\x32\x18.fairlead.quota.v1.Lease\x12-\n\x0boutstanding\x18\t \x03(\x0b\x32\x18.fairlead.quota.v1.Lease\"8\n\x11ListLeasesRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\"C\n\x12ListLeasesResponse\x12-\n\x06tables\x18\x01 \x03(\x0b\x32\x1d.fairlead.quota.v1.LeaseTable2\xcd\x01\n\x12RateLimiterService\x12\\\n\x0bReportWants\x12%.fairlead.quota.v1.ReportWantsRequest\x1a&.fairlead.quota.v1.ReportWantsResponse\x12Y\n\nListLeases\x12$.fairlead.quota.v1.ListLeasesRequest\x1a%.fairlead.quota.v1.ListLeasesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61irlead/quota/v1/quota.proto\x12\x11\x66\x61irlead.quota.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x01\n\x04Want\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12!\n\x19wants_milli_mu_per_minute\x18\x03 \x01(\x03\x12 \n\x18used_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x15\n\rheld_milli_mu\x18\x05 \x01(\x03\"\xcd\x01\n\x12ReportWantsRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eincarnation_id\x18\x02 \x01(\t\x12\x15\n\rreport_number\x18\x03 \x01(\x04\x12\x30\n\x07\x61pplied\x18\x08 \x03(\x0b\x32\x1f.fairlead.quota.v1.TableVersion\x12&\n\x05wants\x18\x06 \x03(\x0b\x32\x17.fairlead.quota.v1.Want\x12\x0f\n\x07leaving\x18\x07 \x01(\x08J\x04\x08\x04\x10\x05J\x04\x08\x05\x10\x06\"B\n\x0cTableVersion\x12\r\n\x05shard\x18\x01 \x01(\x05\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0ctable_number\x18\x03 \x01(\x04\"\x8a\x02\n\x13ReportWantsResponse\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x15\n\rreport_number\x18\x04 \x01(\x04\x12\x31\n\x0elease_duration\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06tables\x18\x06 \x03(\x0b\x32\x1d.fairlead.quota.v1.LeaseTable\x12\x30\n\x07renewed\x18\x07 \x03(\x0b\x32\x1f.fairlead.quota.v1.TableVersion\x12\x33\n\x10refresh_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationJ\x04\x08\x01\x10\x02\"\xb0\x01\n\x05Lease\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12 \n\x18rate_milli_mu_per_minute\x18\x03 \x01(\x03\x12\x16\n\x0e\x62urst_milli_mu\x18\x04 \x01(\x03\x12%\n\x1dsafe_rate_milli_mu_per_minute\x18\x05 \x01(\x03\x12!\n\x19quota_milli_mu_per_minute\x18\x06 \x01(\x03\"\xbe\x02\n\nLeaseTable\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eincarnation_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0ctable_number\x18\x04 \x01(\x04\x12\x15\n\rreport_number\x18\x05 \x01(\x04\x12\x31\n\x0elease_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\ngrant_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x06leases\x18\x08 \x03(\x0b\x32\x18.fairlead.quota.v1.Lease\x12-\n\x0boutstanding\x18\t \x03(\x0b\x32\x18.fairlead.quota.v1.Lease\x12\r\n\x05shard\x18\n \x01(\x05\"8\n\x11ListLeasesRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\"C\n\x12ListLeasesResponse\x12-\n\x06tables\x18\x01 \x03(\x0b\x32\x1d.fairlead.quota.v1.LeaseTable2\xcd\x01\n\x12RateLimiterService\x12\\\n\x0bReportWants\x12%.fairlead.quota.v1.ReportWantsRequest\x1a&.fairlead.quota.v1.ReportWantsResponse\x12Y\n\nListLeases\x12$.fairlead.quota.v1.ListLeasesRequest\x1a%.fairlead.quota.v1.ListLeasesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,17 +36,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WANT']._serialized_start=118
   _globals['_WANT']._serialized_end=253
   _globals['_REPORTWANTSREQUEST']._serialized_start=256
-  _globals['_REPORTWANTSREQUEST']._serialized_end=452
-  _globals['_REPORTWANTSRESPONSE']._serialized_start=454
-  _globals['_REPORTWANTSRESPONSE']._serialized_end=575
-  _globals['_LEASE']._serialized_start=578
-  _globals['_LEASE']._serialized_end=719
-  _globals['_LEASETABLE']._serialized_start=722
-  _globals['_LEASETABLE']._serialized_end=1025
-  _globals['_LISTLEASESREQUEST']._serialized_start=1027
-  _globals['_LISTLEASESREQUEST']._serialized_end=1083
-  _globals['_LISTLEASESRESPONSE']._serialized_start=1085
-  _globals['_LISTLEASESRESPONSE']._serialized_end=1152
-  _globals['_RATELIMITERSERVICE']._serialized_start=1155
-  _globals['_RATELIMITERSERVICE']._serialized_end=1360
+  _globals['_REPORTWANTSREQUEST']._serialized_end=461
+  _globals['_TABLEVERSION']._serialized_start=463
+  _globals['_TABLEVERSION']._serialized_end=529
+  _globals['_REPORTWANTSRESPONSE']._serialized_start=532
+  _globals['_REPORTWANTSRESPONSE']._serialized_end=798
+  _globals['_LEASE']._serialized_start=801
+  _globals['_LEASE']._serialized_end=977
+  _globals['_LEASETABLE']._serialized_start=980
+  _globals['_LEASETABLE']._serialized_end=1298
+  _globals['_LISTLEASESREQUEST']._serialized_start=1300
+  _globals['_LISTLEASESREQUEST']._serialized_end=1356
+  _globals['_LISTLEASESRESPONSE']._serialized_start=1358
+  _globals['_LISTLEASESRESPONSE']._serialized_end=1425
+  _globals['_RATELIMITERSERVICE']._serialized_start=1428
+  _globals['_RATELIMITERSERVICE']._serialized_end=1633
 # @@protoc_insertion_point(module_scope)

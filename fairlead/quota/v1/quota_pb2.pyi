@@ -4,6 +4,8 @@ isort:skip_file
 The rate limiter: per-tenant quotas become expiring leases of the routers.
 
 A lease is a rate (milli-MU per minute) and a burst (milli-MU) that one router may spend without asking.
+Leases of one router are kept in tables, one per shard of its tenants, each with a version of its own: what does not
+change is renewed by naming it, not sent or stored again.
 The sum of the unexpired leases of a (tenant, model) never exceeds its quota. Expiry needs no common clock: a lease
 runs for its duration from the moment *the router sent the report that the lease answers*, which is never after the
 moment the limiter started counting.
@@ -73,8 +75,7 @@ class ReportWantsRequest(_message.Message):
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     INCARNATION_ID_FIELD_NUMBER: _builtins.int
     REPORT_NUMBER_FIELD_NUMBER: _builtins.int
-    APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
-    APPLIED_TABLE_NUMBER_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
     WANTS_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
@@ -83,14 +84,14 @@ class ReportWantsRequest(_message.Message):
     """Random per process start of the router: a restarted router has no lease."""
     report_number: _builtins.int
     """Counts this incarnation's reports from 1. The answer repeats it; lease time runs from its sending."""
-    applied_epoch: _builtins.int
-    """Epoch of the lease table the router applies now; 0 for none."""
-    applied_table_number: _builtins.int
-    """Number of the lease table the router applies now, within its epoch; 0 for none."""
     leaving: _builtins.bool
     """The router admits nothing under its leases any more and goes away: they are free for others at once. Sent with the
     last report of an orderly shutdown; the answer holds an empty table.
     """
+    @_builtins.property
+    def applied(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableVersion]:
+        """The tables the router applies now; a shard that is missing has none."""
+
     @_builtins.property
     def wants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Want]:
         """One entry per (tenant, model) with demand lately or requests in flight."""
@@ -101,18 +102,47 @@ class ReportWantsRequest(_message.Message):
         router_id: _builtins.str = ...,
         incarnation_id: _builtins.str = ...,
         report_number: _builtins.int = ...,
-        applied_epoch: _builtins.int = ...,
-        applied_table_number: _builtins.int = ...,
+        applied: _abc.Iterable[Global___TableVersion] | None = ...,
         wants: _abc.Iterable[Global___Want] | None = ...,
         leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_epoch", b"applied_epoch", "applied_table_number", b"applied_table_number", "incarnation_id", b"incarnation_id", "leaving", b"leaving", "report_number", b"report_number", "router_id", b"router_id", "wants", b"wants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "incarnation_id", b"incarnation_id", "leaving", b"leaving", "report_number", b"report_number", "router_id", b"router_id", "wants", b"wants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportWantsRequest: _TypeAlias = ReportWantsRequest  # noqa: Y015
+
+@_typing.final
+class TableVersion(_message.Message):
+    """Names a lease table."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TABLE_NUMBER_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    """The shard."""
+    epoch: _builtins.int
+    """Epoch of the leader that granted it."""
+    table_number: _builtins.int
+    """Its number within the epoch."""
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        table_number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "shard", b"shard", "table_number", b"table_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TableVersion: _TypeAlias = TableVersion  # noqa: Y015
 
 @_typing.final
 class ReportWantsResponse(_message.Message):
@@ -120,11 +150,27 @@ class ReportWantsResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    LEASES_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REPORT_NUMBER_FIELD_NUMBER: _builtins.int
+    LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
+    RENEWED_FIELD_NUMBER: _builtins.int
     REFRESH_INTERVAL_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """Epoch of the answering leader; a router that has seen a newer one ignores the answer."""
+    report_number: _builtins.int
+    """The report that is answered: the time of all leases named here runs from its sending."""
     @_builtins.property
-    def leases(self) -> Global___LeaseTable:
-        """The router's leases from now on."""
+    def lease_duration(self) -> _duration_pb2.Duration:
+        """How long they run."""
+
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseTable]:
+        """Tables to apply instead of older ones of their shard. Those that do not fit into one answer come through the store."""
+
+    @_builtins.property
+    def renewed(self) -> _containers.RepeatedCompositeFieldContainer[Global___TableVersion]:
+        """Tables the router applies that run on as they are."""
 
     @_builtins.property
     def refresh_interval(self) -> _duration_pb2.Duration:
@@ -133,12 +179,16 @@ class ReportWantsResponse(_message.Message):
     def __init__(
         self,
         *,
-        leases: Global___LeaseTable | None = ...,
+        epoch: _builtins.int = ...,
+        report_number: _builtins.int = ...,
+        lease_duration: _duration_pb2.Duration | None = ...,
+        tables: _abc.Iterable[Global___LeaseTable] | None = ...,
+        renewed: _abc.Iterable[Global___TableVersion] | None = ...,
         refresh_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "refresh_interval", b"refresh_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "refresh_interval", b"refresh_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leases", b"leases", "refresh_interval", b"refresh_interval"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lease_duration", b"lease_duration", "refresh_interval", b"refresh_interval", "renewed", b"renewed", "report_number", b"report_number", "tables", b"tables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -155,6 +205,7 @@ class Lease(_message.Message):
     RATE_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     BURST_MILLI_MU_FIELD_NUMBER: _builtins.int
     SAFE_RATE_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    QUOTA_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """The tenant."""
     model_id: _builtins.str
@@ -165,6 +216,10 @@ class Lease(_message.Message):
     """Most that can be saved up, milli-MU; also the most one request may cost."""
     safe_rate_milli_mu_per_minute: _builtins.int
     """Rate after expiry while the limiter cannot be reached; the sum over routers is at most the guaranteed quota."""
+    quota_milli_mu_per_minute: _builtins.int
+    """The quota this is a part of, over all routers, milli-MU per minute, when the lease was granted. For explanations and
+    as the tenant's weight where requests queue.
+    """
     def __init__(
         self,
         *,
@@ -173,10 +228,11 @@ class Lease(_message.Message):
         rate_milli_mu_per_minute: _builtins.int = ...,
         burst_milli_mu: _builtins.int = ...,
         safe_rate_milli_mu_per_minute: _builtins.int = ...,
+        quota_milli_mu_per_minute: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_milli_mu", b"burst_milli_mu", "model_id", b"model_id", "rate_milli_mu_per_minute", b"rate_milli_mu_per_minute", "safe_rate_milli_mu_per_minute", b"safe_rate_milli_mu_per_minute", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_milli_mu", b"burst_milli_mu", "model_id", b"model_id", "quota_milli_mu_per_minute", b"quota_milli_mu_per_minute", "rate_milli_mu_per_minute", b"rate_milli_mu_per_minute", "safe_rate_milli_mu_per_minute", b"safe_rate_milli_mu_per_minute", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,7 +240,7 @@ Global___Lease: _TypeAlias = Lease  # noqa: Y015
 
 @_typing.final
 class LeaseTable(_message.Message):
-    """All leases of one router: the value at /fairlead/v1/leases/{router}."""
+    """The leases of one router on one shard of its tenants: the value at /fairlead/v1/leases/{router}/{shard}."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -197,6 +253,7 @@ class LeaseTable(_message.Message):
     GRANT_TIME_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     OUTSTANDING_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """The router."""
     incarnation_id: _builtins.str
@@ -204,9 +261,11 @@ class LeaseTable(_message.Message):
     epoch: _builtins.int
     """Fencing epoch of the granting leader; a table of an older epoch than the last applied is ignored."""
     table_number: _builtins.int
-    """Grows within an epoch."""
+    """Grows within an epoch, over all routers and shards."""
     report_number: _builtins.int
     """The report this table answers; lease time runs from its sending."""
+    shard: _builtins.int
+    """The shard, 0-based: tenants are spread over shards by hash, and no two shards hold the same tenant."""
     @_builtins.property
     def lease_duration(self) -> _duration_pb2.Duration:
         """How long the leases run."""
@@ -237,10 +296,11 @@ class LeaseTable(_message.Message):
         grant_time: _timestamp_pb2.Timestamp | None = ...,
         leases: _abc.Iterable[Global___Lease] | None = ...,
         outstanding: _abc.Iterable[Global___Lease] | None = ...,
+        shard: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grant_time", b"grant_time", "lease_duration", b"lease_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "grant_time", b"grant_time", "incarnation_id", b"incarnation_id", "lease_duration", b"lease_duration", "leases", b"leases", "outstanding", b"outstanding", "report_number", b"report_number", "router_id", b"router_id", "table_number", b"table_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "grant_time", b"grant_time", "incarnation_id", b"incarnation_id", "lease_duration", b"lease_duration", "leases", b"leases", "outstanding", b"outstanding", "report_number", b"report_number", "router_id", b"router_id", "shard", b"shard", "table_number", b"table_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,7 +341,7 @@ class ListLeasesResponse(_message.Message):
     TABLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tables(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseTable]:
-        """One table per router, newest grant."""
+        """The newest tables of every router, sorted by router, then shard."""
 
     def __init__(
         self,

@@ -52,8 +52,8 @@ class RateLimiterServiceServicer:
     """
 
     def ReportWants(self, request, context):
-        """A router says what it wants and which lease table it applies. The answer is the router's lease table, which the
-        leader has also written to etcd at /fairlead/v1/leases/{router}. Sent every refresh interval.
+        """A router says what it wants and which lease tables it applies. The answer renews them, or replaces them by tables
+        that the leader has also written to etcd at /fairlead/v1/leases/{router}/{shard}. Sent every refresh interval.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

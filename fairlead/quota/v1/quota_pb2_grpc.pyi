@@ -4,6 +4,8 @@ isort:skip_file
 The rate limiter: per-tenant quotas become expiring leases of the routers.
 
 A lease is a rate (milli-MU per minute) and a burst (milli-MU) that one router may spend without asking.
+Leases of one router are kept in tables, one per shard of its tenants, each with a version of its own: what does not
+change is renewed by naming it, not sent or stored again.
 The sum of the unexpired leases of a (tenant, model) never exceeds its quota. Expiry needs no common clock: a lease
 runs for its duration from the moment *the router sent the report that the lease answers*, which is never after the
 moment the limiter started counting.
@@ -40,8 +42,8 @@ class RateLimiterServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RateLimiterServiceAsyncStub: ...
     ReportWants: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ReportWantsRequest, _quota_pb2.ReportWantsResponse]
-    """A router says what it wants and which lease table it applies. The answer is the router's lease table, which the
-    leader has also written to etcd at /fairlead/v1/leases/{router}. Sent every refresh interval.
+    """A router says what it wants and which lease tables it applies. The answer renews them, or replaces them by tables
+    that the leader has also written to etcd at /fairlead/v1/leases/{router}/{shard}. Sent every refresh interval.
     """
     ListLeases: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListLeasesRequest, _quota_pb2.ListLeasesResponse]
     """Lists the outstanding leases, for people and tests."""
@@ -52,8 +54,8 @@ class RateLimiterServiceAsyncStub(RateLimiterServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReportWants: _aio.UnaryUnaryMultiCallable[_quota_pb2.ReportWantsRequest, _quota_pb2.ReportWantsResponse]  # type: ignore[assignment]
-    """A router says what it wants and which lease table it applies. The answer is the router's lease table, which the
-    leader has also written to etcd at /fairlead/v1/leases/{router}. Sent every refresh interval.
+    """A router says what it wants and which lease tables it applies. The answer renews them, or replaces them by tables
+    that the leader has also written to etcd at /fairlead/v1/leases/{router}/{shard}. Sent every refresh interval.
     """
     ListLeases: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListLeasesRequest, _quota_pb2.ListLeasesResponse]  # type: ignore[assignment]
     """Lists the outstanding leases, for people and tests."""
@@ -67,8 +69,8 @@ class RateLimiterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_pb2.ReportWantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.ReportWantsResponse, _abc.Awaitable[_quota_pb2.ReportWantsResponse]]:
-        """A router says what it wants and which lease table it applies. The answer is the router's lease table, which the
-        leader has also written to etcd at /fairlead/v1/leases/{router}. Sent every refresh interval.
+        """A router says what it wants and which lease tables it applies. The answer renews them, or replaces them by tables
+        that the leader has also written to etcd at /fairlead/v1/leases/{router}/{shard}. Sent every refresh interval.
         """
 
     @_abc_1.abstractmethod

@@ -6,7 +6,7 @@ import pytest
 
 from capacity.core.allocate import PPM, Demand, Model, ModelLedger, Replica, Reservation, allocate
 from capacity.quota_book import ConflictAtStoreError, QuotaBook
-from capacity.translate import shard_of
+from capacity.translate import SHARDS
 from common import keys
 from common.clock import FakeClock
 from common.memory_store import MemoryStore
@@ -70,7 +70,7 @@ async def test_a_deposed_leader_cannot_write() -> None:
     await lead(store)
     with pytest.raises(ConflictAtStoreError):
         await book.write(ledgers(50), (), epoch, fence)
-    entry = await store.get(keys.quota("m", shard_of("a")))
+    entry = await store.get(keys.quota("m", keys.tenant_shard("a", SHARDS)))
     assert entry is not None
     assert capacity_pb2.QuotaTable.FromString(entry.value).quotas[0].granted_milli_mu_per_minute == 100
 
@@ -82,7 +82,9 @@ async def test_a_foreign_write_is_noticed() -> None:
     epoch, fence = await lead(store)
     book = QuotaBook(store, clock)
     await book.write(ledgers(100), (), epoch, fence)
-    await store.put(keys.quota("m", shard_of("a")), capacity_pb2.QuotaTable(model_id="m").SerializeToString())
+    await store.put(
+        keys.quota("m", keys.tenant_shard("a", SHARDS)), capacity_pb2.QuotaTable(model_id="m").SerializeToString()
+    )
     with pytest.raises(ConflictAtStoreError):
         await book.write(ledgers(50), (), epoch, fence)
     await book.load()
