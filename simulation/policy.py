@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Final, Protocol
 
@@ -101,7 +101,7 @@ POLICIES: Final[dict[str, Callable[[Random], Policy]]] = {
 """Every policy by its name in scenarios; each is made anew for every router, with a random stream of its own."""
 
 
-def _ready(fleet: Fleet, subset: Iterable[str], flight: Flight, now_ns: int) -> list[str]:
+def _ready(fleet: Fleet, subset: Sequence[str], flight: Flight, now_ns: int) -> list[str]:
     return [
         candidate.replica_id
         for candidate in fleet.candidates(flight.tenant.model_id, subset, now_ns)

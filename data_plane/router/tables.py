@@ -124,5 +124,6 @@ class Tables:
         cached = self._subsets.get(model_id)
         if cached is None or cached[0] is not assignment:
             cached = (assignment, {each.tenant_id: tuple(each.replica_ids) for each in assignment.subsets})
+            cached[1][""] = tuple(assignment.default_replica_ids)
             self._subsets[model_id] = cached
-        return cached[1].get(tenant_id) or assignment.default_replica_ids
+        return cached[1].get(tenant_id) or cached[1][""]

@@ -14,7 +14,7 @@ that is still listed is doubtful once its agent has fallen silent.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -56,6 +56,10 @@ _READY: Final = Health.READY
 _DOUBTFUL: Final = Health.DOUBTFUL
 _CLOSED: Final = Health.CLOSED
 _STALE_NS: Final = int(REPORT_STALE_S * _NS_PER_S)
+_GRACE_NS: Final = int(UNTRIED_GRACE_S * _NS_PER_S)
+
+# Subsets whose pools are kept per model. There is one per tenant at most; past this all are made anew.
+_POOLS_MAX: Final = 4096
 
 
 @dataclass(slots=True)
@@ -83,12 +87,29 @@ class Member:
     failed_ns: int = 0
 
 
+class _Model:
+    """The replicas of one model, and the pools made of them.
+
+    Attributes:
+        ids: Of its replicas.
+        pools: Candidates of the subsets that were asked for, by the subset's identity; each keeps its subset alive.
+        doubt_ns: The first moment at which time alone may change somebody's health.
+    """
+
+    __slots__ = ("doubt_ns", "ids", "pools")
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self.pools: dict[int, tuple[Sequence[str], list[Candidate]]] = {}
+        self.doubt_ns = 0
+
+
 class Fleet:
     """All replicas of all models this router knows."""
 
     def __init__(self) -> None:
         self._members: dict[str, Member] = {}
-        self._by_model: dict[str, set[str]] = {}
+        self._by_model: dict[str, _Model] = {}
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._members.values()))
@@ -103,9 +124,13 @@ class Fleet:
         if member is None:
             member = Member(record, ReplicaLoad(record.replica_id), now_ns)
             self._members[record.replica_id] = member
-            self._by_model.setdefault(record.model_id, set()).add(record.replica_id)
+            model = self._by_model.setdefault(record.model_id, _Model())
+            model.ids.add(record.replica_id)
+            model.pools.clear()
         member.record = record
         member.listed = True
+        member.load.serve(record.capacity_milli_mu_per_minute)
+        self._judge(member, now_ns)
 
     def delist(self, replica_id: str, now_ns: int) -> None:
         """The store no longer lists a replica."""
@@ -126,12 +151,14 @@ class Fleet:
         member = self._members.get(replica_id)
         if member is not None and member.load.report(report, now_ns):
             member.state, member.heard_ns = state, now_ns
+            self._judge(member, now_ns)
 
     def link(self, replica_id: str, link: Link, now_ns: int) -> None:
         """The load stream of a replica came up or went down."""
         member = self._members.get(replica_id)
         if member is not None:
             member.link = link
+            self._judge(member, now_ns)
             self._forget_if_gone(member, now_ns)
 
     def failed(self, replica_id: str, now_ns: int) -> None:
@@ -139,6 +166,7 @@ class Fleet:
         member = self._members.get(replica_id)
         if member is not None:
             member.failed_ns = now_ns
+            self._judge(member, now_ns)
 
     def sweep(self, now_ns: int) -> None:
         """Forgets unlisted replicas whose streams have fallen silent. To be called about once a second."""
@@ -158,38 +186,53 @@ class Fleet:
         believed = _STATE_HEALTH.get(member.state or member.record.state, _CLOSED)
         if believed is not _READY:
             return believed
-        fresh = link is Link.UNTRIED and now_ns - member.known_ns <= UNTRIED_GRACE_S * _NS_PER_S
+        fresh = link is Link.UNTRIED and now_ns - member.known_ns <= _GRACE_NS
         return _READY if fresh else _DOUBTFUL
 
-    def candidates(self, model_id: str, subset: Iterable[str], now_ns: int) -> list[Candidate]:
-        """The replicas a workload may use, as `pick` wants them.
+    def candidates(self, model_id: str, subset: Sequence[str], now_ns: int) -> list[Candidate]:
+        """The replicas a workload may use, as `pick` wants them. They go on changing with the fleet: use them at once.
 
         Args:
             model_id: The model.
             subset: Replica ids of the workload's assignment; empty where there is none.
             now_ns: Monotonic now.
         """
-        pool = choose_pool(subset, self._by_model.get(model_id, set()))
+        model = self._by_model.get(model_id)
+        if model is None:
+            return []
+        if now_ns >= model.doubt_ns:
+            self._judge_all(model, now_ns)
+        kept = model.pools.get(id(subset))
+        if kept is not None and kept[0] is subset:
+            return kept[1]
         members = self._members
-        return [self._candidate(members[replica_id], now_ns) for replica_id in pool]
+        pool: list[Candidate] = [members[replica_id].load for replica_id in choose_pool(subset, model.ids)]
+        if isinstance(subset, tuple):
+            if len(model.pools) >= _POOLS_MAX:
+                model.pools.clear()
+            model.pools[id(subset)] = (subset, pool)
+        return pool
 
     def count(self, model_id: str, now_ns: int) -> dict[Health, int]:
         """Known replicas of a model by what is believed of them."""
         counts = dict.fromkeys(Health, 0)
-        for replica_id in self._by_model.get(model_id, ()):
+        model = self._by_model.get(model_id)
+        for replica_id in model.ids if model is not None else ():
             counts[self.health(self._members[replica_id], now_ns)] += 1
         return counts
 
-    def _candidate(self, member: Member, now_ns: int) -> Candidate:
-        load = member.load
-        return Candidate(
-            load.replica_id,
-            load.hash64,
-            self.health(member, now_ns),
-            member.record.capacity_milli_mu_per_minute,
-            load.pending_prefill_milli_mu,
-            load.decode_milli_mu,
-        )
+    def _judge(self, member: Member, now_ns: int) -> None:
+        """Keeps what `pick` sees of a replica's health current, and notes until when it holds without further news."""
+        health = member.load.health = self.health(member, now_ns)
+        model = self._by_model.get(member.record.model_id)
+        if health is _READY and model is not None:
+            begin_ns, lasts_ns = (member.heard_ns, _STALE_NS) if member.link is _UP else (member.known_ns, _GRACE_NS)
+            model.doubt_ns = min(model.doubt_ns, begin_ns + lasts_ns + 1)
+
+    def _judge_all(self, model: _Model, now_ns: int) -> None:
+        model.doubt_ns = now_ns + _STALE_NS
+        for replica_id in model.ids:
+            self._judge(self._members[replica_id], now_ns)
 
     def _forget_if_gone(self, member: Member, now_ns: int) -> None:
         alive = member.link is Link.UP and now_ns - member.heard_ns <= REPORT_STALE_S * _NS_PER_S
@@ -197,7 +240,9 @@ class Fleet:
             return
         replica_id, model_id = member.record.replica_id, member.record.model_id
         self._members.pop(replica_id, None)
-        of_model = self._by_model.get(model_id, set())
-        of_model.discard(replica_id)
-        if not of_model:
-            self._by_model.pop(model_id, None)
+        model = self._by_model.get(model_id)
+        if model is not None:
+            model.ids.discard(replica_id)
+            model.pools.clear()
+            if not model.ids:
+                del self._by_model[model_id]

@@ -6,9 +6,10 @@ every router sends its next ten requests to the replica that was idle a second a
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Final
+
+from data_plane.router.core.pick import Candidate, Health, hash64
 
 _NS_PER_MS: Final = 1_000_000
 
@@ -45,12 +46,10 @@ class Dispatch:
         self.sent_ns = sent_ns
 
 
-class ReplicaLoad:
-    """One replica's load as this router knows it.
+class ReplicaLoad(Candidate):
+    """One replica's load as this router knows it: reported, plus that of dispatches since. A candidate for `pick`.
 
     Attributes:
-        replica_id: Whose.
-        hash64: A fixed hash of the id, for rendezvous hashing.
         in_flight: This router's requests on it.
     """
 
@@ -60,30 +59,17 @@ class ReplicaLoad:
         "_unseen",
         "_unseen_decode",
         "_unseen_prefill",
-        "hash64",
         "in_flight",
-        "replica_id",
     )
 
     def __init__(self, replica_id: str) -> None:
-        self.replica_id = replica_id
-        self.hash64 = int.from_bytes(hashlib.blake2b(replica_id.encode(), digest_size=8).digest(), "big")
+        super().__init__(replica_id, hash64(replica_id), Health.CLOSED, 0, 0, 0)
         self.in_flight = 0
         self._report = Report(0, 0, 0)
         self._unseen: dict[int, Dispatch] = {}
         self._unseen_prefill = 0
         self._unseen_decode = 0
         self._next_id = 0
-
-    @property
-    def pending_prefill_milli_mu(self) -> int:
-        """Reported pending prefill plus that of dispatches since."""
-        return self._report.pending_prefill_milli_mu + self._unseen_prefill
-
-    @property
-    def decode_milli_mu(self) -> int:
-        """Reported decode load plus that of dispatches since."""
-        return self._report.decode_milli_mu + self._unseen_decode
 
     def dispatch(self, prefill_milli_mu: int, decode_milli_mu: int, now_ns: int) -> Dispatch:
         """Counts a request that is being sent to this replica."""
@@ -93,6 +79,7 @@ class ReplicaLoad:
         self._unseen_prefill += prefill_milli_mu
         self._unseen_decode += decode_milli_mu
         self.in_flight += 1
+        self._sum()
         return dispatch
 
     def started(self, dispatch: Dispatch) -> None:
@@ -100,11 +87,13 @@ class ReplicaLoad:
         if dispatch.id in self._unseen:
             self._unseen_prefill -= dispatch.prefill_milli_mu
             dispatch.prefill_milli_mu = 0
+            self._sum()
 
     def ended(self, dispatch: Dispatch) -> None:
         """The request left the replica, whatever became of it."""
         self.in_flight -= 1
         self._forget(dispatch.id)
+        self._sum()
 
     def report(self, report: Report, now_ns: int) -> bool:
         """Takes a replica's report, which includes what had reached it by then.
@@ -121,7 +110,12 @@ class ReplicaLoad:
         self._report = report
         for id_ in [id_ for id_, sent in self._unseen.items() if now_ns - sent.sent_ns >= DISPATCH_UNSEEN_NS]:
             self._forget(id_)
+        self._sum()
         return True
+
+    def _sum(self) -> None:
+        report = self._report
+        self.carry(report.pending_prefill_milli_mu + self._unseen_prefill, report.decode_milli_mu + self._unseen_decode)
 
     def _forget(self, id_: int) -> None:
         dispatch = self._unseen.pop(id_, None)

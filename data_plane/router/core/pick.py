@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import zlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Final
 
 DECODE_WEIGHT: Final = 0.3
 """How much decode load delays a prefill. Source: simulation of chunked prefill on recorded traces."""
@@ -29,7 +31,14 @@ AFFINITY_OVERLOAD: Final = 1.25
 PANIC_SHARE: Final = 0.5
 """With fewer than this share of replicas healthy, the router doubts the alarms rather than the replicas."""
 
-_MASK: Final = (1 << 64) - 1
+CAPACITY_MILLI_MU_PER_MINUTE: Final = 100_000
+"""Capacity of a replica that names none. Source: the definition of a model unit."""
+
+WEIGHED_MAX: Final = 8
+"""Most candidates of one pick that are remembered. Source: `Attempt.candidates` of decision.proto."""
+
+# Salts below 2^24 leave 29 bits of a product's fraction exact.
+_SALT_MASK: Final = (1 << 24) - 1
 
 
 class Health(enum.Enum):
@@ -48,24 +57,64 @@ _READY: Final = Health.READY
 _CLOSED: Final = Health.CLOSED
 
 
-class Candidate(NamedTuple):
-    """A replica as `pick` sees it. A named tuple because one is made per replica and request.
+class Candidate:
+    """A replica as `pick` sees it: kept current in place, because every request weighs all of them.
 
-    Attributes:
+    Args:
         replica_id: Unique.
         hash64: A fixed hash of the id.
         health: What the router believes of it.
         capacity_milli_mu_per_minute: What it serves; 0 and less counts as the definition's 100,000.
         pending_prefill_milli_mu: Prefill that waits there, this router's newest dispatches included.
         decode_milli_mu: Decode left there, likewise.
+
+    Attributes:
+        phase: The hash as a fraction of 2^64, 0 to 1.
+        load_milli_mu: What delays a prefill there.
+        minutes_per_milli_mu: One over the capacity.
     """
 
-    replica_id: str
-    hash64: int
-    health: Health
-    capacity_milli_mu_per_minute: int
-    pending_prefill_milli_mu: int
-    decode_milli_mu: int
+    __slots__ = (
+        "capacity_milli_mu_per_minute",
+        "decode_milli_mu",
+        "health",
+        "load_milli_mu",
+        "minutes_per_milli_mu",
+        "pending_prefill_milli_mu",
+        "phase",
+        "replica_id",
+    )
+
+    def __init__(
+        self,
+        replica_id: str,
+        hash64: int,
+        health: Health,
+        capacity_milli_mu_per_minute: int,
+        pending_prefill_milli_mu: int,
+        decode_milli_mu: int,
+    ) -> None:
+        self.replica_id = replica_id
+        self.phase = hash64 / 2.0**64
+        self.health = health
+        self.serve(capacity_milli_mu_per_minute)
+        self.carry(pending_prefill_milli_mu, decode_milli_mu)
+
+    def serve(self, capacity_milli_mu_per_minute: int) -> None:
+        """Sets the capacity; 0 and less counts as the definition's."""
+        known = capacity_milli_mu_per_minute > 0
+        self.capacity_milli_mu_per_minute = capacity_milli_mu_per_minute if known else CAPACITY_MILLI_MU_PER_MINUTE
+        self.minutes_per_milli_mu = 1.0 / self.capacity_milli_mu_per_minute
+
+    def carry(self, pending_prefill_milli_mu: int, decode_milli_mu: int) -> None:
+        """Sets the load, both parts 0 or more."""
+        self.pending_prefill_milli_mu = pending_prefill_milli_mu
+        self.decode_milli_mu = decode_milli_mu
+        self.load_milli_mu = pending_prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu
+
+
+Weighed = tuple[str, float, int, int, int, Health]
+"""A candidate as it was weighed: replica id, score, pending prefill, decode, capacity, health."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +125,15 @@ class Pick:
         replica_id: The replica.
         panic: Health was ignored because too few replicas have it.
         sticky: The session's own replica was taken.
+        weighed: The best candidates, the winner first; as many as were asked for.
+        candidate_count: Replicas that were weighed in all.
     """
 
     replica_id: str
     panic: bool
     sticky: bool
+    weighed: tuple[Weighed, ...] = field(default=(), compare=False)
+    candidate_count: int = field(default=1, compare=False)
 
 
 def pick(
@@ -91,6 +144,7 @@ def pick(
     session_id: str,
     request_id: str,
     excluded: Collection[str] = (),
+    weighed_max: int = 0,
 ) -> Pick | None:
     """Chooses a replica.
 
@@ -101,45 +155,85 @@ def pick(
         session_id: Its session, or empty.
         request_id: Breaks ties, the same way in every router.
         excluded: Replicas that failed this request before.
+        weighed_max: How many of the best candidates the pick remembers, 0 or more.
 
     Returns:
         The choice, or None when nothing is eligible.
     """
-    open_ = [candidate for candidate in candidates if candidate.health is not _CLOSED]
-    healthy = [candidate for candidate in open_ if candidate.health is _READY]
-    panic = len(healthy) < PANIC_SHARE * len(open_)
-    eligible = [each for each in (open_ if panic else healthy) if each.replica_id not in excluded]
+    eligible: Sequence[Candidate] = [each for each in candidates if each.health is _READY]
+    panic = False
+    if len(eligible) < len(candidates):
+        open_ = [each for each in candidates if each.health is not _CLOSED]
+        panic = len(eligible) < PANIC_SHARE * len(open_)
+        eligible = open_ if panic else eligible
+    if excluded:
+        eligible = [each for each in eligible if each.replica_id not in excluded]
     if not eligible:
         return None
-    if len(eligible) == 1:
-        return Pick(eligible[0].replica_id, panic, False)
-    own = prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu
-    home = _home(eligible, session_id, own)
-    scores = [_utilization(each, 0 if each is home else prefill_milli_mu) for each in eligible]
-    lowest = min(scores)
-    tied = [each for each, score in zip(eligible, scores, strict=True) if score == lowest]
-    if home in tied:
-        return Pick(home.replica_id, panic, True)
-    salt = hash64(request_id) if len(tied) > 1 else 0
-    best = min(tied, key=lambda each: _mix(each.hash64 ^ salt))
-    return Pick(best.replica_id, panic, False)
+    scores = [(each.load_milli_mu + prefill_milli_mu) * each.minutes_per_milli_mu for each in eligible]
+    home = -1
+    if session_id and len(eligible) > 1:
+        home = _home(eligible, session_id, prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu)
+        if home >= 0:
+            # Where its prefix is warm the session brings no prefill of its own.
+            scores[home] = eligible[home].load_milli_mu * eligible[home].minutes_per_milli_mu
+    ranked = sorted(scores)
+    sticky = home >= 0 and scores[home] == ranked[0]
+    best = home if sticky else _lowest(eligible, scores, ranked, request_id)
+    weighed = _weighed(eligible, scores, ranked, best, weighed_max) if weighed_max else ()
+    return Pick(eligible[best].replica_id, panic, sticky, weighed, len(eligible))
 
 
-def _utilization(candidate: Candidate, more_milli_mu: float) -> float:
-    load = candidate.pending_prefill_milli_mu + DECODE_WEIGHT * candidate.decode_milli_mu + more_milli_mu
-    capacity = candidate.capacity_milli_mu_per_minute
-    return load / (capacity if capacity > 0 else 100_000)
+def _lowest(eligible: Sequence[Candidate], scores: list[float], ranked: list[float], request_id: str) -> int:
+    """Where the lowest score is; of equal ones the request decides."""
+    lowest = ranked[0]
+    if len(ranked) == 1 or ranked[1] > lowest:
+        return scores.index(lowest)
+    salt = _salt(request_id)
+    tied = [at for at, score in enumerate(scores) if score == lowest]
+    draws = [eligible[at].phase * salt % 1.0 for at in tied]
+    return tied[draws.index(min(draws))]
 
 
-def _home(eligible: Sequence[Candidate], session_id: str, own_milli_mu: float) -> Candidate | None:
-    """The session's replica, or None where it has no session or its replica is overloaded."""
-    if not session_id:
-        return None
-    salt = hash64(session_id)
-    home = max(eligible, key=lambda each: _mix(each.hash64 ^ salt))
-    mean = sum(_utilization(each, 0) for each in eligible) / len(eligible)
-    one_request = _utilization(home, own_milli_mu) - _utilization(home, 0)
-    return home if _utilization(home, 0) <= AFFINITY_OVERLOAD * mean + one_request else None
+def _home(eligible: Sequence[Candidate], session_id: str, own_milli_mu: float) -> int:
+    """Where the session's replica is; -1 where that is overloaded."""
+    salt = _salt(session_id)
+    draws = [each.phase * salt % 1.0 for each in eligible]
+    at = draws.index(max(draws))
+    home = eligible[at]
+    mean = sum([each.load_milli_mu * each.minutes_per_milli_mu for each in eligible]) / len(eligible)
+    left = (home.load_milli_mu - own_milli_mu) * home.minutes_per_milli_mu
+    return at if left <= AFFINITY_OVERLOAD * mean else -1
+
+
+def _weighed(
+    eligible: Sequence[Candidate], scores: list[float], ranked: list[float], best: int, most: int
+) -> tuple[Weighed, ...]:
+    """The winner and the best of the others, as they are now."""
+    others: Iterable[int] = range(len(scores))
+    if len(scores) > most:
+        others = list(compress(others, map(ranked[most - 1].__ge__, scores)))
+        if len(others) > most:
+            others.sort(key=scores.__getitem__)
+    chosen = [best, *[at for at in others if at != best][: most - 1]]
+    return tuple(
+        [
+            (
+                (each := eligible[at]).replica_id,
+                scores[at],
+                each.pending_prefill_milli_mu,
+                each.decode_milli_mu,
+                each.capacity_milli_mu_per_minute,
+                each.health,
+            )
+            for at in chosen
+        ]
+    )
+
+
+def _salt(text: str) -> float:
+    """A number, the same in every process, whose products with the replicas' phases are rendezvous hashes."""
+    return float(zlib.crc32(text.encode("utf-8", "surrogatepass")) & _SALT_MASK)
 
 
 def choose_pool(subset: Iterable[str], known: Collection[str]) -> list[str]:
@@ -159,10 +253,3 @@ def choose_pool(subset: Iterable[str], known: Collection[str]) -> list[str]:
 def hash64(text: str) -> int:
     """A fixed 64-bit hash, the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-
-
-def _mix(value: int) -> int:
-    """Spreads the bits of a 64-bit number (the finalizer of splitmix64)."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_plane.router.core.fleet import Fleet, Link, Member
 from data_plane.router.core.loads import DISPATCH_UNSEEN_NS, ReplicaLoad, Report
@@ -142,3 +144,43 @@ def test_a_first_token_ends_its_prefill_and_the_end_ends_everything() -> None:
     assert (load.pending_prefill_milli_mu, load.decode_milli_mu, load.in_flight) == (0, 30, 1)
     load.ended(dispatch)
     assert (load.pending_prefill_milli_mu, load.decode_milli_mu, load.in_flight) == (0, 0, 0)
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["enlist", "delist", "report", "link", "fail", "sweep", "wait"]),
+        st.integers(0, 3),
+        st.integers(0, 7),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None)
+@given(history=steps)
+def test_what_a_pick_sees_is_what_is_believed_now(history: list[tuple[str, int, int]]) -> None:
+    """After any history the kept candidates carry today's health, load and capacity of exactly the known replicas."""
+    fleet, now_ns, subset = Fleet(), SECOND, ("r0", "r2", "r9")
+    states, links = (READY, UNHEALTHY, DRAINING), list(Link)
+    for number, (what, which, how) in enumerate(history):
+        name = f"r{which}"
+        match what:
+            case "enlist":
+                fleet.enlist(record(name, states[how % 3]), now_ns)
+            case "delist":
+                fleet.delist(name, now_ns)
+            case "report":
+                fleet.report(name, Report(number, how, how), states[how % 3], now_ns)
+            case "link":
+                fleet.link(name, links[how % len(links)], now_ns)
+            case "fail":
+                fleet.failed(name, now_ns)
+            case "sweep":
+                fleet.sweep(now_ns)
+            case _:
+                now_ns += how * SECOND
+        known = {member.record.replica_id: fleet.health(member, now_ns) for member in fleet}
+        seen = {each.replica_id: each.health for each in fleet.candidates("m", (), now_ns)}
+        assert seen == known
+        pool = [each.replica_id for each in fleet.candidates("m", subset, now_ns)]
+        assert pool == ([name for name in subset if name in known] or sorted(known))

@@ -117,7 +117,11 @@ def test_the_pool_is_the_subset_or_everything_where_that_is_gone() -> None:
 
 
 loads = st.lists(
-    st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from([0, 50_000, 100_000])),
+    st.tuples(
+        st.integers(0, 2) | st.integers(0, 10**6),
+        st.just(0) | st.integers(0, 10**6),
+        st.sampled_from([0, 50_000, 100_000]),
+    ),
     min_size=1,
     max_size=12,
 )
@@ -134,3 +138,26 @@ def test_without_a_session_nothing_cheaper_was_left(loads: list[tuple[int, int, 
         for each in pool
     }
     assert scores[chosen] <= min(scores.values()) * (1 + 1e-12)
+
+
+@given(loads=loads, session=st.sampled_from(["", "s", "t"]), most=st.integers(1, 8))
+def test_the_pick_remembers_the_best_with_the_winner_first(
+    loads: list[tuple[int, int, int]], session: str, most: int
+) -> None:
+    """As many as were asked for, none worse than one left out, the winner never beaten; asking changes no choice."""
+    pool = [candidate(f"r{i}", prefill=p, decode=d, capacity=c) for i, (p, d, c) in enumerate(loads)]
+    asked = {"prefill_milli_mu": 70, "decode_milli_mu": 10, "session_id": session, "request_id": "q"}
+    chosen = pick(pool, **asked, weighed_max=most)  # type: ignore[arg-type]  # test shorthand
+    everything = pick(pool, **asked, weighed_max=len(pool))  # type: ignore[arg-type]  # test shorthand
+    assert chosen is not None
+    assert everything is not None
+    assert chosen == pick(pool, **asked) == everything  # type: ignore[arg-type]  # test shorthand
+    assert chosen.candidate_count == len(pool)
+    names = [weighed[0] for weighed in chosen.weighed]
+    assert names[0] == chosen.replica_id
+    assert len(names) == len(set(names)) == min(most, len(pool))
+    scores = {weighed[0]: weighed[1] for weighed in everything.weighed}
+    assert scores[names[0]] == min(scores.values())
+    assert max(scores[name] for name in names) <= min(
+        (score for name, score in scores.items() if name not in names), default=float("inf")
+    )
