@@ -36,7 +36,6 @@ MESSAGE_BYTES_MAX = 4 << 20
 METADATA_BYTES_MAX = 16 << 10
 
 _SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_metadata_size", METADATA_BYTES_MAX),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_ping_strikes", 0),
@@ -175,6 +174,7 @@ class GrpcServer:
         telemetry: Joins traces.
         reuse_port: Lets several processes of one host share the port.
         interceptors: Further interceptors, run inside the error interceptor: what they raise is translated too.
+        message_bytes_max: Largest request that is taken.
     """
 
     def __init__(
@@ -184,9 +184,11 @@ class GrpcServer:
         *,
         reuse_port: bool = False,
         interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
+        message_bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> None:
         self._config = config
-        options = [*_SERVER_OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
+        own = (("grpc.max_receive_message_length", message_bytes_max), ("grpc.so_reuseport", int(reuse_port)))
+        options = [*_SERVER_OPTIONS, *own]
         self._server = grpc.aio.server(interceptors=[_Interceptor(telemetry.tracer), *interceptors], options=options)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

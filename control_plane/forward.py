@@ -16,6 +16,7 @@ from common.logs import get_logger
 from common.rpc import LeaderClient
 from common.store import Store
 from control_plane.core import check
+from control_plane.core.sales import LiveCapacity
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.errors import FairleadError, PermissionDeniedError, from_rpc_error
@@ -27,8 +28,8 @@ R = TypeVar("R")
 log = get_logger(__name__)
 
 _CALL_TIMEOUT_S = 3.0
-# A note in the answer to a mutation that is already stored: not worth a wait.
-_SHORTFALL_TIMEOUT_S = 1.0
+# An allocator that hangs must not keep administrators from working: sales then go by replicas_max.
+_LIVE_TIMEOUT_S = 1.0
 
 
 async def ask(call: Callable[[], Awaitable[R]]) -> R:
@@ -68,25 +69,45 @@ class CapacityForwarder(capacity_pb2_grpc.CapacityServiceServicer):
         """See CapacityService."""
         return await ask(lambda: self._stub().PlanReservation(request, timeout=_CALL_TIMEOUT_S))
 
+    async def PlanCapacity(
+        self, request: capacity_pb2.PlanCapacityRequest, context: Any
+    ) -> capacity_pb2.PlanCapacityResponse:
+        """See CapacityService."""
+        return await ask(lambda: self._stub().PlanCapacity(request, timeout=_CALL_TIMEOUT_S))
+
+    async def ExplainQuota(
+        self, request: capacity_pb2.ExplainQuotaRequest, context: Any
+    ) -> capacity_pb2.ExplainQuotaResponse:
+        """See CapacityService."""
+        return await ask(lambda: self._stub().ExplainQuota(request, timeout=_CALL_TIMEOUT_S))
+
     async def ReportDemand(
         self, request: capacity_pb2.ReportDemandRequest, context: Any
     ) -> capacity_pb2.ReportDemandResponse:
         """Refused."""
         raise PermissionDeniedError("demand is reported to the leading capacity allocator itself")
 
-    async def shortfall(self, reservation: admin_pb2.Reservation) -> int:
-        """What live capacity leaves uncovered with this reservation, milli-MU per minute; 0 where nobody can say."""
+    async def live(self, reservation: admin_pb2.Reservation) -> LiveCapacity | None:
+        """What the allocator says of a model; None where it cannot be asked or does not know the model yet.
+
+        Args:
+            reservation: One that is to be sold of the model.
+        """
         request = capacity_pb2.PlanReservationRequest(
             model_id=reservation.model_id,
             tenant_id=reservation.tenant_id,
             reserved_milli_mu_per_minute=reservation.reserved_milli_mu_per_minute,
         )
         try:
-            plan = await ask(lambda: self._stub().PlanReservation(request, timeout=_SHORTFALL_TIMEOUT_S))
+            plan = await ask(lambda: self._stub().PlanReservation(request, timeout=_LIVE_TIMEOUT_S))
         except FairleadError as error:
-            log.warning("shortfall unknown", model=reservation.model_id, error=error.message)
-            return 0
-        return max(0, -plan.headroom_milli_mu_per_minute)
+            log.warning("live capacity unknown", model=reservation.model_id, error=error.message)
+            return None
+        return LiveCapacity(
+            have=plan.have_milli_mu_per_minute,
+            sellable=plan.sellable_milli_mu_per_minute,
+            largest_domain=plan.largest_domain.capacity_milli_mu_per_minute,
+        )
 
 
 class RateLimiterForwarder(quota_pb2_grpc.RateLimiterServiceServicer):

@@ -7,8 +7,10 @@ from typing import Any
 from common.clock import Clock
 from control_plane.directory import Directory
 from control_plane.metrics import ControlPlaneMetrics
-from control_plane.models import Models, Reservations
+from control_plane.models import Models
 from control_plane.mutations import Mutations
+from control_plane.policies import Policies
+from control_plane.reservations import Reservations
 from control_plane.tenants import ApiKeys, Tenants
 from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
 from fairlead.engine.v1 import engine_pb2
@@ -22,6 +24,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         api_keys: API keys.
         models: Models.
         reservations: Reservations.
+        policies: Many reservations at once.
         directory: What runs.
         clock: Ages remembered results.
         metrics: Counts mutations.
@@ -34,6 +37,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         api_keys: ApiKeys,
         models: Models,
         reservations: Reservations,
+        policies: Policies,
         directory: Directory,
         clock: Clock,
         metrics: ControlPlaneMetrics,
@@ -42,6 +46,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._api_keys = api_keys
         self._models = models
         self._reservations = reservations
+        self._policies = policies
         self._directory = directory
         self._mutate = Mutations(clock, metrics).run
 
@@ -106,6 +111,12 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def SetReservation(self, request: admin_pb2.SetReservationRequest, context: Any) -> admin_pb2.Reservation:
         """See the proto."""
         return await self._mutate("SetReservation", request, self._reservations.set)
+
+    async def ApplyReservations(
+        self, request: admin_pb2.ApplyReservationsRequest, context: Any
+    ) -> admin_pb2.ApplyReservationsResponse:
+        """See the proto."""
+        return await self._mutate("ApplyReservations", request, self._policies.apply)
 
     async def ListReservations(
         self, request: admin_pb2.ListReservationsRequest, context: Any

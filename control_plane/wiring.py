@@ -26,10 +26,12 @@ from control_plane.drift import DriftViews, DriftWatch
 from control_plane.events import Events
 from control_plane.forward import CapacityForwarder, RateLimiterForwarder, ShardingService
 from control_plane.metrics import ControlPlaneMetrics
-from control_plane.models import Models, Reservations
+from control_plane.models import Models
 from control_plane.mutations import Mutations
+from control_plane.policies import Policies
 from control_plane.profiles import Profiles, StoredProfiles
 from control_plane.records import Tables
+from control_plane.reservations import Reservations
 from control_plane.service import AdminService
 from control_plane.sharder import FleetViews, Sharder
 from control_plane.tenants import ApiKeys, Tenants
@@ -39,6 +41,9 @@ from fairlead.engine.v1 import engine_pb2
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
 from model_units.wire import decode_profile
+
+# The largest policy file: a hundred thousand reservations of the longest names.
+MESSAGE_BYTES_MAX = 32 << 20
 
 
 def admin_service(
@@ -50,7 +55,8 @@ def admin_service(
         tenants=Tenants(tables, clock),
         api_keys=ApiKeys(tables, clock, pepper, secrets.token_bytes),
         models=Models(tables, clock, StoredProfiles(store)),
-        reservations=Reservations(tables, capacity.shortfall),
+        reservations=Reservations(tables, capacity.live),
+        policies=Policies(tables, capacity.live),
         directory=Directory(tables),
         clock=clock,
         metrics=metrics,
@@ -101,7 +107,7 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
     runs, runner = calibrations(store, clock, events, asked, member.election)
     capacity_leader, limiter_leader = LeaderClient(leaders, "capacity"), LeaderClient(leaders, "ratelimiter")
     capacity = CapacityForwarder(capacity_leader)
-    server = GrpcServer(config, telemetry, interceptors=[AdminAuth(token)])
+    server = GrpcServer(config, telemetry, interceptors=[AdminAuth(token)], message_bytes_max=MESSAGE_BYTES_MAX)
     server.add(
         admin_pb2_grpc.add_AdminServiceServicer_to_server,
         admin_service(store, clock, pepper, capacity, metrics),

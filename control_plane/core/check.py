@@ -104,7 +104,15 @@ def model(record: admin_pb2.Model, profiles: ProfileCatalogue) -> admin_pb2.Mode
         target_utilization=_fraction("model.target_utilization", record.target_utilization, 0.001, 1),
         replicas_min=replicas_min,
         replicas_max=_whole("model.replicas_max", record.replicas_max, replicas_min, REPLICAS_MAX),
+        headroom=_headroom(record.headroom),
     )
+
+
+def _headroom(value: admin_pb2.Headroom.ValueType) -> admin_pb2.Headroom.ValueType:
+    # An open enum: a number that nobody knows arrives as it was sent.
+    if value not in admin_pb2.Headroom.values():
+        raise _wrong("model.headroom", f"{value} must be one of {', '.join(admin_pb2.Headroom.keys()[1:])}")
+    return value
 
 
 def _engine(spec: admin_pb2.EngineSpec) -> admin_pb2.EngineSpec:
@@ -120,32 +128,36 @@ def _engine(spec: admin_pb2.EngineSpec) -> admin_pb2.EngineSpec:
     return spec
 
 
-def reservation(record: admin_pb2.Reservation) -> admin_pb2.Reservation:
+def reservation(record: admin_pb2.Reservation, field: str = "reservation") -> admin_pb2.Reservation:
     """A reservation as it is to be stored, without etag.
 
     A ceiling of 0 becomes the reserved rate: no burst beyond it. Reserved 0 with a ceiling is best effort only.
 
+    Args:
+        record: As an administrator wrote it.
+        field: What it is called in the request.
+
     Raises:
         InvalidArgumentError: A field is out of range; the message names it.
     """
-    name = "reservation.reserved_milli_mu_per_minute"
+    name = f"{field}.reserved_milli_mu_per_minute"
     reserved = _whole(name, record.reserved_milli_mu_per_minute, 0, RATE_MAX_MILLI_MU_PER_MINUTE)
-    name = "reservation.burst_ceiling_milli_mu_per_minute"
+    name = f"{field}.burst_ceiling_milli_mu_per_minute"
     ceiling = _whole(name, record.burst_ceiling_milli_mu_per_minute, 0, RATE_MAX_MILLI_MU_PER_MINUTE) or reserved
     if ceiling == 0:
         raise _wrong(
-            "reservation.reserved_milli_mu_per_minute",
+            f"{field}.reserved_milli_mu_per_minute",
             "must be above 0, or a burst ceiling must be set for best effort only; delete the reservation to end it",
         )
     if ceiling < reserved:
         raise _wrong(name, f"{ceiling} must be at least the {reserved} reserved")
     return admin_pb2.Reservation(
-        tenant_id=tenant_id(record.tenant_id, "reservation.tenant_id"),
-        model_id=model_id(record.model_id, "reservation.model_id"),
+        tenant_id=tenant_id(record.tenant_id, f"{field}.tenant_id"),
+        model_id=model_id(record.model_id, f"{field}.model_id"),
         reserved_milli_mu_per_minute=reserved,
         burst_ceiling_milli_mu_per_minute=ceiling,
-        tier=_whole("reservation.tier", record.tier, 0, TIER_MAX),
-        weight=_whole("reservation.weight", record.weight, 0, WEIGHT_MAX),
+        tier=_whole(f"{field}.tier", record.tier, 0, TIER_MAX),
+        weight=_whole(f"{field}.weight", record.weight, 0, WEIGHT_MAX),
     )
 
 

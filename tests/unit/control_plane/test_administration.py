@@ -13,11 +13,14 @@ from common.clock import FakeClock
 from common.memory_store import MemoryStore
 from control_plane.config import ControlPlaneConfig
 from control_plane.core.keys import KEYS_PER_TENANT_MAX
+from control_plane.core.sales import LiveCapacity
 from control_plane.directory import Directory
 from control_plane.metrics import ControlPlaneMetrics
-from control_plane.models import Models, Reservations
+from control_plane.models import Models
+from control_plane.policies import Policies
 from control_plane.profiles import StoredProfiles
 from control_plane.records import Tables
+from control_plane.reservations import Reservations
 from control_plane.service import AdminService
 from control_plane.tenants import ApiKeys, Tenants
 from fairlead.admin.v1 import admin_pb2
@@ -42,13 +45,14 @@ class Office:
         self.clock = FakeClock()
         self.store = MemoryStore(self.clock)
         self.drawn = 0
-        self.shortfall = 0
+        self.live: LiveCapacity | None = None
         tables = Tables(self.store)
         self.service = AdminService(
             tenants=Tenants(tables, self.clock),
             api_keys=ApiKeys(tables, self.clock, b"p" * 32, self.draw),
             models=Models(tables, self.clock, StoredProfiles(self.store)),
             reservations=Reservations(tables, self.ask_allocator),
+            policies=Policies(tables, self.ask_allocator),
             directory=Directory(tables),
             clock=self.clock,
             metrics=ControlPlaneMetrics(CollectorRegistry()),
@@ -58,12 +62,11 @@ class Office:
         self.drawn += 1
         return self.drawn.to_bytes(count, "big")
 
-    async def ask_allocator(self, reservation: admin_pb2.Reservation) -> int:
-        return self.shortfall
+    async def ask_allocator(self, reservation: admin_pb2.Reservation) -> LiveCapacity | None:
+        return self.live
 
     async def call(self, method: str, **fields: Any) -> Any:
-        kind = {"SetReservation": admin_pb2.SetReservationRequest}.get(method) or getattr(admin_pb2, method + "Request")
-        return await getattr(self.service, method)(kind(**fields), None)
+        return await getattr(self.service, method)(getattr(admin_pb2, method + "Request")(**fields), None)
 
     async def furnish(self) -> None:
         await self.call("CreateTenant", tenant=admin_pb2.Tenant(tenant_id="acme"))
@@ -208,11 +211,11 @@ async def test_models_with_reservations_stay(office: Office) -> None:
 
 
 async def test_reservations_need_a_tenant_and_a_model_and_tell_the_shortfall(office: Office) -> None:
-    """Proves that unknown parents are refused, and that overselling is allowed and said."""
+    """Proves that unknown parents are refused, and that what live capacity does not cover is said."""
     with pytest.raises(NotFoundError) as missing:
         await office.reserve("nobody")
     assert missing.value.reason is Reason.UNKNOWN_TENANT
-    office.shortfall = 7_000
+    office.live = LiveCapacity(have=RESERVED - 7_000, sellable=RESERVED - 7_000, largest_domain=0)
     answer = await office.reserve()
     assert (answer.model_shortfall_milli_mu_per_minute, bool(answer.etag)) == (7_000, True)
     (listed,) = (await office.call("ListReservations", model_id="tiny")).reservations
