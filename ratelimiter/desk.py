@@ -19,13 +19,15 @@ from ratelimiter.core.lease import Limiter
 from ratelimiter.core.values import Report, Want, Workload
 from ratelimiter.lease_book import LeaseBook
 from ratelimiter.metrics import RateLimiterMetrics
-from ratelimiter.translate import quotas_from
+from ratelimiter.translate import answer_to, quotas_from, within
 
 log = get_logger(__name__)
 
 # Expiry is looked for this often even when nothing happens.
 _TICK_S = 1.0
 _RETRY_S = 0.5
+# Well below the 4 MiB that a gRPC message may have; what does not fit reaches the router through the store.
+_ANSWER_BYTES_MAX = 2 << 20
 
 
 class Desk:
@@ -65,17 +67,17 @@ class Desk:
         self._quotas_changed = True
         self._changed.set()
 
-    async def report(self, report: Report) -> quota_pb2.LeaseTable:
-        """Takes a router's report; returns its leases, which are stored by then.
+    async def report(self, report: Report) -> quota_pb2.ReportWantsResponse:
+        """Takes a router's report; returns its leases, of which the new ones are stored by then.
 
         Raises:
             NotLeaderError: Another instance leads.
             UnavailableError: This one leads and is not ready, or the store does not answer.
         """
         limiter, book = self._leading()
-        table = limiter.report(report, self._clock.monotonic_ns())
+        answer = limiter.report(report, self._clock.monotonic_ns())
         self._changed.set()
-        return await book.publish(table)
+        return answer_to(answer, within(_ANSWER_BYTES_MAX, await book.publish(answer.tables)))
 
     def leave(self, router_id: str, incarnation_id: str) -> None:
         """Frees the leases of a router process that shuts down.
@@ -90,15 +92,14 @@ class Desk:
         self._changed.set()
 
     def tables(self) -> list[quota_pb2.LeaseTable]:
-        """The newest stored table of every live router, sorted by router.
+        """The newest stored tables of every live router, sorted by router, then shard.
 
         Raises:
             NotLeaderError: Another instance leads.
             UnavailableError: This one leads and is not ready.
         """
         limiter, book = self._leading()
-        stored = (book.stored(router_id) for router_id in limiter.routers())
-        return [table for table in stored if table is not None]
+        return [table for router_id in limiter.routers() for table in book.stored(router_id)]
 
     def demand(self) -> tuple[int, Mapping[Workload, Want]] | None:
         """Epoch and demand over all routers; None while not leading or while routers have not been heard yet."""

@@ -1,14 +1,14 @@
-"""The limiter's writes: leases/{router}, in order, by compare-and-swap under the leader's fence.
+"""The limiter's writes: leases/{router}/{shard}, in order, by compare-and-swap under the leader's fence.
 
-Everything that waits is written in one transaction: the newest table of every router with a report or a push pending.
-A table is answered to its router only after it is stored, so that the next leader can know of everything a router may
-be spending.
+Everything that waits is written in few transactions: the newest version of every table with an answer or a push
+pending. A table is answered to its router only after it is stored, so that the next leader can know of everything a
+router may be spending. An answer that only renews passes the fence too: a deposed leader renews nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from common import keys
 from common.clock import Clock
@@ -21,8 +21,9 @@ from ratelimiter.translate import table_from, table_to
 
 log = get_logger(__name__)
 
-# etcd refuses transactions of more than 128 operations (--max-txn-ops).
+# etcd refuses transactions of more than 128 operations (--max-txn-ops) and requests above 1.5 MiB.
 _BATCH = 100
+_BATCH_BYTES = 1 << 20
 _ATTEMPTS = 3
 _DEPOSED = "this instance of the rate limiter does not lead any more; ask the leader"
 
@@ -42,8 +43,9 @@ class LeaseBook:
         self._fence = fence
         self._revisions: dict[str, int] | None = None
         self._ended = False
-        self._stored: dict[str, quota_pb2.LeaseTable] = {}
-        self._pending: dict[str, Table | None] = {}
+        self._stored: dict[str, dict[int, quota_pb2.LeaseTable]] = {}
+        self._pending: dict[str, Table] = {}
+        self._gone: set[str] = set()
         self._waiting: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self.writes = 0
@@ -56,35 +58,40 @@ class LeaseBook:
         return [table_from(quota_pb2.LeaseTable.FromString(entry.value)) for entry in listing.entries]
 
     def post(self, tables: Iterable[Table], routers_gone: Iterable[str]) -> None:
-        """Writes tables and deletes those of routers that are gone, soon."""
+        """Writes tables and deletes all those of routers that are gone, soon."""
         for table in tables:
-            self._pending[table.router_id] = table
-        for router_id in routers_gone:
-            self._pending[router_id] = None
-        if self._pending:
+            self._pending[keys.lease(table.router_id, table.shard)] = table
+        self._gone.update(routers_gone)
+        if self._pending or self._gone:
             self._wake.set()
 
-    def stored(self, router_id: str) -> quota_pb2.LeaseTable | None:
-        """The table of a router as this leader stored it last; None before."""
-        return self._stored.get(router_id)
+    def stored(self, router_id: str) -> list[quota_pb2.LeaseTable]:
+        """The tables of a router as this leader stored them last, sorted by shard."""
+        return [table for _, table in sorted(self._stored.get(router_id, {}).items())]
 
-    async def publish(self, table: Table) -> quota_pb2.LeaseTable:
-        """Stores a table.
+    async def publish(self, tables: Iterable[Table]) -> list[quota_pb2.LeaseTable]:
+        """Stores those of these tables that are not stored yet, and makes sure that this leader still leads.
 
         Returns:
-            The table as stored, or a newer one of its router.
+            The tables as stored, or newer ones of their shards.
 
         Raises:
             NotLeaderError: It cannot be: this instance was deposed.
-            UnavailableError: The store does not answer; the table may or may not be stored.
+            UnavailableError: The store does not answer; the tables may or may not be stored.
         """
         if self._ended:
             raise NotLeaderError(_DEPOSED)
+        tables = list(tables)
         done = asyncio.get_running_loop().create_future()
         self._waiting.append(done)
-        self.post([table], ())
+        self.post((table for table in tables if not self._is_stored(table)), ())
+        self._wake.set()
         await done
-        return self._stored[table.router_id]
+        return [self._stored[table.router_id][table.shard] for table in tables]
+
+    def _is_stored(self, table: Table) -> bool:
+        stored = self._stored.get(table.router_id, {}).get(table.shard)
+        return stored is not None and (stored.epoch, stored.table_number) >= table.version
 
     async def run(self) -> None:
         """Writes until deposed or cancelled.
@@ -102,14 +109,17 @@ class LeaseBook:
             self._settle(self._waiting, NotLeaderError(_DEPOSED))
 
     async def _flush(self) -> None:
-        batch, self._pending = self._pending, {}
+        batch: dict[str, Table | None] = {**self._pending}
+        gone, self._pending, self._gone = self._gone, {}, set()
         waiting, self._waiting = self._waiting, []
         try:
-            routers = sorted(batch)
-            for start in range(0, len(routers), _BATCH):
-                await self._commit({router_id: batch[router_id] for router_id in routers[start : start + _BATCH]})
+            if gone:
+                batch = {**await self._all_of(gone), **batch}
+            # Without anything to write it still has to be seen that nobody else leads.
+            for part in list(self._parts(batch)) or [{}]:
+                await self._commit(part)
         except UnavailableError as error:
-            log.warning("leases not stored", routers=len(batch), error=error.message)
+            log.warning("leases not stored", tables=len(batch), error=error.message)
             # Whether they were stored is unknown, so the revisions are too.
             self._revisions = None
             self._settle(waiting, error)
@@ -119,21 +129,45 @@ class LeaseBook:
         else:
             self._settle(waiting, None)
 
-    async def _commit(self, batch: dict[str, Table | None]) -> None:
+    async def _all_of(self, routers: set[str]) -> dict[str, None]:
+        """Every stored key of these routers."""
+        known = self._revisions if self._revisions is not None else await self._read_revisions()
+        prefixes = tuple(keys.leases_of(router_id) for router_id in routers)
+        for router_id in routers:
+            self._stored.pop(router_id, None)
+        return {key: None for key in known if key.startswith(prefixes)}
+
+    def _parts(self, batch: dict[str, Table | None]) -> Iterator[dict[str, quota_pb2.LeaseTable | None]]:
+        """Cuts what is to be written into transactions that the store takes; None deletes."""
         now = self._clock.wall_ns()
-        messages = {router_id: table_to(table, now) for router_id, table in batch.items() if table is not None}
-        puts = {keys.lease(router_id): message.SerializeToString() for router_id, message in messages.items()}
-        deletes = [keys.lease(router_id) for router_id, table in batch.items() if table is None]
+        part: dict[str, quota_pb2.LeaseTable | None] = {}
+        size = 0
+        for key, table in sorted(batch.items()):
+            message = table_to(table, now) if table is not None else None
+            more = message.ByteSize() if message is not None else 0
+            if part and (len(part) >= _BATCH or size + more > _BATCH_BYTES):
+                yield part
+                part, size = {}, 0
+            part[key] = message
+            size += more
+        if part:
+            yield part
+
+    async def _commit(self, part: dict[str, quota_pb2.LeaseTable | None]) -> None:
+        puts = {key: message.SerializeToString() for key, message in part.items() if message is not None}
+        deletes = [key for key, message in part.items() if message is None]
         for _ in range(_ATTEMPTS):
             known = self._revisions if self._revisions is not None else await self._read_revisions()
-            expects = [Expect(key, revision=known.get(key, 0)) for key in (*puts, *deletes)]
+            expects = [Expect(key, revision=known.get(key, 0)) for key in part]
             revision = await self._store.commit([self._fence(), *expects], puts, deletes)
             if revision is not None:
                 known.update(dict.fromkeys(puts, revision))
                 for key in deletes:
                     known.pop(key, None)
-                self._stored.update(messages)
-                self.writes += len(batch)
+                for message in part.values():
+                    if message is not None:
+                        self._stored.setdefault(message.router_id, {})[message.shard] = message
+                self.writes += len(part)
                 return
             # Deposed, or an earlier write of our own landed late: the store knows which.
             self.conflicts += 1

@@ -29,24 +29,23 @@ class RateLimiterService(quota_pb2_grpc.RateLimiterServiceServicer):
     async def ReportWants(self, request: quota_pb2.ReportWantsRequest, context: Any) -> quota_pb2.ReportWantsResponse:
         """Takes a router's report; answers with its stored leases."""
         try:
-            leases = await self._answer(request)
+            response = await self._answer(request)
         except FairleadError as error:
             self._metrics.reports.labels(error.reason.value.lower()).inc()
             raise
         self._metrics.reports.labels("left" if request.leaving else "granted").inc()
-        response = quota_pb2.ReportWantsResponse(leases=leases)
         response.refresh_interval.FromNanoseconds(self._refresh_ns)
         return response
 
-    async def _answer(self, request: quota_pb2.ReportWantsRequest) -> quota_pb2.LeaseTable:
+    async def _answer(self, request: quota_pb2.ReportWantsRequest) -> quota_pb2.ReportWantsResponse:
         report = report_from(request)
         if request.leaving:
             self._desk.leave(report.router_id, report.incarnation_id)
-            return quota_pb2.LeaseTable(router_id=report.router_id, incarnation_id=report.incarnation_id)
+            return quota_pb2.ReportWantsResponse(report_number=report.number)
         return await self._desk.report(report)
 
     async def ListLeases(self, request: quota_pb2.ListLeasesRequest, context: Any) -> quota_pb2.ListLeasesResponse:
-        """The newest table of every live router."""
+        """The newest tables of every live router."""
         tables = []
         for stored in self._desk.tables():
             table = quota_pb2.LeaseTable()

@@ -10,7 +10,7 @@ from fairlead.errors import InvalidArgumentError
 from fairlead.quota.v1 import quota_pb2
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
-from ratelimiter.core.values import Lease, Quota, Report, Table, Version, Want, Workload
+from ratelimiter.core.values import Answer, Lease, Quota, Report, Table, Version, Want, Workload
 
 
 def quotas_from(tables: Iterable[capacity_pb2.QuotaTable]) -> dict[Workload, Quota]:
@@ -41,7 +41,7 @@ def report_from(request: quota_pb2.ReportWantsRequest) -> Report:
         router_id=request.router_id,
         incarnation_id=request.incarnation_id,
         number=request.report_number,
-        applied=Version(request.applied_epoch, request.applied_table_number),
+        applied={table.shard: Version(table.epoch, table.table_number) for table in request.applied},
         wants=_wants_from(request.wants),
     )
 
@@ -78,6 +78,7 @@ def table_to(table: Table, granted_wall_ns: WallNs) -> quota_pb2.LeaseTable:
     message = quota_pb2.LeaseTable(
         router_id=table.router_id,
         incarnation_id=table.incarnation_id,
+        shard=table.shard,
         epoch=table.version.epoch,
         table_number=table.version.number,
         report_number=table.report_number,
@@ -88,6 +89,7 @@ def table_to(table: Table, granted_wall_ns: WallNs) -> quota_pb2.LeaseTable:
                 rate_milli_mu_per_minute=lease.rate,
                 burst_milli_mu=lease.burst,
                 safe_rate_milli_mu_per_minute=lease.safe_rate,
+                quota_milli_mu_per_minute=lease.quota,
             )
             for workload, lease in table.leases.items()
         ],
@@ -101,11 +103,27 @@ def table_to(table: Table, granted_wall_ns: WallNs) -> quota_pb2.LeaseTable:
     return message
 
 
+def answer_to(answer: Answer, tables: Iterable[quota_pb2.LeaseTable]) -> quota_pb2.ReportWantsResponse:
+    """The answer to a report, with those of its tables that are to be sent along, as stored."""
+    message = quota_pb2.ReportWantsResponse(
+        epoch=answer.epoch,
+        report_number=answer.report_number,
+        tables=tables,
+        renewed=[
+            quota_pb2.TableVersion(shard=shard, epoch=version.epoch, table_number=version.number)
+            for shard, version in answer.renewed.items()
+        ],
+    )
+    message.lease_duration.FromNanoseconds(answer.lease_ns)
+    return message
+
+
 def table_from(message: quota_pb2.LeaseTable) -> Table:
     """A stored lease table, as an earlier leader wrote it."""
     return Table(
         router_id=message.router_id,
         incarnation_id=message.incarnation_id,
+        shard=message.shard,
         version=Version(message.epoch, message.table_number),
         report_number=message.report_number,
         lease_ns=message.lease_duration.ToNanoseconds(),
@@ -114,6 +132,7 @@ def table_from(message: quota_pb2.LeaseTable) -> Table:
                 Rate(lease.rate_milli_mu_per_minute),
                 MilliModelUnits(lease.burst_milli_mu),
                 Rate(lease.safe_rate_milli_mu_per_minute),
+                Rate(lease.quota_milli_mu_per_minute),
             )
             for lease in message.leases
         },
@@ -122,3 +141,14 @@ def table_from(message: quota_pb2.LeaseTable) -> Table:
             for lease in message.outstanding
         },
     )
+
+
+def within(bytes_max: int, tables: Iterable[quota_pb2.LeaseTable]) -> list[quota_pb2.LeaseTable]:
+    """As many of these tables, from the first, as fit into so many bytes."""
+    fitting = []
+    for table in tables:
+        bytes_max -= table.ByteSize()
+        if bytes_max < 0:
+            break
+        fitting.append(table)
+    return fitting

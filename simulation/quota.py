@@ -20,7 +20,7 @@ from fairlead.engine.v1 import engine_pb2
 from ratelimiter.core.lease import Limiter, Terms
 from ratelimiter.core.notable import differs_notably
 from ratelimiter.core.values import Quota, Report, Table, Version, Want, Workload
-from ratelimiter.translate import table_to
+from ratelimiter.translate import answer_to, table_to
 from simulation.kernel import NS_PER_S, Loop
 from simulation.router import Router
 
@@ -159,10 +159,11 @@ class RateLimiter:
             )
             for row in rows
         }
-        report = Report(
-            router.router_id, router.router_id, router.desk.next_report(), Version(*router.desk.applied), wants
-        )
-        self._deliver(self._limiter.report(report, MonotonicNs(now_ns)))
+        applied = {shard: Version(*version) for shard, version in router.desk.applied.items()}
+        report = Report(router.router_id, router.router_id, router.desk.next_report(), applied, wants)
+        answer = self._limiter.report(report, MonotonicNs(now_ns))
+        wall_ns = self._loop.wall_ns()
+        router.desk.answer(answer_to(answer, [table_to(table, wall_ns) for table in answer.tables]))
         self._soon()
         self._loop.after(_REPORT_INTERVAL_S * self._random.uniform(0.9, 1.0), self._report, router)
 

@@ -1,8 +1,9 @@
-"""Leases: which lease table this router applies, and since when its time runs."""
+"""Leases: which lease tables this router applies, and since when their time runs."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from common.clock import Clock
 from common.logs import get_logger
@@ -16,10 +17,11 @@ _REPORTS_KEPT = 120
 
 
 class LeaseDesk:
-    """Applies lease tables in order of (epoch, number), each for its duration from the report it answers.
+    """Applies lease tables, shard by shard, in order of (epoch, number), each as long as the report it answers allows.
 
-    A table may come as the answer to a report or through the store; both are the same table. One for an earlier process
-    of this router only sets the safe rates: its leases may be spent already.
+    A table may come as the answer to a report or through the store; both are the same table, and the second to come
+    changes nothing. One for an earlier process of this router only sets the safe rates: its leases may be spent.
+    Whoever has heard a leader listens to no older one.
 
     Args:
         holds: Where they come into force.
@@ -34,19 +36,20 @@ class LeaseDesk:
         self._router_id = router_id
         self._incarnation_id = incarnation_id
         self._sent_ns: OrderedDict[int, int] = OrderedDict()
-        self._applied = (0, 0)
+        self._applied: dict[int, tuple[int, int]] = {}
+        self._seeded: set[int] = set()
+        self._epoch = 0
         self._report_number = 0
-        self._seeded = False
 
     @property
-    def applied(self) -> tuple[int, int]:
-        """(epoch, table number) of the table in force; zeros for none of this process's own."""
+    def applied(self) -> Mapping[int, tuple[int, int]]:
+        """(epoch, table number) of the table in force by shard; this process's own only."""
         return self._applied
 
     @property
     def usable(self) -> bool:
-        """Whether any table, old or new, was ever applied."""
-        return self._seeded or self._applied != (0, 0)
+        """Whether a limiter has answered, or any table, old or new, was ever applied."""
+        return bool(self._epoch or self._seeded)
 
     def next_report(self) -> int:
         """Numbers a report that is being sent now."""
@@ -56,11 +59,23 @@ class LeaseDesk:
             self._sent_ns.popitem(last=False)
         return self._report_number
 
-    def take(self, table: quota_pb2.LeaseTable) -> bool:
-        """Applies a table if it is newer than the one in force.
+    def answer(self, answer: quota_pb2.ReportWantsResponse) -> None:
+        """Takes the answer to a report: new tables come into force, those that are named run on."""
+        sent_ns = self._sent_ns.get(answer.report_number)
+        if sent_ns is None or answer.epoch < self._epoch:
+            return
+        self._epoch = answer.epoch
+        expires_ns = sent_ns + answer.lease_duration.ToNanoseconds()
+        for table in answer.tables:
+            if table.router_id == self._router_id and table.incarnation_id == self._incarnation_id:
+                self._apply(table, expires_ns)
+        now_ns = self._clock.monotonic_ns()
+        for renewed in answer.renewed:
+            if self._applied.get(renewed.shard) == (renewed.epoch, renewed.table_number):
+                self._holds.renew(renewed.shard, expires_ns=expires_ns, now_ns=now_ns)
 
-        Args:
-            table: From an answer or from the store.
+    def take(self, table: quota_pb2.LeaseTable) -> bool:
+        """Applies a table that came through the store, if it is newer than the one in force.
 
         Returns:
             Whether it was applied.
@@ -69,26 +84,31 @@ class LeaseDesk:
             return False
         if table.incarnation_id != self._incarnation_id:
             return self._seed(table)
-        version = (table.epoch, table.table_number)
         sent_ns = self._sent_ns.get(table.report_number)
-        if version <= self._applied or sent_ns is None:
+        if sent_ns is None or table.epoch < self._epoch:
             return False
-        self._applied = version
-        self._holds.apply(
-            _terms(table),
-            expires_ns=sent_ns + table.lease_duration.ToNanoseconds(),
-            now_ns=self._clock.monotonic_ns(),
-        )
+        return self._apply(table, sent_ns + table.lease_duration.ToNanoseconds())
+
+    def _apply(self, table: quota_pb2.LeaseTable, expires_ns: int) -> bool:
+        version, in_force = (table.epoch, table.table_number), self._applied.get(table.shard, (0, 0))
+        now_ns = self._clock.monotonic_ns()
+        if version == in_force:
+            self._holds.renew(table.shard, expires_ns=expires_ns, now_ns=now_ns)
+        if version <= in_force:
+            return False
+        self._epoch = max(self._epoch, table.epoch)
+        self._applied[table.shard] = version
+        self._holds.apply(_terms(table), expires_ns=expires_ns, now_ns=now_ns, shard_number=table.shard)
         return True
 
     def _seed(self, table: quota_pb2.LeaseTable) -> bool:
         """Takes over what an earlier process of this router was granted, as if it had expired."""
-        if self.usable:
+        if self._epoch or table.shard in self._seeded:
             return False
-        self._seeded = True
+        self._seeded.add(table.shard)
         now_ns = self._clock.monotonic_ns()
-        self._holds.apply(_terms(table), expires_ns=now_ns, now_ns=now_ns)
-        log.info("safe rates of the previous process in force", leases=len(table.leases))
+        self._holds.apply(_terms(table), expires_ns=now_ns, now_ns=now_ns, shard_number=table.shard)
+        log.info("safe rates of the previous process in force", shard=table.shard, leases=len(table.leases))
         return True
 
 
@@ -98,6 +118,7 @@ def _terms(table: quota_pb2.LeaseTable) -> dict[BucketKey, LeaseTerms]:
             rate_milli_mu_per_minute=max(0, lease.rate_milli_mu_per_minute),
             burst_milli_mu=max(0, lease.burst_milli_mu),
             safe_rate_milli_mu_per_minute=max(0, lease.safe_rate_milli_mu_per_minute),
+            quota_milli_mu_per_minute=max(0, lease.quota_milli_mu_per_minute),
         )
         for lease in table.leases
     }

@@ -88,12 +88,13 @@ class LimiterClient:
         channel = self._leader.channel()
         now_ns = self._clock.monotonic_ns()
         rows = self._demand.report(now_ns, held=self._holds.held(), waiting=self._desk.waiting())
-        epoch, number = self._leases.applied
         request = quota_pb2.ReportWantsRequest(
             router_id=self._router_id,
             incarnation_id=self._incarnation_id,
-            applied_epoch=epoch,
-            applied_table_number=number,
+            applied=[
+                quota_pb2.TableVersion(shard=shard, epoch=epoch, table_number=number)
+                for shard, (epoch, number) in self._leases.applied.items()
+            ],
             wants=[
                 quota_pb2.Want(
                     tenant_id=row.tenant_id,
@@ -112,7 +113,7 @@ class LimiterClient:
         except grpc.aio.AioRpcError as failure:
             raise from_rpc_error(failure) from failure
         if not leaving:
-            self._leases.take(answer.leases)
+            self._leases.answer(answer)
             self._desk.look()
         interval_s = answer.refresh_interval.ToNanoseconds() / 1e9 or _REPORT_INTERVAL_S
         return float(min(_REPORT_INTERVAL_S_MAX, interval_s))

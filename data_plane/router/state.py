@@ -46,7 +46,7 @@ class RouterState:
         self.assignments = self._mirror(keys.ASSIGNMENTS, sharding_pb2.Assignment.FromString)
         self.replicas = self._mirror(keys.REPLICAS, engine_pb2.Replica.FromString)
         self.leaders = self._mirror(keys.LEADERS, admin_pb2.ServiceInstance.FromString)
-        self.leases = self._mirror(keys.lease(router_id), quota_pb2.LeaseTable.FromString)
+        self.leases = self._mirror(keys.leases_of(router_id), quota_pb2.LeaseTable.FromString)
         self.profiles: Mirror[CostProfile] = self._mirror(keys.PROFILES, decode_profile)
 
     @property
@@ -87,9 +87,8 @@ class RouterState:
     def feed_leases(self, desk: LeaseDesk) -> None:
         """Hands every lease table that comes through the store to the desk."""
 
-        def on_change(rest_of_key: str, table: quota_pb2.LeaseTable | None) -> None:
-            # The prefix of one router's key may begin another's: "router-1" and "router-10".
-            if table is not None and not rest_of_key:
+        def on_change(_shard: str, table: quota_pb2.LeaseTable | None) -> None:
+            if table is not None:
                 desk.take(table)
 
         self.leases.on_change(on_change)

@@ -8,6 +8,13 @@ from collections.abc import Sequence
 # to it are not all refused while the leases follow. It costs a tenant on one single router at most 2 % of its quota.
 IDLE_PART = 50
 
+# A split stands while every router has its wants and 1/8 more, or is within 1/128 of the quota of what it would get,
+# and no more than 1/64 of the quota is left over: a lease that moves with every breath of its tenant is rewritten,
+# pushed and acknowledged each time, and buys nothing.
+_ROOM_PART = 8
+_CLOSE_PART = 128
+_LEFT_PART = 64
+
 
 def split_quota(quota: int, wants: Sequence[int]) -> list[int]:
     """Splits a quota over routers.
@@ -31,6 +38,28 @@ def split_quota(quota: int, wants: Sequence[int]) -> list[int]:
         shares, left = _level(quota, wanted)
     each, extra = divmod(left, len(wants))
     return [share + each + (1 if index < extra else 0) for index, share in enumerate(shares)]
+
+
+def resplit_quota(quota: int, wants: Sequence[int], has: Sequence[int]) -> list[int]:
+    """Splits a quota anew where the present split does not serve any more.
+
+    Args:
+        quota: Milli-MU per minute, 0 or more.
+        wants: One rate per router.
+        has: What each router has now, in the same order.
+
+    Returns:
+        `has` while that is good enough, else `split_quota`. The sum never exceeds `quota`.
+    """
+    fresh = split_quota(quota, wants)
+    left = quota - sum(has)
+    if left < 0 or left * _LEFT_PART > quota:
+        return fresh
+    idle = quota // (IDLE_PART * max(1, len(wants)))
+    if all(rate >= idle and rate >= want + want // _ROOM_PART for want, rate in zip(wants, has, strict=True)):
+        return list(has)
+    close = all(abs(rate - new) * _CLOSE_PART <= quota for rate, new in zip(has, fresh, strict=True))
+    return list(has) if close else fresh
 
 
 def _level(quota: int, wanted: Sequence[int]) -> tuple[list[int], int]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from common.clock import MonotonicNs
 from fairlead.errors import ConflictError
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
-from ratelimiter.core.session import Issued, Session
+from ratelimiter.core.session import Holdings, Issued, Session
 from ratelimiter.core.values import Table, Want, Workload
 
 
@@ -29,21 +29,38 @@ class Roster:
         self._inherited: list[tuple[str, Issued]] = []
         self._gone: set[str] = set()
         self._live: list[Session] | None = None  # sorted; None after a session came, went or was retired
+        self._holdings = Holdings()
 
     def learn(self, table: Table, ends_ns: MonotonicNs) -> None:
         """Counts a stored table, and what it says is outstanding beside it, until `ends_ns`."""
-        session = Session(table.router_id, table.incarnation_id)
-        session.report_number = table.report_number
-        session.expires_ns = ends_ns
+        key = (table.router_id, table.incarnation_id)
+        session = self._sessions.get(key)
+        if session is None:
+            session = self._sessions[key] = Session(*key, self._holdings)
+            self._live = None
+        session.report_number = max(session.report_number, table.report_number)
+        session.expires_ns = max(session.expires_ns, ends_ns)
         rates = {workload: int(lease.rate) for workload, lease in table.leases.items()}
         # Until it reports, it is taken to want what it has, so that nothing moves because the leader did.
-        session.wants = {w: Want(Rate(rate), Rate(0), MilliModelUnits(0)) for w, rate in rates.items()}
-        session.issue(Issued(table.version, rates, ends_ns))
-        self._sessions[table.router_id, table.incarnation_id] = session
-        self._live = None
+        wants = {w: Want(Rate(rate), Rate(0), MilliModelUnits(0)) for w, rate in rates.items()}
+        session.take_wants({**session.wants, **wants})
+        session.reported = False
+        session.issue(table.shard, Issued(table.version, rates, ends_ns))
+        session.shelf(table.shard).unknown = True
         excess = {w: int(rate) - rates.get(w, 0) for w, rate in table.outstanding.items() if rate > rates.get(w, 0)}
         if excess:
             self._inherited.append((table.router_id, Issued(table.version, excess, ends_ns)))
+            for workload, rate in excess.items():
+                self._holdings.move(workload, rate)
+
+    def retire_older(self) -> None:
+        """After learning: of several processes of one router, only the one with the newest table may go on."""
+        newest: dict[str, Session] = {}
+        for session in self._sessions.values():
+            other = newest.setdefault(session.router_id, session)
+            if other is not session:
+                old, new = sorted((other, session), key=lambda each: max(s.latest for s in each.shelves.values()))
+                old.retired, newest[session.router_id], self._live = True, new, None
 
     def live(self) -> Sequence[Session]:
         """The sessions that hold or may get leases, sorted by router: one per router."""
@@ -74,10 +91,13 @@ class Roster:
             )
         if session is not None:
             return session, False
-        for (other_id, _), older in self._sessions.items():
-            if other_id == router_id:
-                older.retired = True
-        session = self._sessions[key] = Session(*key)
+        session = Session(*key, self._holdings)
+        for older in self._of(router_id):
+            older.retired = True
+            for shard in older.shelves:
+                # What the store holds there are the older process's leases, and the new one has put them into force.
+                session.shelf(shard).unknown = True
+        self._sessions[key] = session
         self._live = None
         self._gone.discard(router_id)
         return session, True
@@ -89,10 +109,8 @@ class Roster:
             return Changes()
         session.retired = True
         self._live = None
-        freed = set(session.spendable)
-        session.release()
         self._gone.add(router_id)
-        return Changes(freed, membership=True)
+        return Changes(session.release(), membership=True)
 
     def expire(self, now: MonotonicNs) -> Changes:
         """Forgets every lease whose time is over, and processes that have none left and do not report."""
@@ -101,10 +119,13 @@ class Roster:
             if issued.expires_ns <= now:
                 changes.workloads.update(issued.rates)
                 self._gone.add(router_id)
+                for workload, rate in issued.rates.items():
+                    self._holdings.move(workload, -rate)
         self._inherited = [item for item in self._inherited if item[1].expires_ns > now]
         for key, session in list(self._sessions.items()):
             changes.workloads |= session.expire(now)
             if session.expires_ns <= now:
+                changes.workloads |= session.release()
                 del self._sessions[key]
                 self._live = None
                 changes.membership |= not session.retired
@@ -113,7 +134,9 @@ class Roster:
 
     def take_gone(self) -> tuple[str, ...]:
         """Routers of which nothing is left any more, each told once, sorted."""
-        holding = {s.router_id for s in self._sessions.values() if s.spendable or not s.retired}
+        if not self._gone:
+            return ()
+        holding = {s.router_id for s in self._sessions.values() if s.holds_something or not s.retired}
         holding.update(owner for owner, _ in self._inherited)
         gone = self._gone - holding
         self._gone -= gone
@@ -121,26 +144,24 @@ class Roster:
 
     def held(self, workload: Workload) -> int:
         """What all processes together could be spending of a workload, milli-MU per minute."""
-        held = 0
-        for session in self._sessions.values():
-            held += session.spendable.get(workload, 0)
-        for _, issued in self._inherited:
-            held += issued.rates.get(workload, 0)
-        return held
+        return self._holdings.of(workload)
 
-    def held_by_the_gone(self, workload: Workload) -> int:
+    def held_by_the_gone(self, workload: Workload, shard: int) -> int:
         """The part of it that no live process holds and that only expiry frees."""
         if len(self.live()) == len(self._sessions) and not self._inherited:
             return 0
-        held = sum(s.spendable.get(workload, 0) for s in self._sessions.values() if s.retired)
-        return held + sum(issued.rates.get(workload, 0) for _, issued in self._inherited)
+        return self.held(workload) - sum(session.shelf(shard).spendable.get(workload, 0) for session in self.live())
 
-    def held_by_router(self, router_id: str) -> dict[Workload, int]:
-        """What all processes of one router together could be spending."""
+    def held_by_router(self, router_id: str, shard: int) -> dict[Workload, int]:
+        """What all processes of one router together could be spending of a shard's workloads."""
         total: dict[Workload, int] = {}
-        rates = [s.spendable for s in self._sessions.values() if s.router_id == router_id]
-        rates += [dict(issued.rates) for owner, issued in self._inherited if owner == router_id]
-        for part in rates:
-            for workload, rate in part.items():
+        for session in self._of(router_id):
+            for workload, rate in session.shelf(shard).spendable.items():
+                total[workload] = total.get(workload, 0) + rate
+        for owner, issued in self._inherited:
+            for workload, rate in issued.rates.items() if owner == router_id else ():
                 total[workload] = total.get(workload, 0) + rate
         return total
+
+    def _of(self, router_id: str) -> Iterator[Session]:
+        return (session for session in self._sessions.values() if session.router_id == router_id)

@@ -57,14 +57,14 @@ class Report:
         router_id: Stable over restarts.
         incarnation_id: One per process.
         number: Counts the incarnation's reports from 1.
-        applied: The table the router applies; it never goes back to an older one.
+        applied: The tables the router applies, by shard; it never goes back to an older one.
         wants: By workload; absent means nothing wanted.
     """
 
     router_id: str
     incarnation_id: str
     number: int
-    applied: Version
+    applied: Mapping[int, Version]
     wants: Mapping[Workload, Want]
 
 
@@ -75,15 +75,17 @@ class Lease:
     rate: Rate
     burst: MilliModelUnits
     safe_rate: Rate
+    quota: Rate
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """All leases of one router process.
+    """The leases of one router process on one shard of the tenants.
 
     Attributes:
         router_id: The router.
         incarnation_id: The process the leases were granted to.
+        shard: The shard, 0-based.
         version: Newer replaces older.
         report_number: The report it answers: lease time runs from that report's sending.
         lease_ns: How long the leases run.
@@ -94,6 +96,7 @@ class Table:
 
     router_id: str
     incarnation_id: str
+    shard: int
     version: Version
     report_number: int
     lease_ns: int
@@ -102,12 +105,31 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a report; fields as in fairlead.quota.v1.ReportWantsResponse.
+
+    Attributes:
+        epoch: Of the answering leader.
+        report_number: The report.
+        lease_ns: How long everything named here runs from that report's sending.
+        tables: To be applied instead of older ones of their shard; stored before they are sent.
+        renewed: Tables the router applies that run on, by shard.
+    """
+
+    epoch: int
+    report_number: int
+    lease_ns: int
+    tables: tuple[Table, ...]
+    renewed: Mapping[int, Version]
+
+
+@dataclass(frozen=True, slots=True)
 class Actions:
     """What the limiter wants done.
 
     Attributes:
         tables: To write and deliver, unasked.
-        routers_gone: Routers without any lease left, whose tables can be deleted.
+        routers_gone: Routers without any lease left, all of whose tables can be deleted.
     """
 
     tables: tuple[Table, ...] = ()

@@ -17,20 +17,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from common import keys
 from common.clock import NS_PER_S, MonotonicNs
 from fairlead.errors import ConflictError
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
-from ratelimiter.core.lease import Limiter, Terms
+from ratelimiter.core.lease import SHARDS, Limiter, Terms
 from ratelimiter.core.roster import Roster
-from ratelimiter.core.session import Issued, Session
-from ratelimiter.core.values import NO_TABLE, Lease, Quota, Report, Table, Version, Want, Workload
+from ratelimiter.core.session import Issued, Shelf
+from ratelimiter.core.values import NO_TABLE, Answer, Lease, Quota, Report, Table, Version, Want, Workload
 
 LEASE_NS = 10 * NS_PER_S
 # The limiter's guard: it counts a lease 1 % longer than the router does.
 COUNTED_NS = LEASE_NS + LEASE_NS // 100
-WORKLOADS = (Workload("m", "a"), Workload("m", "b"))
+# The first two share a shard, the third does not.
+WORKLOADS = (Workload("m", "a"), Workload("n", "a"), Workload("m", "c"))
+SHARD = {workload: keys.tenant_shard(workload.tenant_id, SHARDS) for workload in WORKLOADS}
 ROUTERS = ("r0", "r1", "r2")
+# Often the same again: what does not change is renewed.
+WANTS = st.tuples(*[st.sampled_from((0, 60, 200)) | st.integers(0, 200)] * 3)
 
 
 @dataclass
@@ -41,8 +46,24 @@ class Process:
     incarnation_id: str
     sent_ns: list[int] = field(default_factory=list)
     written: list[Table] = field(default_factory=list)
-    applied: Version = NO_TABLE
+    ends_ns: dict[Version, int] = field(default_factory=dict)
+    applied: dict[int, Version] = field(default_factory=dict)
     left: bool = False
+
+    def receive(self, table: Table) -> None:
+        """A table was stored: from now on it may arrive at any time."""
+        if table not in self.written:
+            self.written.append(table)
+        self.renew(table.version, table.report_number)
+
+    def renew(self, version: Version, report_number: int) -> None:
+        """The latest end a table can have at this router, whenever the renewal arrives."""
+        end = self.sent_ns[report_number - 1] + LEASE_NS
+        self.ends_ns[version] = max(self.ends_ns.get(version, 0), end)
+
+    def apply(self, table: Table) -> None:
+        if table.version > self.applied.get(table.shard, NO_TABLE):
+            self.applied[table.shard] = table.version
 
     def worst_case(self, workload: Workload, now: int) -> int:
         """The most it could be spending: any unexpired table it applies now or could still come to apply."""
@@ -58,8 +79,8 @@ class Process:
             for table in self.written
             if not self.left
             and workload in table.leases
-            and table.version >= self.applied
-            and self.sent_ns[table.report_number - 1] + LEASE_NS > now
+            and table.version >= self.applied.get(table.shard, NO_TABLE)
+            and self.ends_ns[table.version] > now
         ]
 
 
@@ -76,8 +97,8 @@ class LimiterMachine(RuleBasedStateMachine):
         self.current: dict[str, Process] = {}
         self.processes: list[Process] = []
         self.delayed: list[Report] = []
-        self.unwritten: list[Table] = []
-        self.store: dict[str, Table] = {}
+        self.unwritten: list[tuple[Process, Answer]] = []
+        self.store: dict[tuple[str, int], Table] = {}
         for router_id in ROUTERS:
             self.restart(router_id)
 
@@ -96,28 +117,29 @@ class LimiterMachine(RuleBasedStateMachine):
 
     @rule(
         router_id=st.sampled_from(ROUTERS),
-        wants=st.tuples(*[st.integers(0, 200)] * 2),
+        wants=WANTS,
         delayed=st.booleans(),
     )
-    def send_report(self, router_id: str, wants: tuple[int, int], delayed: bool) -> None:
+    def send_report(self, router_id: str, wants: tuple[int, int, int], delayed: bool) -> None:
         process = self.current[router_id]
         if process.left:
             return
         process.sent_ns.append(self.now)
         wanted = {w: Want(Rate(rate), Rate(0), MilliModelUnits(0)) for w, rate in zip(WORKLOADS, wants, strict=True)}
-        report = Report(router_id, process.incarnation_id, len(process.sent_ns), process.applied, wanted)
+        report = Report(router_id, process.incarnation_id, len(process.sent_ns), dict(process.applied), wanted)
         if delayed:
             self.delayed.append(report)
         else:
             self.arrive(report)
 
-    @rule(router_id=st.sampled_from(ROUTERS), wants=st.tuples(*[st.integers(0, 200)] * 2))
-    def healthy_exchange(self, router_id: str, wants: tuple[int, int]) -> None:
+    @rule(router_id=st.sampled_from(ROUTERS), wants=WANTS)
+    def healthy_exchange(self, router_id: str, wants: tuple[int, int, int]) -> None:
         """A report, its answer written and applied at once: how it goes nearly always."""
         self.send_report(router_id, wants, delayed=False)
         self.write(len(self.unwritten))
         process = self.current[router_id]
-        process.applied = max([process.applied, *(table.version for table in process.written)])
+        for table in process.written:
+            process.apply(table)
 
     @precondition(lambda self: self.delayed)
     @rule(data=st.data(), again=st.booleans())
@@ -129,35 +151,41 @@ class LimiterMachine(RuleBasedStateMachine):
 
     def arrive(self, report: Report) -> None:
         try:
-            self.unwritten.append(self.limiter.report(report, self.ns()))
+            process = next(p for p in self.processes if p.incarnation_id == report.incarnation_id)
+            self.unwritten.append((process, self.limiter.report(report, self.ns())))
         except ConflictError:
             assert any(p.incarnation_id == report.incarnation_id for p in self.processes)
 
     @rule()
     def tick(self) -> None:
         actions = self.limiter.tick(self.ns())
-        self.unwritten.extend(actions.tables)
-        for router_id in actions.routers_gone:
-            self.store.pop(router_id, None)
+        for table in actions.tables:
+            process = next(p for p in self.processes if p.incarnation_id == table.incarnation_id)
+            self.unwritten.append((process, Answer(self.epoch, table.report_number, LEASE_NS, (table,), {})))
+        for key in [key for key in self.store if key[0] in actions.routers_gone]:
+            del self.store[key]
 
     @rule(count=st.integers(1, 5))
     def write(self, count: int) -> None:
-        """The leader's commits land, in order."""
-        for table in self.unwritten[:count]:
-            self.store[table.router_id] = table
-            self.process_of(table).written.append(table)
+        """The leader's commits land, in order; what they answer is on its way from then on."""
+        for process, answer in self.unwritten[:count]:
+            for table in answer.tables:
+                stored = self.store.get((table.router_id, table.shard))
+                if stored is None or stored.version < table.version:
+                    self.store[table.router_id, table.shard] = table
+                process.receive(table)
+                process.renew(table.version, answer.report_number)
+            for version in answer.renewed.values():
+                process.renew(version, answer.report_number)
         del self.unwritten[:count]
-
-    def process_of(self, table: Table) -> Process:
-        return next(p for p in self.processes if p.incarnation_id == table.incarnation_id)
 
     @rule(data=st.data())
     def apply(self, data: st.DataObject) -> None:
         """A router receives any table written for it, by answer or by watch, in any order; it never goes back."""
         process = data.draw(st.sampled_from(self.processes))
-        newer = [table for table in process.written if table.version > process.applied]
+        newer = [t for t in process.written if t.version > process.applied.get(t.shard, NO_TABLE)]
         if newer:
-            process.applied = data.draw(st.sampled_from(newer)).version
+            process.apply(data.draw(st.sampled_from(newer)))
 
     @rule(router_id=st.sampled_from(ROUTERS))
     def leave(self, router_id: str) -> None:
@@ -165,8 +193,8 @@ class LimiterMachine(RuleBasedStateMachine):
         process.left = True
         self.limiter.leave(router_id, process.incarnation_id)
 
-    @rule(granted=st.tuples(*[st.integers(0, 150)] * 2))
-    def change_quotas(self, granted: tuple[int, int]) -> None:
+    @rule(granted=st.tuples(*[st.integers(0, 150)] * 3))
+    def change_quotas(self, granted: tuple[int, int, int]) -> None:
         self.quotas = {w: Quota(Rate(q), Rate(q // 2)) for w, q in zip(WORKLOADS, granted, strict=True) if q}
         self.quota_history.append((self.now, self.quotas))
         self.limiter.set_quotas(self.quotas)
@@ -218,10 +246,16 @@ LimiterMachine.TestCase.settings = settings(max_examples=100, stateful_step_coun
 TestLimiter = LimiterMachine.TestCase
 
 
-def count_only_the_newest(session: Session, issued: Issued) -> None:
-    session.release()
-    session.spendable = dict(issued.rates)
-    session._issued = [issued]
+def count_only_the_newest(shelf: Shelf, issued: Issued) -> None:
+    shelf.release()
+    for workload, rate in issued.rates.items():
+        shelf.spendable[workload] = rate
+        shelf._holdings.move(workload, rate)
+    shelf._issued = [issued]
+
+
+def renew_nothing(shelf: Shelf, version: Version, expires_ns: MonotonicNs) -> None:
+    pass
 
 
 def learn_nothing(roster: Roster, table: Table, ends_ns: MonotonicNs) -> None:
@@ -238,7 +272,8 @@ def learn_without_what_is_outstanding(roster: Roster, table: Table, ends_ns: Mon
 @pytest.mark.parametrize(
     ("owner", "method", "bug"),
     [
-        (Session, "issue", count_only_the_newest),
+        (Shelf, "issue", count_only_the_newest),
+        (Shelf, "renew", renew_nothing),
         (Roster, "learn", learn_nothing),
         (Roster, "learn", learn_without_what_is_outstanding),
     ],

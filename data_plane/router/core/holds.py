@@ -12,7 +12,8 @@ At every moment, for every bucket:
 so settled work in any window is at most rate x window + burst, apart from what estimates were short of, which the next
 window pays. Example: 60,000 mMU/min and a burst of 30,000 admit 30,000 at once and then 1,000 per second.
 
-Leases expire: from `expires_ns` on the bucket refills at its safe rate. Time is monotonic nanoseconds and comes in as
+Leases expire: from `expires_ns` on the bucket refills at its safe rate. They come in tables, one per shard of the
+tenants, each replaced as a whole and renewed by itself. Time is monotonic nanoseconds and comes in as
 an argument; the arithmetic is in whole (mMU x ns / min), so that no rounding adds up over a year of refills.
 """
 
@@ -55,11 +56,13 @@ class LeaseTerms:
         rate_milli_mu_per_minute: Refill while the lease runs.
         burst_milli_mu: Most that can be saved up.
         safe_rate_milli_mu_per_minute: Refill after expiry.
+        quota_milli_mu_per_minute: What it is a share of, over all routers; for explanations and weights.
     """
 
     rate_milli_mu_per_minute: int
     burst_milli_mu: int
     safe_rate_milli_mu_per_minute: int
+    quota_milli_mu_per_minute: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class BucketView:
         burst_milli_mu: The lease's burst; 0 without a lease.
         rate_milli_mu_per_minute: The refill in force; 0 without a lease.
         open_holds: Requests in flight.
+        quota_milli_mu_per_minute: The quota over all routers; 0 without a lease.
+        expired: The lease has run out, its safe rate is in force.
     """
 
     level_milli_mu: int
@@ -94,6 +99,8 @@ class BucketView:
     burst_milli_mu: int
     rate_milli_mu_per_minute: int
     open_holds: int
+    quota_milli_mu_per_minute: int = 0
+    expired: bool = False
 
 
 class Hold:
@@ -107,10 +114,25 @@ class Hold:
         self.open = True
 
 
-class _Bucket:
-    __slots__ = ("absent_since_ns", "at_ns", "held", "level", "open_holds", "settled", "terms")
+class _Shard:
+    """The buckets of one lease table, and when their leases end."""
 
-    def __init__(self, terms: LeaseTerms, now_ns: int) -> None:
+    __slots__ = ("buckets", "expires_ns")
+
+    def __init__(self) -> None:
+        self.expires_ns = 0
+        self.buckets: dict[BucketKey, _Bucket] = {}
+
+    def refill(self, now_ns: int) -> None:
+        for bucket in self.buckets.values():
+            bucket.refill(now_ns)
+
+
+class _Bucket:
+    __slots__ = ("absent_since_ns", "at_ns", "held", "level", "open_holds", "settled", "shard", "terms")
+
+    def __init__(self, shard: _Shard, terms: LeaseTerms, now_ns: int) -> None:
+        self.shard = shard
         self.terms: LeaseTerms | None = terms
         self.level = terms.burst_milli_mu * NS_PER_MINUTE
         self.at_ns = now_ns
@@ -119,11 +141,11 @@ class _Bucket:
         self.open_holds = 0
         self.absent_since_ns = 0
 
-    def refill(self, now_ns: int, expires_ns: int) -> None:
+    def refill(self, now_ns: int) -> None:
         if now_ns <= self.at_ns:
             return
         if self.terms is not None:
-            leased_ns = max(0, min(now_ns, expires_ns) - self.at_ns)
+            leased_ns = max(0, min(now_ns, self.shard.expires_ns) - self.at_ns)
             safe_ns = now_ns - self.at_ns - leased_ns
             flowed = (
                 self.terms.rate_milli_mu_per_minute * leased_ns + self.terms.safe_rate_milli_mu_per_minute * safe_ns
@@ -142,7 +164,7 @@ class Holds:
 
     def __init__(self) -> None:
         self._buckets: dict[BucketKey, _Bucket] = {}
-        self._expires_ns = 0
+        self._shards: dict[int, _Shard] = {}
         self._settled_total = 0
         self._open_total = 0
 
@@ -156,33 +178,57 @@ class Holds:
         """Requests in flight over all buckets."""
         return self._open_total
 
-    def apply(self, leases: Mapping[BucketKey, LeaseTerms], *, expires_ns: int, now_ns: int) -> None:
+    def apply(
+        self, leases: Mapping[BucketKey, LeaseTerms], *, expires_ns: int, now_ns: int, shard_number: int = 0
+    ) -> None:
         """Puts a lease table into force.
 
         A key seen for the first time starts with a full burst. A known one keeps its level, capped at the new burst. A
-        key that is missing admits nothing more until it comes back.
+        key of the shard that is missing admits nothing more until it comes back.
 
         Args:
             leases: The whole table.
             expires_ns: When its leases end. A time in the past puts the safe rates into force at once.
             now_ns: Monotonic now.
+            shard_number: Which table it replaces.
         """
-        for key, bucket in list(self._buckets.items()):
-            bucket.refill(now_ns, self._expires_ns)
+        shard = self._shards.get(shard_number)
+        if shard is None:
+            shard = self._shards[shard_number] = _Shard()
+        shard.refill(now_ns)
+        for key, bucket in list(shard.buckets.items()):
             if key in leases:
                 continue
             if bucket.terms is not None:
                 bucket.terms, bucket.absent_since_ns = None, now_ns
             elif not bucket.open_holds and now_ns - bucket.absent_since_ns > _FORGET_AFTER_NS:
-                del self._buckets[key]
-        self._expires_ns = expires_ns
+                del self._buckets[key], shard.buckets[key]
+        shard.expires_ns = expires_ns
         for key, terms in leases.items():
             known = self._buckets.get(key)
             if known is None:
-                self._buckets[key] = _Bucket(terms, now_ns)
-            else:
-                known.terms = terms
-                known.level = min(known.level, terms.burst_milli_mu * NS_PER_MINUTE)
+                known = self._buckets[key] = _Bucket(shard, terms, now_ns)
+            elif known.shard is not shard:
+                known.refill(now_ns)
+                del known.shard.buckets[key]
+                known.shard = shard
+            known.terms = terms
+            known.level = min(known.level, terms.burst_milli_mu * NS_PER_MINUTE)
+            shard.buckets[key] = known
+
+    def renew(self, shard_number: int, *, expires_ns: int, now_ns: int) -> None:
+        """Lets the leases of a table run on.
+
+        Args:
+            shard_number: Which table.
+            expires_ns: When its leases end now; never earlier than before.
+            now_ns: Monotonic now.
+        """
+        shard = self._shards[shard_number]
+        if now_ns > shard.expires_ns:
+            # There was a gap, and it is paid at the safe rates.
+            shard.refill(now_ns)
+        shard.expires_ns = max(shard.expires_ns, expires_ns)
 
     def hold(self, key: BucketKey, amount_milli_mu: int, now_ns: int, *, reserve_share: float = 0.0) -> Hold | Refused:
         """Takes the estimated cost of a request out of its bucket.
@@ -203,7 +249,7 @@ class Holds:
         terms = bucket.terms
         if amount_milli_mu > terms.burst_milli_mu:
             return Refused(Refusal.NO_LEASE if not terms.burst_milli_mu else Refusal.TOO_SMALL, None)
-        bucket.refill(now_ns, self._expires_ns)
+        bucket.refill(now_ns)
         needed = min(terms.burst_milli_mu, amount_milli_mu + int(terms.burst_milli_mu * reserve_share))
         if bucket.level < needed * NS_PER_MINUTE:
             return self._refused(bucket, terms, needed, now_ns)
@@ -222,7 +268,7 @@ class Holds:
             now_ns: Monotonic now.
         """
         bucket = self._open(hold)
-        bucket.refill(now_ns, self._expires_ns)
+        bucket.refill(now_ns)
         bucket.level -= more_milli_mu * NS_PER_MINUTE
         bucket.held += more_milli_mu
         hold.amount_milli_mu += more_milli_mu
@@ -237,7 +283,7 @@ class Holds:
         """
         bucket = self._open(hold)
         hold.open = False
-        bucket.refill(now_ns, self._expires_ns)
+        bucket.refill(now_ns)
         bucket.held -= hold.amount_milli_mu
         bucket.open_holds -= 1
         bucket.settled += cost_milli_mu
@@ -254,7 +300,7 @@ class Holds:
         bucket = self._buckets.get(key)
         if bucket is None:
             return BucketView(0, 0, 0, 0, 0, 0)
-        bucket.refill(now_ns, self._expires_ns)
+        bucket.refill(now_ns)
         terms = bucket.terms
         level = bucket.level // NS_PER_MINUTE
         return BucketView(
@@ -262,16 +308,19 @@ class Holds:
             held_milli_mu=bucket.held,
             settled_milli_mu=bucket.settled,
             burst_milli_mu=terms.burst_milli_mu if terms else 0,
-            rate_milli_mu_per_minute=self._rate(terms, now_ns) if terms else 0,
+            rate_milli_mu_per_minute=self._rate(bucket, terms, now_ns) if terms else 0,
             open_holds=bucket.open_holds,
+            quota_milli_mu_per_minute=terms.quota_milli_mu_per_minute if terms else 0,
+            expired=terms is not None and now_ns >= bucket.shard.expires_ns,
         )
 
     def held(self) -> dict[BucketKey, int]:
         """What requests in flight hold, by bucket; buckets without any are left out."""
         return {key: bucket.held for key, bucket in self._buckets.items() if bucket.open_holds}
 
-    def _rate(self, terms: LeaseTerms, now_ns: int) -> int:
-        leased = now_ns < self._expires_ns
+    @staticmethod
+    def _rate(bucket: _Bucket, terms: LeaseTerms, now_ns: int) -> int:
+        leased = now_ns < bucket.shard.expires_ns
         return terms.rate_milli_mu_per_minute if leased else terms.safe_rate_milli_mu_per_minute
 
     def _refused(self, bucket: _Bucket, terms: LeaseTerms, needed: int, now_ns: int) -> Refused:
@@ -279,7 +328,7 @@ class Holds:
         held_back = bucket.level + bucket.held * NS_PER_MINUTE >= needed * NS_PER_MINUTE
         refusal = Refusal.HELD if held_back else Refusal.USED_UP
         # The rate in force now: a running lease is renewed long before it ends, an expired one stays at its safe rate.
-        rate = self._rate(terms, now_ns)
+        rate = self._rate(bucket, terms, now_ns)
         return Refused(refusal, -(-missing // rate) / _NS_PER_S if rate > 0 else None)
 
     @staticmethod
