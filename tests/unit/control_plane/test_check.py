@@ -30,6 +30,8 @@ def test_a_good_model_is_completed() -> None:
     """Proves the defaults that are filled in, and those that stay 0 because 0 has a meaning."""
     stored = check.model(model(), built_in_profiles())
     assert (stored.output_tokens_default, stored.bytes_per_token, stored.target_utilization) == (1024, 4.0, 0.0)
+    for headroom in admin_pb2.Headroom.values():
+        assert check.model(model(headroom=headroom), built_in_profiles()).headroom == headroom
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,8 @@ def test_a_good_model_is_completed() -> None:
         ({"replicas_min": -1}, "model.replicas_min"),
         ({"replicas_min": 5}, "model.replicas_max"),
         ({"replicas_max": 10_001}, "model.replicas_max"),
+        ({"headroom": 5}, "model.headroom"),
+        ({"headroom": -1}, "model.headroom"),
     ],
 )
 def test_a_bad_model_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
