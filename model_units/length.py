@@ -13,6 +13,7 @@ at the end.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,9 @@ from model_units.units import Tokens
 # One new length moves the mean by 2 %: about the last fifty requests count, enough to average heavy-tailed lengths and
 # few enough to follow a change of traffic within a minute at one request per second.
 _WEIGHT: Final = 0.02
+
+# From here on every observation weighs the same; before, all weigh alike.
+_STEADY_OBSERVATIONS: Final = round(1.0 / _WEIGHT)
 
 # The prior counts as this many observations, so that the first odd request does not become the whole estimate.
 _PRIOR_OBSERVATIONS: Final = 4
@@ -35,6 +39,8 @@ _PRIOR_SQUARE: Final = 2.0
 # four: not worth keeping histograms for.
 _EXTENSION_TOKENS_MIN: Final = 32
 
+_sqrt: Final = math.sqrt
+
 
 @dataclass(slots=True)
 class _Means:
@@ -47,8 +53,8 @@ class _Means:
     observations: int = _PRIOR_OBSERVATIONS
 
     def learn(self, weight: float, length: float) -> None:
-        self.observations += 1
-        step = max(_WEIGHT, 1.0 / self.observations)
+        count = self.observations = self.observations + 1
+        step = 1.0 / count if count < _STEADY_OBSERVATIONS else _WEIGHT
         self.weight += step * (weight - self.weight)
         self.weighted_length += step * (weight * length - self.weighted_length)
         self.square += step * (length * length - self.square)
@@ -72,8 +78,8 @@ class OutputLengthEstimator:
         self._prior = float(prior_tokens)
         self._keys_max = keys_max
         # Both in order of the last observation.
-        self._pairs: dict[tuple[str, str], _Means] = {}
-        self._models: dict[str, _Means] = {}
+        self._pairs: OrderedDict[tuple[str, str], _Means] = OrderedDict()
+        self._models: OrderedDict[str, _Means] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -106,8 +112,11 @@ class OutputLengthEstimator:
         if square > 0.0:
             price = linear * length + square * mean_square
             # The positive root of square * L^2 + linear * L = price, without cancellation.
-            length = 2.0 * price / (linear + math.sqrt(linear * linear + 4.0 * square * price))
-        return Tokens(max(1, min(max_tokens, round(length))))
+            length = 2.0 * price / (linear + _sqrt(linear * linear + 4.0 * square * price))
+        tokens = round(length)
+        if tokens > max_tokens:
+            tokens = max_tokens
+        return tokens if tokens > 1 else 1  # type: ignore[return-value]  # calling the new type is a call for nothing
 
     def observe(self, tenant_id: str, model_id: str, output_tokens: int, *, linear: float = 1.0) -> None:
         """Learns from a finished request; cancelled and failed ones say nothing about length and are not observed.
@@ -118,19 +127,23 @@ class OutputLengthEstimator:
             output_tokens: What it produced; clamped to 0 to 10,000,000.
             linear: The first part of this request's `shape`: how dear its tokens were, above 0.
         """
-        length = float(min(max(0, output_tokens), TOKENS_MAX))
-        model = self._models.pop(model_id, None) or _Means(
-            linear, linear * self._prior, _PRIOR_SQUARE * self._prior * self._prior, 0.0
-        )
-        pair = self._pairs.pop((tenant_id, model_id), None) or _Means()
+        length = float(output_tokens if 0 <= output_tokens <= TOKENS_MAX else TOKENS_MAX if output_tokens > 0 else 0)
+        key = (tenant_id, model_id)
+        model = self._models.get(model_id)
+        if model is None:
+            model = _Means(linear, linear * self._prior, _PRIOR_SQUARE * self._prior * self._prior, 0.0)
+            self._models[model_id] = model
+        pair = self._pairs.get(key)
+        if pair is None:
+            pair = self._pairs[key] = _Means()
         model.learn(linear, length)
         pair.learn(linear, length)
-        self._models[model_id] = model
-        self._pairs[tenant_id, model_id] = pair
+        self._models.move_to_end(model_id)
+        self._pairs.move_to_end(key)
         if len(self._pairs) > self._keys_max:
-            del self._pairs[next(iter(self._pairs))]
+            self._pairs.popitem(last=False)
         if len(self._models) > self._keys_max:
-            del self._models[next(iter(self._models))]
+            self._models.popitem(last=False)
 
 
 def next_covered_tokens(delivered: int, max_tokens: int) -> int:
@@ -143,4 +156,8 @@ def next_covered_tokens(delivered: int, max_tokens: int) -> int:
     Returns:
         More than `delivered`, at most `max_tokens` (or `delivered`, when the engine overshoots its limit).
     """
-    return max(delivered, min(max_tokens, delivered + max(_EXTENSION_TOKENS_MIN, delivered // 2)))
+    more = delivered // 2
+    covered = delivered + (more if more > _EXTENSION_TOKENS_MIN else _EXTENSION_TOKENS_MIN)
+    if covered > max_tokens:
+        covered = max_tokens
+    return covered if covered > delivered else delivered

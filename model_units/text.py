@@ -13,11 +13,15 @@ from typing import Final
 from model_units.units import Tokens
 
 _WEIGHT: Final = 0.02
+# From here on every observation weighs the same; before, all weigh alike.
+_STEADY_OBSERVATIONS: Final = round(1.0 / _WEIGHT)
 _START_OBSERVATIONS: Final = 4
 # The start ratio counts as that many prompts of this length: a first "Hello" of one token must not overturn it.
 _START_TOKENS: Final = 256.0
 _RATIO_MIN: Final = 0.1
 _RATIO_MAX: Final = 100.0
+
+_ceil: Final = math.ceil
 
 
 class BytesPerToken:
@@ -44,6 +48,8 @@ class BytesPerToken:
         """
         means = self._means.get(model_id)
         ratio = start if means is None else means[0] / means[1]
+        if _RATIO_MIN <= ratio <= _RATIO_MAX:
+            return ratio
         return min(_RATIO_MAX, max(_RATIO_MIN, ratio)) if math.isfinite(ratio) else 4.0
 
     def estimate_tokens(self, model_id: str, prompt_bytes: int, *, start: float) -> Tokens:
@@ -57,7 +63,8 @@ class BytesPerToken:
         Returns:
             1 or more: even an empty prompt has its start token.
         """
-        return Tokens(max(1, math.ceil(prompt_bytes / self.ratio(model_id, start=start))))
+        tokens = _ceil(prompt_bytes / self.ratio(model_id, start=start))
+        return tokens if tokens > 1 else 1  # type: ignore[return-value]  # calling the new type is a call for nothing
 
     def observe(self, model_id: str, *, prompt_bytes: int, input_tokens: int, start: float) -> None:
         """Learns from an engine's usage.
@@ -76,7 +83,7 @@ class BytesPerToken:
             before = (self.ratio(model_id, start=start) * tokens, tokens, _START_OBSERVATIONS)
         mean_bytes, mean_tokens, count = before
         count += 1
-        weight = max(_WEIGHT, 1.0 / count)
+        weight = 1.0 / count if count < _STEADY_OBSERVATIONS else _WEIGHT
         self._means[model_id] = (
             mean_bytes + weight * (prompt_bytes - mean_bytes),
             mean_tokens + weight * (input_tokens - mean_tokens),

@@ -25,11 +25,13 @@ REPLICA_CAPACITY: Final = MilliModelUnitsPerMinute(100_000)
 """What one replica serves at its latency objective: 100 MU per minute. Source: the definition of the unit."""
 
 _SECONDS_PER_MINUTE: Final = 60.0
-_MILLI_PER_REPLICA_SECOND: Final = REPLICA_CAPACITY / _SECONDS_PER_MINUTE
 
-# A product of floats that should be a whole number may end a few units in the last place above it; rounding that up
-# would charge a unit for noise. Far below one mMU, far above the noise.
-_ROUNDING_NOISE: Final = 1e-9
+MILLI_PER_REPLICA_SECOND: Final = REPLICA_CAPACITY / _SECONDS_PER_MINUTE
+"""What one second of a replica is worth, mMU, before rounding."""
+
+ROUNDING_NOISE: Final = 1e-9
+"""Taken off before rounding up, mMU: a product of floats that should be a whole number may end a few units in the last
+place above it, and rounding that up would charge a unit for noise. Far below one mMU, far above the noise."""
 
 
 def from_replica_seconds(replica_s: float) -> MilliModelUnits:
@@ -41,12 +43,12 @@ def from_replica_seconds(replica_s: float) -> MilliModelUnits:
     Returns:
         The price; 0 only for 0 seconds (or less than 1e-12 of them).
     """
-    return MilliModelUnits(math.ceil(replica_s * _MILLI_PER_REPLICA_SECOND - _ROUNDING_NOISE))
+    return MilliModelUnits(math.ceil(replica_s * MILLI_PER_REPLICA_SECOND - ROUNDING_NOISE))
 
 
 def to_replica_seconds(amount: MilliModelUnits) -> float:
     """Replica-seconds that `amount` stands for, at full load of one replica that is not derated."""
-    return amount / _MILLI_PER_REPLICA_SECOND
+    return amount / MILLI_PER_REPLICA_SECOND
 
 
 def from_model_units(model_units: float) -> MilliModelUnits:

@@ -6,8 +6,7 @@ After: the engine's own counts. Both go through the one cost function of `model_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from model_units.cost import TOKENS_MAX, Cost, CostProfile, cost, decode_shape
 from model_units.length import OutputLengthEstimator
@@ -18,9 +17,8 @@ from model_units.text import BytesPerToken
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """An estimate for one request.
+class Price(NamedTuple):
+    """An estimate for one request. A tuple, because every request makes one.
 
     Attributes:
         input_tokens: Estimated prompt tokens.
@@ -74,7 +72,9 @@ class Pricing:
             bytes_per_token_start: The model's configured ratio, used until usage has been seen.
         """
         prompt = self._ratios.estimate_tokens(model_id, prompt_bytes, start=bytes_per_token_start)
-        input_tokens = min(TOKENS_MAX, prompt + TEMPLATE_TOKENS_PER_MESSAGE * messages)
+        input_tokens = prompt + TEMPLATE_TOKENS_PER_MESSAGE * messages
+        if input_tokens > TOKENS_MAX:
+            input_tokens = TOKENS_MAX
         output_tokens: int = max_tokens
         if not runs_to_max:
             shape = decode_shape(profile, input_tokens)
@@ -98,7 +98,7 @@ class Pricing:
         counted = input_tokens - TEMPLATE_TOKENS_PER_MESSAGE * messages
         self._ratios.observe(model_id, prompt_bytes=prompt_bytes, input_tokens=counted, start=bytes_per_token_start)
         if not runs_to_max:
-            linear, _ = decode_shape(profile, min(max(0, input_tokens), TOKENS_MAX))
+            linear, _ = decode_shape(profile, _clamped(input_tokens))
             self._lengths.observe(tenant_id, model_id, output_tokens, linear=linear)
 
 
@@ -113,10 +113,12 @@ def settled(profile: CostProfile, input_tokens: int, output_tokens: int, cached_
         output_tokens: Output tokens.
         cached_input_tokens: The part of the prompt found in a cache.
     """
-    read = min(max(0, input_tokens), TOKENS_MAX)
-    return cost(
-        profile,
-        input_tokens=read,
-        output_tokens=min(max(0, output_tokens), TOKENS_MAX),
-        cached_input_tokens=min(max(0, cached_input_tokens), read),
-    )
+    read = _clamped(input_tokens)
+    cached = cached_input_tokens
+    if not 0 <= cached <= read:
+        cached = read if cached > 0 else 0
+    return cost(profile, input_tokens=read, output_tokens=_clamped(output_tokens), cached_input_tokens=cached)
+
+
+def _clamped(tokens: int) -> int:
+    return tokens if 0 <= tokens <= TOKENS_MAX else TOKENS_MAX if tokens > 0 else 0
