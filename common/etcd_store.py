@@ -98,6 +98,12 @@ class EtcdStore:
         response = await self._call(self._kv.Range(request, timeout=self._call_timeout_s))
         return Listing(response.header.revision, tuple(_entry(kv) for kv in response.kvs))
 
+    async def list_keys(self, start: str, end: str, limit: int) -> tuple[str, ...]:
+        """See Store."""
+        request = rpc.RangeRequest(key=start.encode(), range_end=end.encode(), limit=limit, keys_only=True)
+        response = await self._call(self._kv.Range(request, timeout=self._call_timeout_s))
+        return tuple(kv.key.decode() for kv in response.kvs)
+
     async def put(self, key: str, value: bytes, *, lease_id: int = 0) -> int:
         """See Store."""
         request = rpc.PutRequest(key=key.encode(), value=value, lease=lease_id)

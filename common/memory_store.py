@@ -95,6 +95,11 @@ class MemoryStore:
             self._revision, tuple(self._entries[key] for key in sorted(self._entries) if key.startswith(prefix))
         )
 
+    async def list_keys(self, start: str, end: str, limit: int) -> tuple[str, ...]:
+        """See Store."""
+        self._check()
+        return tuple(sorted(key for key in self._entries if start <= key < end)[:limit])
+
     async def put(self, key: str, value: bytes, *, lease_id: int = 0) -> int:
         """See Store."""
         revision = await self.commit((), {key: value}, lease_id=lease_id)

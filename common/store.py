@@ -87,6 +87,16 @@ class Store(Protocol):
         """Reads all keys below `prefix` at one revision, sorted by key."""
         ...
 
+    async def list_keys(self, start: str, end: str, limit: int) -> tuple[str, ...]:
+        """Reads the first keys of a range without their values, sorted.
+
+        Args:
+            start: The first key that counts.
+            end: The first key after it that does not.
+            limit: Most keys to return, 1 or more.
+        """
+        ...
+
     async def put(self, key: str, value: bytes, *, lease_id: int = 0) -> int:
         """Writes one key unconditionally; returns the store's revision."""
         ...

@@ -33,6 +33,8 @@ class ControlPlaneConfig(CommonConfig):
         30.0, "a profile or replica must be off for this long before it counts", minimum=0, maximum=3600
     )
 
+    usage_retention_days: int = setting(35, "usage older than this is deleted, days", minimum=1, maximum=400)
+
     def pepper(self) -> bytes:
         """Reads the pepper.
 

@@ -12,6 +12,7 @@ from common.leadership import Election
 from common.member import Member
 from common.mirror import Mirror
 from common.ops import OpsServer
+from common.platform_token import platform_token
 from common.rpc import GrpcServer, LeaderClient
 from common.store import Store
 from common.telemetry import Telemetry
@@ -21,6 +22,7 @@ from control_plane.calibration.runner import CalibrationRunner
 from control_plane.calibration.runs import Calibrations
 from control_plane.calibration_service import CalibrationService, Runs
 from control_plane.config import SERVICE, ControlPlaneConfig
+from control_plane.decisions import DecisionService
 from control_plane.directory import Directory
 from control_plane.drift import DriftViews, DriftWatch
 from control_plane.events import Events
@@ -35,9 +37,19 @@ from control_plane.reservations import Reservations
 from control_plane.service import AdminService
 from control_plane.sharder import FleetViews, Sharder
 from control_plane.tenants import ApiKeys, Tenants
-from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc, calibration_pb2, calibration_pb2_grpc
+from control_plane.usage import UsageService
+from control_plane.usage_retention import UsageRetention
+from fairlead.admin.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    calibration_pb2,
+    calibration_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+)
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.engine.v1 import engine_pb2
+from fairlead.inference.v1 import decision_pb2, decision_pb2_grpc
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
 from model_units.wire import decode_profile
@@ -100,6 +112,7 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         models=Mirror(store, keys.MODELS, admin_pb2.Model.FromString),
         reservations=Mirror(store, keys.POLICIES, admin_pb2.Reservation.FromString),
     )
+    routers = Mirror(store, f"{keys.SERVICES}router/", admin_pb2.ServiceInstance.FromString)
     profiles = Mirror(store, keys.PROFILES, decode_profile)
     asked = Mirror(store, keys.CALIBRATIONS, calibration_pb2.Calibration.FromString)
     metrics, events = ControlPlaneMetrics(telemetry.registry), Events(store, clock)
@@ -133,6 +146,16 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         ShardingService(store),
         sharding_pb2.DESCRIPTOR.services_by_name["ShardingService"].full_name,
     )
+    server.add(
+        decision_pb2_grpc.add_DecisionServiceServicer_to_server,
+        DecisionService(lambda: routers.items, platform_token(pepper)),
+        decision_pb2.DESCRIPTOR.services_by_name["DecisionService"].full_name,
+    )
+    server.add(
+        usage_pb2_grpc.add_UsageServiceServicer_to_server,
+        UsageService(store, lambda: routers.items, clock, retention_days=config.usage_retention_days),
+        usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
+    )
     sharder = Sharder(store, views, member.election, config, clock, metrics)
     drift = DriftWatch(
         store,
@@ -143,14 +166,16 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         clock=clock,
         metrics=metrics,
     )
+    retention = UsageRetention(store, member.election, clock, retention_days=config.usage_retention_days)
 
     def readiness() -> str | None:
-        return None if views.synced and leaders.synced else "the store has not been read yet"
+        return None if views.synced and leaders.synced and routers.synced else "the store has not been read yet"
 
     ops = OpsServer(config, telemetry.registry, readiness)
-    mirrors = (leaders.run, views.replicas.run, views.models.run, views.reservations.run)
+    mirrors = (leaders, views.replicas, views.models, views.reservations, routers, profiles, asked)
+    loops = (sharder, drift, runner, retention)
     try:
-        await member.serve(stop, server, ops, (*mirrors, profiles.run, asked.run, sharder.run, drift.run, runner.run))
+        await member.serve(stop, server, ops, [part.run for part in (*mirrors, *loops)])
     finally:
         await capacity_leader.close()
         await limiter_leader.close()

@@ -45,6 +45,15 @@ async def test_values_come_back_with_revisions(store: Store) -> None:
     assert await store.get("/t/none") is None
 
 
+async def test_keys_of_a_range_are_read_in_order_up_to_a_limit(store: Store) -> None:
+    """Keys come without values, from the start up to but without the end, sorted, never more than the limit."""
+    for key in ("/t/b", "/t/a", "/t/c/1", "/t/c/2"):
+        await store.put(key, b"x")
+    assert await store.list_keys("/t/a", "/t/c/2", 10) == ("/t/a", "/t/b", "/t/c/1")
+    assert await store.list_keys("/t/", "/t0", 2) == ("/t/a", "/t/b")
+    assert await store.list_keys("/t/d", "/t0", 2) == ()
+
+
 async def test_listing_is_sorted_and_bounded_by_the_prefix(store: Store) -> None:
     """A listing holds exactly the keys below the prefix, sorted."""
     for key in ("/t/b", "/t/a", "/t0", "/s/z"):
