@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common import keys
-from fairlead.admin.v1 import admin_pb2
+from fairlead.admin.v1 import admin_pb2, usage_pb2
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
 from fairlead.errors import (
@@ -25,12 +25,13 @@ from fairlead.errors import (
     UnauthenticatedError,
     from_rpc_error,
 )
+from fairlead.inference.v1 import decision_pb2
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
 from tests.integration.control.side import AUTH, MODEL, Admin, Router, Side
 from tests.support.waiting import eventually
 
-SERVED = (admin_pb2, capacity_pb2, quota_pb2, sharding_pb2)
+SERVED = (admin_pb2, capacity_pb2, quota_pb2, sharding_pb2, usage_pb2, decision_pb2)
 
 
 def methods() -> list[str]:
