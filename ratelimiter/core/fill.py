@@ -53,10 +53,10 @@ def resplit_quota(quota: int, wants: Sequence[int], has: Sequence[int]) -> list[
     """
     fresh = split_quota(quota, wants)
     left = quota - sum(has)
-    if left < 0 or left * _LEFT_PART > quota:
-        return fresh
     idle = quota // (IDLE_PART * max(1, len(wants)))
-    if all(rate >= idle and rate >= want + want // _ROOM_PART for want, rate in zip(wants, has, strict=True)):
+    if left < 0 or left * _LEFT_PART > quota or any(rate < idle for rate in has):
+        return fresh
+    if all(rate >= want + want // _ROOM_PART for want, rate in zip(wants, has, strict=True)):
         return list(has)
     close = all(abs(rate - new) * _CLOSE_PART <= quota for rate, new in zip(has, fresh, strict=True))
     return list(has) if close else fresh

@@ -95,6 +95,7 @@ class Limiter:
                 # This leadership's own, from before it had to start over: numbers must go on growing.
                 self._table_number = max(self._table_number, table.version.number)
         self._roster.retire_older()
+        self._absorb(Changes(membership=True))
 
     def set_quotas(self, quotas: Mapping[Workload, Quota]) -> None:
         """Replaces all quotas; a workload that is absent has none."""
@@ -228,7 +229,7 @@ class Limiter:
         tables, renewed = [], {}
         for shard in sorted(session.shelves):
             shelf = session.shelves[shard]
-            if shelf.dirty or shelf.unknown:
+            if shelf.dirty or shelf.unknown or self._overstated(session, shard):
                 self._issue(session, shard)
             table = shelf.table
             if table is None:
@@ -252,7 +253,7 @@ class Limiter:
             else:
                 leases.pop(workload, None)
         shelf.dirty.clear()
-        if leases == before and not shelf.unknown:
+        if leases == before and not shelf.unknown and not self._overstated(session, shard):
             return None
         shelf.unknown = False
         self._table_number += 1
@@ -271,6 +272,17 @@ class Limiter:
             outstanding={w: Rate(held[w]) for w in sorted(held) if held[w] > rates.get(w, 0)},
         )
         return shelf.table
+
+    def _overstated(self, session: Session, shard: int) -> bool:
+        """Whether a stored table still names older ones as outstanding that have been acknowledged or have ended since.
+
+        The next leader would count them for a whole lease, and grant that much less.
+        """
+        table = session.shelf(shard).table
+        if table is None or not table.outstanding:
+            return False
+        held = self._roster.held_by_router(session.router_id, shard)
+        return any(held.get(workload, 0) < rate for workload, rate in table.outstanding.items())
 
     def _lease(self, workload: Workload, rate: int) -> Lease | None:
         if rate <= 0:

@@ -205,7 +205,7 @@ class Router:
         self.router_id = router_id
         self.incarnation_id = incarnation_id
         self.reports = 0
-        self.table = quota_pb2.LeaseTable()
+        self.tables: dict[int, quota_pb2.LeaseTable] = {}
         self.refusals: list[FairleadError] = []
 
     async def report(self, wants: dict[str, int], *, leaving: bool = False) -> bool:
@@ -215,8 +215,10 @@ class Router:
             router_id=self.router_id,
             incarnation_id=self.incarnation_id,
             report_number=self.reports,
-            applied_epoch=self.table.epoch,
-            applied_table_number=self.table.table_number,
+            applied=[
+                quota_pb2.TableVersion(shard=table.shard, epoch=table.epoch, table_number=table.table_number)
+                for table in self.tables.values()
+            ],
             leaving=leaving,
             wants=[
                 quota_pb2.Want(tenant_id=tenant, model_id=MODEL, wants_milli_mu_per_minute=rate)
@@ -236,22 +238,33 @@ class Router:
         except FairleadError as error:
             self.refusals.append(error)
             return False
-        self.take(answer.leases)
+        for table in answer.tables:
+            self.take(table)
         return True
 
     def take(self, table: quota_pb2.LeaseTable) -> None:
         """Applies a table if it is newer."""
-        if (table.epoch, table.table_number) > (self.table.epoch, self.table.table_number):
-            self.table = table
+        known = self.tables.get(table.shard)
+        if known is None or (table.epoch, table.table_number) > (known.epoch, known.table_number):
+            self.tables[table.shard] = table
 
     async def watch(self) -> None:
         """Applies what was pushed through the store."""
-        entry = await self._side.store.get(keys.lease(self.router_id))
-        if entry is not None:
+        for entry in (await self._side.store.list(keys.leases_of(self.router_id))).entries:
             table = quota_pb2.LeaseTable.FromString(entry.value)
             if table.incarnation_id == self.incarnation_id:
                 self.take(table)
 
+    def lease(self, tenant_id: str) -> quota_pb2.Lease:
+        """The applied lease of a tenant; an empty one where there is none."""
+        leases = (lease for table in self.tables.values() for lease in table.leases)
+        return next((lease for lease in leases if lease.tenant_id == tenant_id), quota_pb2.Lease())
+
+    @property
+    def epoch(self) -> int:
+        """Of the newest leader it has heard."""
+        return max((table.epoch for table in self.tables.values()), default=0)
+
     def rate(self, tenant_id: str) -> int:
         """The applied rate of a tenant."""
-        return sum(lease.rate_milli_mu_per_minute for lease in self.table.leases if lease.tenant_id == tenant_id)
+        return self.lease(tenant_id).rate_milli_mu_per_minute

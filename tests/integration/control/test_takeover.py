@@ -43,12 +43,12 @@ async def holds(router: Router, rate: int) -> bool:
 async def test_killed_leaders_are_replaced(side: Side) -> None:
     """Proves takeover of limiter and allocator after SIGKILL: the same lease under a new epoch, quotas that follow."""
     router = await start_two_of_each(side, election_ttl_s=5)
-    limiter, epoch = await side.leader_process("ratelimiter"), router.table.epoch
+    limiter, epoch = await side.leader_process("ratelimiter"), router.epoch
     limiter.kill()
     killed_s = time.monotonic()
 
     async def granted_anew() -> bool:
-        return await router.report(WANTS) and router.table.epoch > epoch
+        return await router.report(WANTS) and router.epoch > epoch
 
     await eventually(granted_anew, 20.0, "the standby grants")
     print(f"limiter takeover: {time.monotonic() - killed_s:.1f} s from SIGKILL to the first lease of the standby")
@@ -66,12 +66,12 @@ async def test_killed_leaders_are_replaced(side: Side) -> None:
 async def test_stopped_leader_hands_over_at_once(side: Side) -> None:
     """Proves a graceful end: after SIGTERM the standby leads without waiting for the lease to run out."""
     router = await start_two_of_each(side, election_ttl_s=30)
-    limiter, epoch = await side.leader_process("ratelimiter"), router.table.epoch
+    limiter, epoch = await side.leader_process("ratelimiter"), router.epoch
     limiter.signal(signal.SIGTERM)
     stopped_s = time.monotonic()
 
     async def granted_anew() -> bool:
-        return await router.report(WANTS) and router.table.epoch > epoch
+        return await router.report(WANTS) and router.epoch > epoch
 
     await eventually(granted_anew, 20.0, "the standby grants")
     assert time.monotonic() - stopped_s < 15.0, "half the lease"
@@ -109,12 +109,12 @@ async def test_frozen_leaders_cannot_write_after_waking_up(side: Side) -> None:
     """Proves fencing of limiter and allocator: SIGSTOP beyond the lease, SIGCONT, and no write of the old epoch."""
     router = await start_two_of_each(side)
     ghosts = [await side.leader_process(service) for service in ("ratelimiter", "capacity")]
-    epoch = router.table.epoch
+    epoch = router.epoch
     for ghost in ghosts:
         ghost.signal(signal.SIGSTOP)
 
     async def granted_anew() -> bool:
-        return await router.report(WANTS) and router.table.epoch > epoch
+        return await router.report(WANTS) and router.epoch > epoch
 
     await eventually(granted_anew, 20.0, "the standby grants")
     await side.leader("capacity", other_than=ghosts[1].name)
@@ -160,11 +160,16 @@ async def test_the_fence_itself_and_the_checker(side: Side, fenced: bool) -> Non
     await side.store.revoke_lease(lease)
     successor = Router(side, "router-1")
     await start_limiter_alone(side)
-    await eventually(lambda: successor.report(WANTS), 30.0, "the successor grants")
+    quota = capacity_pb2.Quota(tenant_id="a", model_id=MODEL, granted_milli_mu_per_minute=80_000)
+    await side.store.put(
+        keys.quota(MODEL, 0), capacity_pb2.QuotaTable(model_id=MODEL, quotas=[quota]).SerializeToString()
+    )
+    await eventually(lambda: holds(successor, 80_000), 30.0, "the successor grants")
     assert ghost.is_leader, "as far as it knows"
 
-    key = keys.lease("router-1")
-    stale = quota_pb2.LeaseTable(router_id="router-1", epoch=ghost.epoch, table_number=99)
+    shard = next(iter(successor.tables))
+    key = keys.lease("router-1", shard)
+    stale = quota_pb2.LeaseTable(router_id="router-1", shard=shard, epoch=ghost.epoch, table_number=99)
     expects = [ghost.fence()] if fenced else []
     stored = await side.store.commit(expects, {key: stale.SerializeToString()})
     assert (stored is None) == fenced

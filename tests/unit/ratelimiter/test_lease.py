@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from common import keys
 from common.clock import NS_PER_S, MonotonicNs
 from fairlead.errors import ConflictError, InvalidArgumentError, NotLeaderError
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
-from ratelimiter.core.lease import Limiter, Terms
-from ratelimiter.core.values import NO_TABLE, Quota, Report, Table, Version, Want, Workload
+from ratelimiter.core.lease import SHARDS, Limiter, Terms
+from ratelimiter.core.values import Quota, Report, Table, Version, Want, Workload
 
 W = Workload("m", "t")
+SHARD = keys.tenant_shard("t", SHARDS)
 LEASE_S = 10
 QUOTA = 100_000
 
@@ -38,12 +40,15 @@ class Router:
 
     def request(self, wants: int) -> Report:
         self.number += 1
-        applied = self.table.version if self.table else NO_TABLE
+        applied = {SHARD: self.table.version} if self.table else {}
         want = Want(Rate(wants), Rate(wants // 2), MilliModelUnits(0))
         return Report(self.router_id, self.incarnation_id, self.number, applied, {W: want})
 
     def report(self, wants: int, seconds: float) -> int:
-        self.take(self.limiter.report(self.request(wants), at(seconds)))
+        answer = self.limiter.report(self.request(wants), at(seconds))
+        assert len(answer.tables) + len(answer.renewed) <= 1, "there is one workload"
+        for table in answer.tables:
+            self.take(table)
         return self.rate
 
     def take(self, table: Table) -> None:
@@ -192,11 +197,64 @@ def test_late_and_repeated_reports_change_nothing() -> None:
     limiter = new_limiter()
     router = Router(limiter, "a")
     first = router.request(10)
-    table = limiter.report(router.request(QUOTA), at(1))
-    assert limiter.report(first, at(5)) is table
+    newest = limiter.report(router.request(QUOTA), at(1))
+    late = limiter.report(first, at(5))
+    assert (late.tables, late.report_number) == (newest.tables, 1)
     assert limiter.outstanding(W) == QUOTA
     limiter.tick(at(1 + LEASE_S + 0.2))
     assert limiter.outstanding(W) == 0, "the lease ran from the newer report, not from the late one"
+
+
+def test_what_does_not_change_is_renewed_by_name() -> None:
+    """Proves that a report that changes nothing makes no table, and that the leases run on all the same."""
+    limiter = new_limiter()
+    router = Router(limiter, "a")
+    router.report(QUOTA, 0)
+    table = router.table
+    assert table is not None
+    answer = limiter.report(router.request(QUOTA + 100), at(9))
+    assert (answer.tables, answer.renewed) == ((), {SHARD: table.version})
+    limiter.tick(at(15))
+    assert limiter.outstanding(W) == QUOTA
+    limiter.tick(at(9 + LEASE_S + 0.2))
+    assert limiter.outstanding(W) == 0
+
+
+def test_an_unacknowledged_table_is_sent_again() -> None:
+    """Proves that a lost answer costs a second sending and no second table."""
+    limiter = new_limiter()
+    router = Router(limiter, "a")
+    lost = limiter.report(router.request(QUOTA), at(0))
+    again = limiter.report(router.request(QUOTA), at(1))
+    assert again.tables == lost.tables
+    assert again.report_number == 2
+
+
+def test_only_the_shard_that_changes_is_made_anew() -> None:
+    """Proves the cost of a change: one table of one shard, however many tenants there are."""
+    limiter = Limiter(7, Terms(LEASE_S * NS_PER_S, burst_window_s=30))
+    quotas = {Workload("m", f"t{number}"): Quota(Rate(QUOTA), Rate(QUOTA)) for number in range(500)}
+    limiter.set_quotas(quotas)
+    first = limiter.report(Report("a", "1", 1, {}, {}), at(0))
+    assert len(first.tables) == SHARDS
+    applied = {table.shard: table.version for table in first.tables}
+    quotas[Workload("m", "t7")] = Quota(Rate(2 * QUOTA), Rate(QUOTA))
+    limiter.set_quotas(quotas)
+    second = limiter.report(Report("a", "1", 2, applied, {}), at(1))
+    assert [table.shard for table in second.tables] == [keys.tenant_shard("t7", SHARDS)]
+    assert len(second.renewed) == SHARDS - 1
+
+
+def test_nobody_is_left_with_nothing_while_a_quota_shrinks() -> None:
+    """Proves that routers keep their parts of a smaller quota at once, each out of what it holds already."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    for second in range(3):
+        a.report(QUOTA, second)
+        b.report(QUOTA, second)
+    limiter.set_quotas({W: Quota(Rate(QUOTA // 2), Rate(QUOTA // 2))})
+    assert a.report(QUOTA, 4) == QUOTA // 4
+    assert b.report(QUOTA, 4) == QUOTA // 4
 
 
 def test_a_router_that_was_forgotten_starts_over() -> None:
@@ -211,9 +269,9 @@ def test_claims_of_unknown_tables_are_refused() -> None:
     """Proves that nobody can acknowledge what was never granted, and that a newer leader's table deposes this one."""
     limiter = new_limiter(epoch=7)
     with pytest.raises(InvalidArgumentError, match="never granted"):
-        limiter.report(Report("a", "1", 1, Version(7, 99), {}), at(0))
+        limiter.report(Report("a", "1", 1, {0: Version(7, 99)}, {}), at(0))
     with pytest.raises(NotLeaderError, match="epoch 8"):
-        limiter.report(Report("a", "1", 1, Version(8, 1), {}), at(0))
+        limiter.report(Report("a", "1", 1, {0: Version(8, 1)}, {}), at(0))
 
 
 def test_takeover_counts_what_was_granted_before() -> None:
@@ -241,6 +299,22 @@ def test_takeover_counts_what_was_granted_before() -> None:
     assert demand[W].wants == 3 * QUOTA
 
 
+def test_a_table_is_restated_once_its_predecessor_is_acknowledged() -> None:
+    """Proves that the next leader is not told of what nobody can spend any more: it would grant that much less."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    a.report(QUOTA, 0)
+    b.report(QUOTA, 1)
+    a.report(QUOTA, 2)
+    assert a.table
+    assert a.table.outstanding
+    a.report(QUOTA, 3)
+    assert not a.table.outstanding
+    version = a.table.version
+    a.report(QUOTA, 4)
+    assert a.table.version == version
+
+
 def test_takeover_knows_of_tables_that_were_not_acknowledged() -> None:
     """Proves the handover field: a table that shrank counts as the larger one its router may still apply."""
     before = new_limiter(epoch=7)
@@ -261,14 +335,16 @@ def test_same_leader_that_starts_over_goes_on_counting() -> None:
     """Proves that table numbers grow within an epoch even when its limiter is built anew."""
     before = new_limiter(epoch=7)
     router = Router(before, "a")
-    for second in range(5):
-        router.report(QUOTA, second)
+    router.report(QUOTA, 0)
+    before.set_quotas({W: Quota(Rate(QUOTA // 2), Rate(QUOTA // 2))})
+    router.report(QUOTA, 1)
     assert router.table
+    granted = router.table.version
     again = new_limiter(epoch=7)
     again.learn([router.table], at(5))
     router.limiter = again
     router.report(QUOTA, 6)
-    assert router.table.version > Version(7, 5)
+    assert router.table.version > granted > Version(7, 1)
 
 
 def test_burst_and_safe_rate_follow_the_rate() -> None:

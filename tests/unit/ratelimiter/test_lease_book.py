@@ -18,12 +18,13 @@ from ratelimiter.core.values import Lease, Table, Version, Workload
 from ratelimiter.lease_book import LeaseBook
 from ratelimiter.translate import table_from
 
+SHARD = 3
 LEADER = keys.leader("ratelimiter")
 
 
 def table(router_id: str, number: int, rate: int = 10) -> Table:
-    lease = Lease(Rate(rate), MilliModelUnits(rate // 2), Rate(rate))
-    return Table(router_id, "i", Version(1, number), number, 10**10, {Workload("m", "t"): lease}, {})
+    lease = Lease(Rate(rate), MilliModelUnits(rate // 2), Rate(rate), Rate(rate))
+    return Table(router_id, "i", SHARD, Version(1, number), number, 10**10, {Workload("m", "t"): lease}, {})
 
 
 class Desk:
@@ -39,7 +40,7 @@ class Desk:
         return LeaseBook(self.store, self.clock, lambda: Expect(LEADER, create_revision=created))
 
     async def stored(self, router_id: str) -> Table | None:
-        entry = await self.store.get(keys.lease(router_id))
+        entry = await self.store.get(keys.lease(router_id, SHARD))
         return table_from(quota_pb2.LeaseTable.FromString(entry.value)) if entry else None
 
 
@@ -48,8 +49,8 @@ async def test_a_published_table_is_stored_before_it_is_answered() -> None:
     desk = Desk()
     book = await desk.lead()
     writer = asyncio.create_task(book.run())
-    answer = await book.publish(table("a", 1))
-    entry = await desk.store.get(keys.lease("a"))
+    (answer,) = await book.publish([table("a", 1)])
+    entry = await desk.store.get(keys.lease("a", SHARD))
     assert entry is not None
     assert entry.value == answer.SerializeToString()
     writer.cancel()
@@ -65,7 +66,7 @@ async def test_what_waits_together_is_written_together_newest_last() -> None:
     book.post([table("a", 1), table("b", 2), table("a", 3)], ["c"])
     before = await desk.store.put("/mark", b"")
     writer = asyncio.create_task(book.run())
-    assert (await book.publish(table("d", 4))).table_number == 4
+    assert (await book.publish([table("d", 4)]))[0].table_number == 4
     after = await desk.store.put("/mark", b"")
     assert after - before == 2, "one transaction for all of it"
     assert await desk.stored("a") == table("a", 3)
@@ -77,15 +78,46 @@ async def test_a_deposed_leader_neither_writes_nor_answers() -> None:
     desk = Desk()
     book = await desk.lead()
     writer = asyncio.create_task(book.run())
-    await book.publish(table("a", 1))
+    await book.publish([table("a", 1)])
     await desk.lead()
     with pytest.raises(NotLeaderError):
-        await book.publish(table("a", 2))
+        await book.publish([table("a", 2)])
     with pytest.raises(NotLeaderError):
         await writer
     with pytest.raises(NotLeaderError):
-        await book.publish(table("a", 3))
+        await book.publish([table("a", 3)])
     assert await desk.stored("a") == table("a", 1)
+
+
+async def test_a_deposed_leader_does_not_even_renew() -> None:
+    """Proves that an answer without a table passes the fence as well, and writes nothing while it holds."""
+    desk = Desk()
+    book = await desk.lead()
+    writer = asyncio.create_task(book.run())
+    await book.publish([table("a", 1)])
+    before = book.writes
+    assert await book.publish([]) == []
+    assert [stored.table_number for stored in await book.publish([table("a", 1)])] == [1]
+    assert book.writes == before
+    await desk.lead()
+    with pytest.raises(NotLeaderError):
+        await book.publish([])
+    with pytest.raises(NotLeaderError):
+        await writer
+
+
+async def test_large_batches_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that one transaction stays within what the store takes, in operations and in bytes."""
+    monkeypatch.setattr("ratelimiter.lease_book._BATCH_BYTES", 200)
+    desk = Desk()
+    book = await desk.lead()
+    await book.load()
+    writer = asyncio.create_task(book.run())
+    before = await desk.store.put("/mark", b"")
+    await book.publish([table(f"r{number}", number) for number in range(1, 21)])
+    assert await desk.store.put("/mark", b"") - before > 5
+    assert await desk.stored("r20") == table("r20", 20)
+    writer.cancel()
 
 
 async def test_a_store_outage_is_told_and_survived() -> None:
@@ -93,12 +125,12 @@ async def test_a_store_outage_is_told_and_survived() -> None:
     desk = Desk()
     book = await desk.lead()
     writer = asyncio.create_task(book.run())
-    await book.publish(table("a", 1))
+    await book.publish([table("a", 1)])
     await desk.store.set_down(True)
     with pytest.raises(UnavailableError):
-        await book.publish(table("a", 2))
+        await book.publish([table("a", 2)])
     await desk.store.set_down(False)
-    assert (await book.publish(table("a", 3))).table_number == 3
+    assert (await book.publish([table("a", 3)]))[0].table_number == 3
     writer.cancel()
 
 
@@ -107,9 +139,9 @@ async def test_a_write_of_its_own_that_lands_late_is_overtaken() -> None:
     desk = Desk()
     book = await desk.lead()
     writer = asyncio.create_task(book.run())
-    await book.publish(table("a", 1))
-    await desk.store.put(keys.lease("a"), b"")
-    assert (await book.publish(table("a", 2))).table_number == 2
+    await book.publish([table("a", 1)])
+    await desk.store.put(keys.lease("a", SHARD), b"")
+    assert (await book.publish([table("a", 2)]))[0].table_number == 2
     assert book.conflicts == 1
     assert await desk.stored("a") == table("a", 2)
     writer.cancel()
@@ -120,8 +152,8 @@ async def test_tables_of_routers_that_are_gone_are_deleted() -> None:
     desk = Desk()
     book = await desk.lead()
     writer = asyncio.create_task(book.run())
-    await book.publish(table("a", 1))
+    await book.publish([table("a", 1)])
     book.post([], ["a", "never-there"])
-    await book.publish(table("b", 2))
+    await book.publish([table("b", 2)])
     assert await desk.stored("a") is None
     writer.cancel()

@@ -16,7 +16,10 @@ from ratelimiter.translate import report_from
         ({"router_id": "a/b"}, "router_id"),
         ({"incarnation_id": ""}, "incarnation_id"),
         ({"report_number": 0}, "report_number"),
-        ({"applied_epoch": 1, "applied_table_number": 7, "wants": [quota_pb2.Want(model_id="m")]}, "wants[0]"),
+        (
+            {"applied": [quota_pb2.TableVersion(epoch=1, table_number=7)], "wants": [quota_pb2.Want(model_id="m")]},
+            "wants[0]",
+        ),
         (
             {"wants": [quota_pb2.Want(model_id="m", tenant_id="t", wants_milli_mu_per_minute=-1)]},
             "wants[0]",

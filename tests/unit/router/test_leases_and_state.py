@@ -25,6 +25,7 @@ from model_units.profiles import built_in_profiles
 from model_units.wire import profile_to_proto
 from tests.support.waiting import eventually
 
+Answer = quota_pb2.ReportWantsResponse
 KEY = ("acme", "tiny")
 DEFAULT = "llama-3.1-8b/h100/2"
 SECOND = 1_000_000_000
@@ -97,7 +98,69 @@ def test_tables_never_go_back() -> None:
     assert not desk.leases.take(desk.table(99, report, epoch=4, rate=1))
     assert desk.rate == 60_000
     assert desk.leases.take(desk.table(1, report, epoch=6, rate=30_000))
-    assert (desk.rate, desk.leases.applied) == (30_000, (6, 1))
+    assert (desk.rate, desk.leases.applied) == (30_000, {0: (6, 1)})
+
+
+def answer(report: int, *, epoch: int = 5, renewed: int = 0, table: quota_pb2.LeaseTable | None = None) -> Answer:
+    message = Answer(epoch=epoch, report_number=report, tables=[table] if table else [])
+    if renewed:
+        message.renewed.add(epoch=epoch, table_number=renewed)
+    message.lease_duration.FromSeconds(10)
+    return message
+
+
+def test_a_renewal_lets_the_table_in_force_run_on() -> None:
+    """From the sending of the renewing report; a renewal of another table, or by an older leader, does nothing."""
+    desk = Desk()
+    desk.leases.answer(answer(desk.leases.next_report(), table=desk.table(3, 1)))
+    desk.clock.advance(8)
+    desk.leases.answer(answer(desk.leases.next_report(), renewed=3))
+    desk.clock.advance(9)
+    assert desk.rate == 60_000
+    desk.leases.answer(answer(desk.leases.next_report(), renewed=2))
+    desk.leases.answer(answer(desk.leases.next_report(), renewed=3, epoch=4))
+    desk.clock.advance(1.1)
+    assert desk.rate == 600
+
+
+def test_a_gap_between_two_leases_is_paid_at_the_safe_rate() -> None:
+    """A renewal after the end does not reach back: 600 per minute for the gap of 60 s, 60,000 for the second after it."""
+    desk = Desk()
+    desk.leases.answer(answer(desk.leases.next_report(), table=desk.table(3, 1)))
+    assert isinstance(desk.holds.hold(KEY, 30_000, desk.clock.monotonic_ns()), Hold)
+    desk.clock.advance(70)
+    desk.leases.answer(answer(desk.leases.next_report(), renewed=3))
+    desk.clock.advance(1)
+    assert desk.holds.view(KEY, desk.clock.monotonic_ns()).level_milli_mu == 10_000 + 600 + 1_000
+
+
+def test_a_resent_table_is_a_renewal() -> None:
+    """The limiter has not heard yet that it arrived: applied once, it runs on from the newer report."""
+    desk = Desk()
+    table = desk.table(3, 1)
+    desk.leases.answer(answer(desk.leases.next_report(), table=table))
+    desk.holds.hold(KEY, 10_000, desk.clock.monotonic_ns())
+    desk.clock.advance(8)
+    desk.leases.answer(answer(desk.leases.next_report(), table=table))
+    desk.clock.advance(9)
+    assert desk.rate == 60_000
+
+
+def test_shards_come_and_expire_by_themselves() -> None:
+    """A table replaces only its own shard's leases."""
+    desk = Desk()
+    other = desk.table(4, 1)
+    other.shard = 9
+    other.leases[0].tenant_id = "zeta"
+    report = desk.leases.next_report()
+    desk.leases.answer(answer(report, table=desk.table(3, 1)))
+    desk.leases.answer(answer(report, table=other))
+    assert desk.leases.applied == {0: (5, 3), 9: (5, 4)}
+    empty = desk.table(5, 1)
+    del empty.leases[:]
+    desk.leases.answer(answer(report, table=empty))
+    assert desk.rate == 0
+    assert desk.holds.view(("zeta", "tiny"), desk.clock.monotonic_ns()).rate_milli_mu_per_minute == 60_000
 
 
 @pytest.mark.parametrize(("router", "incarnation"), [("other", "now"), ("r", "before")])
@@ -122,7 +185,7 @@ def test_the_previous_process_leaves_its_safe_rates_until_the_first_own_table() 
     desk = Desk()
     assert desk.leases.take(desk.table(9, 100, incarnation="before"))
     assert desk.leases.usable
-    assert desk.leases.applied == (0, 0)
+    assert desk.leases.applied == {}
     assert desk.rate == 600
     assert isinstance(desk.holds.hold(KEY, 30_000, desk.clock.monotonic_ns()), Hold)
     assert desk.leases.take(desk.table(1, desk.leases.next_report(), epoch=1))
@@ -139,8 +202,8 @@ async def test_the_mirrors_feed_tables_fleet_and_leases_and_come_back_from_disk(
     record = engine_pb2.Replica(replica_id="a", model_id="tiny", state=engine_pb2.REPLICA_STATE_READY)
     await store.put(keys.replica("a"), record.SerializeToString())
     table = Desk().table(1, 1, incarnation="before")
-    await store.put(keys.lease("r"), table.SerializeToString())
-    await store.put(keys.lease("r2"), Desk().table(2, 1, router="r2").SerializeToString())
+    await store.put(keys.lease("r", 0), table.SerializeToString())
+    await store.put(keys.lease("r2", 0), Desk().table(2, 1, router="r2").SerializeToString())
 
     def start() -> tuple[RouterState, Fleet, LeaseDesk]:
         state = RouterState(store, router_id="r", state_dir=tmp_path, clock=clock)
