@@ -124,7 +124,7 @@ def test_a_renewal_lets_the_table_in_force_run_on() -> None:
 
 
 def test_a_gap_between_two_leases_is_paid_at_the_safe_rate() -> None:
-    """A renewal after the end does not reach back: 600 per minute for the gap of 60 s, 60,000 for the second after it."""
+    """A renewal after the end does not reach back: 600 a minute for 60 s, then 60,000 for one."""
     desk = Desk()
     desk.leases.answer(answer(desk.leases.next_report(), table=desk.table(3, 1)))
     assert isinstance(desk.holds.hold(KEY, 30_000, desk.clock.monotonic_ns()), Hold)
