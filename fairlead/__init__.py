@@ -34,6 +34,7 @@ from fairlead.errors import (
 )
 from fairlead.sdk.async_client import AsyncClient, AsyncStream
 from fairlead.sdk.client import Client, Stream
+from fairlead.sdk.decisions import Attempt, Bucket, CandidateScore, Decision, Explanation, Outcome
 from fairlead.sdk.requests import Message, MessageLike, PriorityName, RequestOptions
 from fairlead.sdk.results import Cost, FinishReason, Generation, ModelInfo, Piece, Usage
 from fairlead.sdk.retries import RetryPolicy
@@ -44,10 +45,15 @@ __all__ = [
     "AlreadyExistsError",
     "AsyncClient",
     "AsyncStream",
+    "Attempt",
+    "Bucket",
+    "CandidateScore",
     "Client",
     "ConflictError",
     "Cost",
     "DeadlineExceededError",
+    "Decision",
+    "Explanation",
     "FailedPreconditionError",
     "FairleadError",
     "FinishReason",
@@ -58,6 +64,7 @@ __all__ = [
     "MessageLike",
     "ModelInfo",
     "NotFoundError",
+    "Outcome",
     "PermissionDeniedError",
     "Piece",
     "PriorityName",

@@ -7,9 +7,8 @@ from typing import Any, Protocol
 import grpc
 from grpc import aio
 
-from fairlead.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from fairlead.sdk.settings import Tls, channel_options
-from fairlead.sdk.transport import Outgoing, StreamResponse, UnaryResponse, error_of
+from fairlead.sdk.transport import Methods, Outgoing, StreamResponse, UnaryResponse, error_of
 
 
 class AsyncMessageStream(Protocol):
@@ -73,10 +72,10 @@ class GrpcAsyncTransport:
     def __init__(self, tls: Tls | None) -> None:
         self._tls = tls
         self._channels: dict[str, aio.Channel] = {}
-        self._stubs: dict[str, InferenceServiceStub] = {}
+        self._methods: dict[str, Methods] = {}
 
-    def _stub(self, address: str) -> InferenceServiceStub:
-        if address not in self._stubs:
+    def _of(self, address: str) -> Methods:
+        if address not in self._methods:
             options = channel_options(self._tls)
             channel = (
                 aio.secure_channel(address, self._tls.credentials(), options=options)
@@ -84,12 +83,12 @@ class GrpcAsyncTransport:
                 else aio.insecure_channel(address, options=options)
             )
             self._channels[address] = channel
-            self._stubs[address] = InferenceServiceStub(channel)
-        return self._stubs[address]
+            self._methods[address] = Methods(channel)
+        return self._methods[address]
 
     async def unary(self, outgoing: Outgoing) -> UnaryResponse:
         """Sends one try and waits for its answer."""
-        method = getattr(self._stub(outgoing.address), outgoing.method)
+        method = self._of(outgoing.address)[outgoing.method]
         try:
             response: UnaryResponse = await method(
                 outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata
@@ -100,13 +99,13 @@ class GrpcAsyncTransport:
 
     def stream(self, outgoing: Outgoing) -> AsyncMessageStream:
         """Sends one try; its answers are read from the stream."""
-        method = getattr(self._stub(outgoing.address), outgoing.method)
+        method = self._of(outgoing.address)[outgoing.method]
         return GrpcAsyncStream(method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata))
 
     async def close(self) -> None:
         """Closes every connection."""
         channels = list(self._channels.values())
         self._channels.clear()
-        self._stubs.clear()
+        self._methods.clear()
         for channel in channels:
             await channel.close(None)

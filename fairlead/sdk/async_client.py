@@ -15,6 +15,7 @@ from fairlead.errors import FairleadError
 from fairlead.sdk.addresses import AddressBook
 from fairlead.sdk.aio_transport import AsyncMessageStream, AsyncTransport, GrpcAsyncTransport
 from fairlead.sdk.core import ClientCore
+from fairlead.sdk.decisions import Explanation
 from fairlead.sdk.requests import MessageLike, RequestOptions, build_request, deadline_from
 from fairlead.sdk.results import Generation, ModelInfo, Piece
 from fairlead.sdk.retries import RetryPolicy
@@ -100,6 +101,25 @@ class AsyncClient:
             FairleadError: One of its subclasses.
         """
         return await run_unary(self._core.list_models(self._deadline_s), self._transport)
+
+    async def explain(self, request_id: str) -> Explanation:
+        """Explains one of the tenant's own requests: what it needed and cost, which replica served it, and why.
+
+        Routers remember their newest requests for a while; one in flight can be explained too.
+
+            try:
+                await client.generate(prompt, model="tiny-llama", request_id="q-1")
+            except fairlead.QuotaExceededError:
+                print((await client.explain("q-1")).text())
+
+        Args:
+            request_id: Its id, as in `Generation.request_id` or an error's `metadata["request_id"]`.
+
+        Raises:
+            NotFoundError: No router remembers it.
+            FairleadError: Another of its subclasses.
+        """
+        return await run_unary(self._core.explain(request_id, self._deadline_s), self._transport)
 
     async def aclose(self) -> None:
         """Closes every connection; requests in flight are cancelled."""

@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Literal, NoReturn
+from typing import NoReturn
 
-from fairlead.errors import DeadlineExceededError, FairleadError, InternalError, Reason, UnavailableError
+from fairlead.errors import FairleadError, InternalError, Reason, UnavailableError
 from fairlead.inference.v1 import inference_pb2
 from fairlead.sdk.addresses import AddressBook
+from fairlead.sdk.decisions import Explanation
+from fairlead.sdk.explain_steps import explain
 from fairlead.sdk.results import (
     Generation,
     ModelInfo,
@@ -37,7 +39,8 @@ from fairlead.sdk.results import (
 from fairlead.sdk.retries import RetryPolicy, retry_delay
 from fairlead.sdk.steps import Deliver, Open, Read, Send, StreamSteps, UnarySteps, Wait
 from fairlead.sdk.tracing import CallSpan, Tracing
-from fairlead.sdk.transport import Outgoing, Request
+from fairlead.sdk.transport import Method, Outgoing, Request, UnaryResponse
+from fairlead.sdk.wording import worded_for_caller
 
 _REASONS_OF_ONE_ROUTER = frozenset({Reason.UNSPECIFIED, Reason.NOT_READY, Reason.SHUTTING_DOWN})
 """Where UNAVAILABLE speaks of the router itself: another one can do better. NO_REPLICA is the same everywhere."""
@@ -95,6 +98,15 @@ class ClientCore:
                 raise TypeError(f"the transport answered ListModels with {type(response).__name__}")
             return models_from(response)
 
+    def explain(self, request_id: str, deadline_s: float | None) -> UnarySteps[Explanation]:
+        """The steps of explaining a request: all routers are asked, none twice.
+
+        Args:
+            request_id: The request.
+            deadline_s: Seconds for each router; None for the default.
+        """
+        return explain(request_id, self._book.addresses, self._authorization, deadline_s)
+
     def stream(self, request: inference_pb2.GenerateRequest, deadline_s: float | None) -> StreamSteps:
         """The steps of one streamed request. Nothing is tried again after the first message.
 
@@ -134,9 +146,6 @@ class ClientCore:
         return Tries(
             self._book, self._policy, span, self._now_s, self._draw, Plan(method, request, metadata, deadline_s, ends_s)
         )
-
-
-Method = Literal["Generate", "ListModels", "StreamGenerate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,41 +297,4 @@ def _unary(tries: Tries) -> Generator[Send | Wait, UnaryReply, UnaryReply]:
             return response
 
 
-UnaryReply = inference_pb2.GenerateResponse | inference_pb2.ListModelsResponse | None
-
-
-def worded_for_caller(error: FairleadError, address: str, deadline_s: float | None) -> FairleadError:
-    """Says what to do about an error that grpcio raised by itself; Fairlead's own say it already.
-
-    Args:
-        error: Any error of a call.
-        address: Where the call went, host:port.
-        deadline_s: The caller's deadline, seconds; None for no limit.
-    """
-    if error.reason is not Reason.UNSPECIFIED:
-        return error
-    if isinstance(error, UnavailableError):
-        return UnavailableError(
-            f"cannot reach a router at {address} ({_plain(error.message)}): check the address, and that the platform "
-            "runs; `fairlead doctor` says what is wrong",
-            reason=Reason.NOT_READY,
-            metadata=error.metadata,
-        )
-    if isinstance(error, DeadlineExceededError):
-        limit = "the deadline" if deadline_s is None else f"the deadline of {deadline_s:g} s"
-        return DeadlineExceededError(
-            f"{limit} passed before the answer was complete: allow more time with deadline_s, or ask for fewer tokens",
-            metadata=error.metadata,
-        )
-    if "Method not found" in error.message or error.message.startswith("Received http2 header"):
-        return UnavailableError(
-            f"{address} does not serve Fairlead's inference API: give the address of a router's gRPC port",
-            reason=Reason.NOT_READY,
-            metadata=error.metadata,
-        )
-    return error
-
-
-def _plain(details: str) -> str:
-    # grpcio: "failed to connect to all addresses; last error: UNKNOWN: ipv4:...: ...: Connection refused (111)"
-    return details.rsplit(": ", 1)[-1].strip() or "no reason given"
+UnaryReply = UnaryResponse | None

@@ -14,13 +14,14 @@ from typing import Any, Literal, Protocol
 import grpc
 
 from fairlead.errors import FairleadError, RpcFailure, from_rpc_error
-from fairlead.inference.v1 import inference_pb2
+from fairlead.inference.v1 import decision_pb2, inference_pb2
+from fairlead.inference.v1.decision_pb2_grpc import DecisionServiceStub
 from fairlead.inference.v1.inference_pb2_grpc import InferenceServiceStub
 from fairlead.sdk.settings import Tls, channel_options
 
-UnaryMethod = Literal["Generate", "ListModels"]
-Request = inference_pb2.GenerateRequest | inference_pb2.ListModelsRequest
-UnaryResponse = inference_pb2.GenerateResponse | inference_pb2.ListModelsResponse
+Method = Literal["Generate", "ListModels", "StreamGenerate", "GetDecision"]
+Request = inference_pb2.GenerateRequest | inference_pb2.ListModelsRequest | decision_pb2.GetDecisionRequest
+UnaryResponse = inference_pb2.GenerateResponse | inference_pb2.ListModelsResponse | decision_pb2.GetDecisionResponse
 StreamResponse = inference_pb2.StreamGenerateResponse
 
 TRAILER_PREFIX = "fairlead-"
@@ -32,14 +33,34 @@ class Outgoing:
 
     address: str
     """host:port of the router."""
-    method: Literal["Generate", "ListModels", "StreamGenerate"]
-    """Method of InferenceService."""
+    method: Method
+    """Method of InferenceService, or of DecisionService."""
     request: Request
     """The message."""
     metadata: tuple[tuple[str, str], ...]
     """Authorization and trace context."""
     timeout_s: float | None
     """Seconds until the deadline; None for no limit."""
+
+
+class Methods:
+    """The methods of a router's services on one channel, by name.
+
+    Args:
+        channel: Of grpcio, synchronous or not.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        inference, decisions = InferenceServiceStub(channel), DecisionServiceStub(channel)
+        self._methods: dict[Method, Any] = {
+            "Generate": inference.Generate,
+            "ListModels": inference.ListModels,
+            "StreamGenerate": inference.StreamGenerate,
+            "GetDecision": decisions.GetDecision,
+        }
+
+    def __getitem__(self, name: Method) -> Any:
+        return self._methods[name]
 
 
 class MessageStream(Protocol):
@@ -120,12 +141,12 @@ class GrpcTransport:
     def __init__(self, tls: Tls | None) -> None:
         self._tls = tls
         self._channels: dict[str, grpc.Channel] = {}
-        self._stubs: dict[str, InferenceServiceStub] = {}
+        self._methods: dict[str, Methods] = {}
         self._lock = threading.Lock()
 
-    def _stub(self, address: str) -> InferenceServiceStub:
+    def _of(self, address: str) -> Methods:
         with self._lock:
-            if address not in self._stubs:
+            if address not in self._methods:
                 options = channel_options(self._tls)
                 channel = (
                     grpc.secure_channel(address, self._tls.credentials(), options=options)
@@ -133,12 +154,12 @@ class GrpcTransport:
                     else grpc.insecure_channel(address, options=options)
                 )
                 self._channels[address] = channel
-                self._stubs[address] = InferenceServiceStub(channel)
-            return self._stubs[address]
+                self._methods[address] = Methods(channel)
+            return self._methods[address]
 
     def unary(self, outgoing: Outgoing) -> UnaryResponse:
         """Sends one try and waits for its answer."""
-        method = getattr(self._stub(outgoing.address), outgoing.method)
+        method = self._of(outgoing.address)[outgoing.method]
         try:
             response: UnaryResponse = method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata)
         except grpc.RpcError as failure:
@@ -147,7 +168,7 @@ class GrpcTransport:
 
     def stream(self, outgoing: Outgoing) -> MessageStream:
         """Sends one try; its answers are read from the stream."""
-        method = getattr(self._stub(outgoing.address), outgoing.method)
+        method = self._of(outgoing.address)[outgoing.method]
         return GrpcStream(method(outgoing.request, timeout=outgoing.timeout_s, metadata=outgoing.metadata))
 
     def close(self) -> None:
@@ -156,4 +177,4 @@ class GrpcTransport:
             for channel in self._channels.values():
                 channel.close()
             self._channels.clear()
-            self._stubs.clear()
+            self._methods.clear()
