@@ -22,7 +22,7 @@ PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_p
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format type proto verify-proto lock bench-live bench-units bench-sim image up down clean
+.PHONY: help run test test-unit lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -71,6 +71,9 @@ bench-units: ## How true model units are: calibrated profiles against simulated 
 
 bench-sim: ## Speed of the fleet in virtual time, and its growth to 512 replicas; TRACES=dir
 	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.simulation
+
+bench-quota: ## Does quota hold: 3 routers, 8 tenants x 128 streams, faults, rival rules, the cores' speed; TRACES=dir
+	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.quota
 
 image: ## The container image
 	docker compose build

@@ -1,0 +1,95 @@
+"""bench-quota: does the quota hold, is all of it usable, how fast does it follow, and what do other rules do?
+
+Live: real etcd, rate limiter, allocator, control plane and three router processes, simulated engines behind real
+agents; then the cores by themselves: isolation in the simulator, the router's decision, the allocator's round. Every
+bar that is missed is reported as missed; nothing stops at one.
+
+    make bench-quota [TRACES=DIR]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.quota import follow, neighbours, rivals, steady
+from benchmarks.quota.bench import TENANTS, Bench
+from benchmarks.quota.remote import client
+from benchmarks.quota.site import MODEL, site
+from benchmarks.report import Report
+
+CORES: Final = ("isolation", "decision", "allocator")
+_PHASES: Final = ("live", *CORES)
+
+
+async def _live(report: Report, console: Console, progress: Progress) -> None:
+    """Everything that runs on the live set-up."""
+    task = progress.add_task("starting", total=None)
+    async with site((*TENANTS, *follow.OWNERS)) as running:
+        await running.start_routers()
+        async with client(running.keys, MODEL.model_id, running.log_dir / "client.log") as tenants:
+            progress.remove_task(task)
+            bench = Bench(running, tenants, report, console, progress)
+            await _phases(bench)
+
+
+async def _phases(bench: Bench) -> None:
+    """Every phase, whatever becomes of those before it."""
+    request_milli_mu = 50.0
+
+    async def steadily() -> None:
+        nonlocal request_milli_mu
+        request_milli_mu = await steady.measure(bench)
+
+    async def close_books() -> None:
+        steady.close_books(bench, await bench.site.snapshots())
+
+    phases: tuple[Callable[[], Awaitable[None]], ...] = (
+        steadily,
+        lambda: neighbours.measure(bench, request_milli_mu),
+        lambda: follow.measure(bench),
+        close_books,
+        lambda: rivals.measure(bench),
+    )
+    for phase in phases:
+        try:
+            await phase()
+        except Exception:  # noqa: BLE001  # what a phase could not measure must not hide what the others do
+            bench.console.print(f"[red]{escape(traceback.format_exc())}[/]")
+            bench.report.add("phases_failed", bench.report.metrics.get("phases_failed", 0.0) + 1)
+            await bench.drain((*TENANTS, *follow.OWNERS))
+
+
+def main() -> None:
+    """Measures what is named on the command line (everything when nothing is), prints and writes the report."""
+    wanted = sys.argv[1:] or _PHASES
+    unknown = set(wanted) - set(_PHASES)
+    if unknown:
+        sys.exit(f"{', '.join(sorted(unknown))}: unknown; known: {', '.join(_PHASES)}")
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    report, start_s = Report("quota"), time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        if "live" in wanted:
+            asyncio.run(_live(report, console, progress))
+        for name in (name for name in CORES if name in wanted):
+            task = progress.add_task(name, total=None)
+            module = importlib.import_module(f"benchmarks.quota.{name}")
+            console.print(module.DEFINITION)
+            module.measure(report, console)
+            progress.remove_task(task)
+    report.add("wall_s", time.monotonic() - start_s)
+    console.print(f"written to {report.publish(console)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""How fast quotas follow: capacity that is lost, and a reservation whose owner comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from benchmarks.quota.bench import STREAMS, TENANTS, Bench
+from benchmarks.quota.books import Snapshot, lease_sums
+from benchmarks.quota.site import MODEL, REPLICAS, Site
+from benchmarks.report import Bar
+from common import keys
+from fairlead.engine.v1 import engine_pb2
+from model_units.units import REPLICA_CAPACITY
+
+REPETITIONS: Final = 10
+OWNERS: Final = tuple(f"owner-{number}" for number in range(1, REPETITIONS + 1))
+_HAVE: Final = int(REPLICAS * REPLICA_CAPACITY * MODEL.target_utilization)
+_CLOSE: Final = 0.99  # leases are whole numbers: a router's part is rounded down
+_LIMIT_S: Final = 20.0
+_POLL_S: Final = 0.02
+
+# The owners' phase: small quotas, so that what the borrower runs does not fill the machine.
+_UTILIZATION: Final = 0.2
+_RESERVED: Final = 6_000
+_BORROWER_RESERVED: Final = 19_000
+_CEILING: Final = 80_000
+_OWNER_STREAMS: Final = 64
+_PAUSE_S: Final = 1.0
+
+DEFINITIONS: Final = f"""\
+[bold]An owner comes back[/]: {REPETITIONS} owners are idle, half of their reservations is lent to a tenant that wants
+it all. One after the other opens {_OWNER_STREAMS} streams; from there until its leases at all routers add up to its
+reservation; bar <= 2 s. Beside it what it was admitted in its first two seconds, over what two seconds are worth.
+[bold]Capacity lost[/]: {REPETITIONS} times one of {REPLICAS} replicas is ended (SIGTERM and SIGKILL in turn) and
+brought back; every tenant's quota depends on it. From the moment the store shows it gone until every router applies
+leases of the new quotas; the largest of {REPETITIONS}; bar <= 2 s."""
+
+
+async def measure(bench: Bench) -> None:
+    """Runs both phases, without any other load."""
+    bench.console.print(DEFINITIONS)
+    await _owners(bench)
+    await _capacity(bench)
+
+
+async def _capacity(bench: Bench) -> None:
+    await bench.site.set_utilization(MODEL.target_utilization)
+    await bench.reserve(dict.fromkeys(OWNERS, 0))
+    await bench.reserve(dict.fromkeys(TENANTS, 10_000), _HAVE)
+    await _until_leased(bench.site, lambda sums: _near(sums, _HAVE // len(TENANTS)))
+    task = bench.progress.add_task("replicas lost", total=REPETITIONS)
+    lost: list[float] = []
+    back: list[float] = []
+    for number in range(REPETITIONS):
+        seconds = await _lose_one(bench.site, number)
+        lost.append(seconds[0])
+        back.append(seconds[1])
+        bench.progress.advance(task)
+    bench.progress.remove_task(task)
+    bench.report.add("capacity_lost_to_new_quotas_max_s", max(lost), Bar(2.0))
+    bench.report.add("capacity_lost_to_new_quotas_median_s", sorted(lost)[len(lost) // 2])
+    bench.report.add("capacity_back_to_new_quotas_max_s", max(back))
+
+
+async def _lose_one(site: Site, number: int) -> tuple[float, float]:
+    """Ends a replica and starts it again; returns how long quotas took to follow each, seconds."""
+    replica = site.replicas[number % REPLICAS]
+    smaller, whole = _HAVE * (REPLICAS - 1) // REPLICAS // len(TENANTS), _HAVE // len(TENANTS)
+    replica.signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
+    seen_s = await _until_ready(site, REPLICAS - 1)
+    lost_s = await _until_leased(site, lambda sums: _near(sums, smaller)) - seen_s
+    await replica.stop()
+    replica.start()
+    seen_s = await _until_ready(site, REPLICAS)
+    back_s = await _until_leased(site, lambda sums: _near(sums, whole)) - seen_s
+    return lost_s, back_s
+
+
+def _near(sums: Mapping[str, int], quota: int) -> bool:
+    """Whether the routers' leases of every tenant add up to this quota and not to more."""
+    return all(_CLOSE * quota <= sums.get(tenant, 0) <= quota for tenant in TENANTS)
+
+
+async def _owners(bench: Bench) -> None:
+    site, borrower = bench.site, TENANTS[0]
+    await bench.reserve(dict.fromkeys(TENANTS, 0))
+    await site.set_utilization(_UTILIZATION)
+    await bench.reserve(dict.fromkeys(OWNERS, _RESERVED))
+    await bench.reserve({borrower: _BORROWER_RESERVED}, _CEILING)
+    await bench.client.streams({borrower: STREAMS})
+    lent = _RESERVED * 3 // 4
+    task = bench.progress.add_task("owners come back", total=REPETITIONS)
+    await _until_leased(site, lambda sums: all(0 < sums.get(owner, 0) < lent for owner in OWNERS))
+    times, admitted = [], []
+    for owner in OWNERS:
+        await asyncio.sleep(_PAUSE_S)
+        before = await site.snapshots()
+        start_s = time.monotonic()
+        await bench.client.streams({owner: _OWNER_STREAMS})
+        after_2s = asyncio.create_task(_admitted_after(site, owner, before, start_s + 2.0))
+        times.append(await _until_leased(site, _whole_of(owner)) - start_s)
+        admitted.append(await after_2s / (_RESERVED / 30))
+        await bench.client.streams({owner: 0})
+        bench.progress.advance(task)
+    bench.progress.remove_task(task)
+    await bench.drain((borrower, *OWNERS))
+    bench.report.add("owner_back_max_s", max(times), Bar(2.0))
+    bench.report.add("owner_back_median_s", sorted(times)[len(times) // 2])
+    bench.report.add("owner_admitted_in_2s_over_reservation_min", min(admitted), Bar(1.0, at_most=False))
+
+
+def _whole_of(owner: str) -> Callable[[Mapping[str, int]], bool]:
+    return lambda sums: sums.get(owner, 0) >= _CLOSE * _RESERVED
+
+
+async def _admitted_after(site: Site, tenant: str, before: Mapping[int, Snapshot], at_s: float) -> int:
+    """What a tenant was admitted from `before` until a moment, mMU."""
+    await asyncio.sleep(max(0.0, at_s - time.monotonic()))
+    after = await site.snapshots()
+    return sum(book.admitted(tenant) - before[number].admitted(tenant) for number, book in after.items())
+
+
+async def _until_leased(site: Site, reached: Callable[[Mapping[str, int]], bool]) -> float:
+    """Reads what every router applies until it is so; returns when, monotonic seconds.
+
+    Raises:
+        RuntimeError: It was not within twenty seconds; the message shows the leases.
+    """
+    found: dict[int, Snapshot] = {}
+
+    async def there() -> bool:
+        nonlocal found
+        found = await site.snapshots()
+        return len(found) == len(site.routers) and reached(lease_sums(found.values()))
+
+    await _until(there, lambda: f"the leases did not follow: {dict(lease_sums(found.values()))}")
+    return max(book.at_s for book in found.values())
+
+
+async def _until_ready(site: Site, count: int) -> float:
+    """Waits until the store shows this many ready replicas; returns when, monotonic seconds."""
+
+    async def there() -> bool:
+        listing = await site.store.list(keys.REPLICAS)
+        records = [engine_pb2.Replica.FromString(entry.value) for entry in listing.entries]
+        return sum(record.state == engine_pb2.REPLICA_STATE_READY for record in records) == count
+
+    await _until(there, lambda: f"the store never showed {count} ready replicas")
+    return time.monotonic()
+
+
+async def _until(there: Callable[[], Awaitable[bool]], words: Callable[[], str]) -> None:
+    deadline_s = time.monotonic() + _LIMIT_S
+    while not await there():
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(words())
+        await asyncio.sleep(_POLL_S)

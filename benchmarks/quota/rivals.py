@@ -1,0 +1,46 @@
+"""The same load on the same set-up under two other rules."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from benchmarks.quota import rates
+from benchmarks.quota.bench import Bench
+from benchmarks.quota.rival_router import COUNTER, RULES
+from benchmarks.quota.steady import EVERY_S, QUOTAS
+
+WINDOW_S: Final = 66.0
+_SETTLING_S: Final = 2.0
+
+DEFINITIONS: Final = f"""\
+[bold]Other rules[/], same load, {WINDOW_S:g} s each, no bars:
+  count_after  admitted while what all routers settled in the last minute is below the quota; what is in flight is not
+               counted. The counter is shared, a router's copy of it at most 0.1 s old.
+  max_tokens   every request holds its price at max_tokens (four times the mean answer) until it ends."""
+
+
+async def measure(bench: Bench) -> None:
+    """Runs the load under each rule; the routers are started anew."""
+    bench.console.print(DEFINITIONS)
+    for rule in RULES:
+        counter = bench.site.log_dir.parent / f"counter-{rule}"
+        counter.touch()
+        os.environ[COUNTER] = str(counter)
+        await bench.site.start_routers(f"benchmarks.quota.rival_router {rule}")
+        bench.samples = []
+        await bench.load(_SETTLING_S)
+        readings = await bench.readings(f"rule {rule}", WINDOW_S, EVERY_S)
+        ended = await bench.collect()
+        _add(bench, rule, readings, sum(ended.refused.values()))
+        await bench.drain()
+
+
+def _add(bench: Bench, rule: str, readings: rates.Readings, refused: int) -> None:
+    admitted = rates.mean_shares(readings, QUOTAS)
+    worst = rates.worst_window(readings, QUOTAS, 60.0)
+    report = bench.report
+    report.add(f"{rule}_settled_over_quota_total_percent", 100 * (rates.total(admitted, QUOTAS) - 1))
+    report.add(f"{rule}_settled_over_quota_worst_tenant_and_minute_percent", 100 * (max(worst.values()) - 1))
+    report.add(f"{rule}_usable_share_worst_tenant_percent", 100 * min(admitted.values()))
+    report.add(f"{rule}_refused", refused)
