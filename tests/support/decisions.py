@@ -11,8 +11,9 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
 from common.platform_token import is_platform, platform_token
-from fairlead.errors import FairleadError, NotFoundError, Reason, UnauthenticatedError
+from fairlead.errors import Reason, UnauthenticatedError
 from fairlead.inference.v1 import decision_pb2, decision_pb2_grpc, inference_pb2
+from tests.support.fake_platform.explain import found
 from tests.support.fake_platform.router import abort
 
 
@@ -118,22 +119,6 @@ class TellingRouter(decision_pb2_grpc.DecisionServiceServicer):
         if self.never_answers:
             await asyncio.Event().wait()
         return await found(self.decisions, request, request.tenant_id, context)
-
-
-async def found(
-    decisions: list[decision_pb2.Decision], request: Any, tenant_id: str, context: Any
-) -> decision_pb2.GetDecisionResponse:
-    """Those asked for, newest first, of one tenant or of all; or the call ends with what a router says of none."""
-    matching = [
-        decision
-        for decision in decisions
-        if decision.request_id == request.request_id and tenant_id in ("", decision.tenant_id)
-    ]
-    if not matching:
-        error: FairleadError = NotFoundError(f"{request.request_id} is not among the newest 4,096 requests")
-        await abort(context, error)
-    matching.sort(key=lambda decision: decision.arrive_time.ToNanoseconds(), reverse=True)
-    return decision_pb2.GetDecisionResponse(decisions=matching)
 
 
 @asynccontextmanager

@@ -19,6 +19,7 @@ from fairlead import (
     AsyncClient,
     Client,
     DeadlineExceededError,
+    Explanation,
     FinishReason,
     NotFoundError,
     QuotaExceededError,
@@ -29,6 +30,7 @@ from fairlead import (
     UnavailableError,
 )
 from fairlead.inference.v1 import inference_pb2_grpc
+from tests.support.decisions import refused
 from tests.support.fake_platform import FakePlatform, FakeRouter
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
@@ -58,6 +60,22 @@ def test_stream_delivers_pieces_then_the_result(platform: FakePlatform) -> None:
     assert stream.result.text == "w0 w1 w2"
     assert stream.result.request_id == stream.request_id
     assert platform.router.seen[0].request.chat.messages[0].content == "Hi"
+
+
+def test_requests_are_explained_to_their_tenant(platform: FakePlatform) -> None:
+    """Both clients ask the router; another tenant's request does not exist."""
+    platform.router.decisions += [refused("r-1"), refused("r-2", "beta")]
+
+    async def ask() -> Explanation:
+        async with AsyncClient(platform.address, api_key=KEY) as client:
+            return await client.explain("r-1")
+
+    with Client(platform.address, api_key=KEY) as client:
+        explanation = client.explain("r-1")
+        with pytest.raises(NotFoundError, match="newest"):
+            client.explain("r-2")
+    assert explanation == asyncio.run(ask())
+    assert explanation.decisions[0].reason == Reason.QUOTA_USED_UP
 
 
 def test_models_are_listed(platform: FakePlatform) -> None:

@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from control_plane.core import policies
+from control_plane.core.sales import Sale
 from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
-from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import (
     AlreadyExistsError,
@@ -22,7 +23,9 @@ from fairlead.errors import (
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
 from tests.support.fake_platform.calibration import FakeCalibration
+from tests.support.fake_platform.capacity import FakeCapacity
 from tests.support.fake_platform.router import abort
+from tests.support.fake_platform.usage import FakeUsage
 
 LEADERS = ("autoscaler", "capacity", "control-plane", "ratelimiter")
 
@@ -42,14 +45,17 @@ class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
     """Every call ends with this."""
     without_limiter: bool = False
     clock_skew_s: float = 0.0
+    silent_routers: list[str] = field(default_factory=list)
+    """Routers that it could not ask about decisions."""
     mutations: list[Any] = field(default_factory=list)
     """Every mutating request, as it arrived."""
 
     def __post_init__(self) -> None:
-        self.capacity = _Capacity(self)
+        self.capacity = FakeCapacity(self)
         self.limiter = _Limiter(self)
         self.sharding = _Sharding(self)
         self.calibration = FakeCalibration(self)
+        self.usage = FakeUsage(self)
         for name in (*LEADERS, "router"):
             self.services.append(
                 admin_pb2.ServiceInstance(
@@ -192,13 +198,51 @@ class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
         return admin_pb2.DeleteModelResponse()
 
     async def SetReservation(self, request: Any, context: Any) -> Any:
+        await self.check(context)
         wanted = request.reservation
         key = (wanted.model_id, wanted.tenant_id)
+        after = {**self.reservations, key: wanted}
+        if not request.allow_oversell and wanted.model_id in self.models:
+            sold = [policies.sold(table.values())[wanted.model_id] for table in (self.reservations, after)]
+            if refusal := Sale(self.models[wanted.model_id], *sold).refusal(None):
+                await abort(context, refusal)
         stored = await self._put(self.reservations, key, wanted, request, context, create=key not in self.reservations)
         sold = sum(entry.reserved_milli_mu_per_minute for entry in self.reservations.values())
         answer = admin_pb2.Reservation(model_shortfall_milli_mu_per_minute=max(0, sold - 80_000))
         answer.MergeFrom(stored)
         return answer
+
+    async def ApplyReservations(self, request: Any, context: Any) -> Any:
+        await self.check(context)
+        self.mutations.append(request)
+        refusals = policies.Refusals()
+        stored = {policies.Key(*key): entry for key, entry in self.reservations.items()}
+        try:
+            wanted = policies.checked(request.reservations, refusals)
+            complete = set(request.complete_model_ids)
+            policies.check_parents(wanted, complete, self.tenants.keys(), self.models.keys(), refusals)
+            change = policies.changes(wanted, stored, complete, refusals)
+            refusals.raise_if_any()
+            after = {**stored, **change.created, **change.updated}
+            before = policies.sold(stored.values())
+            for model_id, sold in policies.sold(after.values()).items():
+                refusal = Sale(self.models[model_id], before[model_id], sold).refusal(None)
+                if refusal and not request.allow_oversell:
+                    raise refusal
+        except FairleadError as error:
+            await abort(context, error)
+        if not request.validate_only:
+            for key, entry in {**change.created, **change.updated}.items():
+                entry.etag = str(int(stored[key].etag) + 1 if key in stored else 1)
+                self.reservations[tuple(key)] = entry
+            for key in change.deleted:
+                del self.reservations[tuple(key)]
+        return admin_pb2.ApplyReservationsResponse(
+            created=change.created.values(),
+            updated=change.updated.values(),
+            deleted=change.deleted.values(),
+            unchanged=len(wanted) - len(change.created) - len(change.updated),
+        )
 
     async def ListReservations(self, request: Any, context: Any) -> Any:
         await self.check(context)
@@ -233,61 +277,6 @@ class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
     async def ListServices(self, request: Any, context: Any) -> Any:
         await self.check(context)
         return admin_pb2.ListServicesResponse(services=self.services)
-
-
-class _Capacity(capacity_pb2_grpc.CapacityServiceServicer):
-    """The ledger, as it follows from the tables."""
-
-    def __init__(self, control: FakeControlPlane) -> None:
-        self._control = control
-
-    async def ListCapacity(self, request: Any, context: Any) -> Any:
-        await self._control.check(context)
-        answer = capacity_pb2.ListCapacityResponse()
-        answer.compute_time.FromNanoseconds(int((time.time() + self._control.clock_skew_s) * 1e9))
-        for model_id in sorted(self._control.models):
-            if request.model_id not in ("", model_id):
-                continue
-            sold = [entry for key, entry in sorted(self._control.reservations.items()) if key[0] == model_id]
-            ready = [
-                replica
-                for replica in self._control.replicas.values()
-                if replica.model_id == model_id and replica.state == engine_pb2.REPLICA_STATE_READY
-            ]
-            have = sum(replica.capacity_milli_mu_per_minute for replica in ready) * 8 // 10
-            total = sum(entry.reserved_milli_mu_per_minute for entry in sold)
-            model = answer.models.add(
-                model_id=model_id,
-                replicas_ready=len(ready),
-                have_milli_mu_per_minute=have,
-                sold_milli_mu_per_minute=total,
-                used_milli_mu_per_minute=12_000,
-                shortfall_milli_mu_per_minute=max(0, total - have),
-            )
-            for entry in sold:
-                guaranteed = min(entry.reserved_milli_mu_per_minute, have)
-                model.quotas.add(
-                    tenant_id=entry.tenant_id,
-                    model_id=model_id,
-                    reserved_milli_mu_per_minute=entry.reserved_milli_mu_per_minute,
-                    guaranteed_milli_mu_per_minute=guaranteed,
-                    granted_milli_mu_per_minute=guaranteed + 5_000,
-                    burst_ceiling_milli_mu_per_minute=entry.burst_ceiling_milli_mu_per_minute,
-                    wants_milli_mu_per_minute=20_000,
-                    used_milli_mu_per_minute=12_000,
-                )
-        return answer
-
-    async def PlanReservation(self, request: Any, context: Any) -> Any:
-        await self._control.check(context)
-        asked = request.reserved_milli_mu_per_minute
-        return capacity_pb2.PlanReservationResponse(
-            sellable=asked <= 20_000,
-            have_milli_mu_per_minute=80_000,
-            sold_milli_mu_per_minute=60_000 + asked,
-            headroom_milli_mu_per_minute=20_000 - asked,
-            explanation=f"80 MU/min are there and {60 + asked / 1000:g} would be sold.",
-        )
 
 
 class _Limiter(quota_pb2_grpc.RateLimiterServiceServicer):

@@ -17,7 +17,7 @@ from fairlead.errors import (
     UnavailableError,
     to_status,
 )
-from fairlead.inference.v1 import inference_pb2, inference_pb2_grpc
+from fairlead.inference.v1 import decision_pb2, inference_pb2, inference_pb2_grpc
 
 MODEL = inference_pb2.ModelInfo(
     id="tiny", context_tokens=256, output_tokens_max=128, bytes_per_token=4.0, create_time_s=1_700_000_000
@@ -60,6 +60,8 @@ class FakeRouter(inference_pb2_grpc.InferenceServiceServicer):
     seen: list[Seen] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     settled_milli_mu: dict[str, int] = field(default_factory=dict)
+    decisions: list[decision_pb2.Decision] = field(default_factory=list)
+    """What it remembers."""
 
     async def _admit(self, method: str, request: Any, context: Any) -> str:
         metadata = {key: value for key, value in context.invocation_metadata() if isinstance(value, str)}

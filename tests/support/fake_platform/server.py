@@ -9,12 +9,13 @@ from typing import Self
 
 import grpc.aio
 
-from fairlead.admin.v1 import admin_pb2_grpc, calibration_pb2_grpc
+from fairlead.admin.v1 import admin_pb2_grpc, calibration_pb2_grpc, usage_pb2_grpc
 from fairlead.capacity.v1 import capacity_pb2_grpc
-from fairlead.inference.v1 import inference_pb2_grpc
+from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
 from fairlead.quota.v1 import quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2_grpc
 from tests.support.fake_platform.control import FakeControlPlane
+from tests.support.fake_platform.explain import ControlDecisions, RouterDecisions
 from tests.support.fake_platform.router import FakeRouter
 
 
@@ -54,11 +55,14 @@ class FakePlatform:
     async def _serve(self) -> None:
         router, control = grpc.aio.server(), grpc.aio.server()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.router, router)
+        decision_pb2_grpc.add_DecisionServiceServicer_to_server(RouterDecisions(self.router), router)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self.control, control)
         calibration_pb2_grpc.add_CalibrationServiceServicer_to_server(self.control.calibration, control)
         capacity_pb2_grpc.add_CapacityServiceServicer_to_server(self.control.capacity, control)
+        decision_pb2_grpc.add_DecisionServiceServicer_to_server(ControlDecisions(self.control, self.router), control)
         quota_pb2_grpc.add_RateLimiterServiceServicer_to_server(self.control.limiter, control)
         sharding_pb2_grpc.add_ShardingServiceServicer_to_server(self.control.sharding, control)
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(self.control.usage, control)
         self.address = f"127.0.0.1:{router.add_insecure_port('127.0.0.1:0')}"
         self.admin_address = f"127.0.0.1:{control.add_insecure_port('127.0.0.1:0')}"
         await router.start()
