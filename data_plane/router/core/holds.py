@@ -318,6 +318,12 @@ class Holds:
         """What requests in flight hold, by bucket; buckets without any are left out."""
         return {key: bucket.held for key, bucket in self._buckets.items() if bucket.open_holds}
 
+    def rates(self, now_ns: int) -> dict[BucketKey, int]:
+        """The refill in force, mMU per minute by bucket; buckets without a lease are left out."""
+        return {
+            key: self._rate(bucket, bucket.terms, now_ns) for key, bucket in self._buckets.items() if bucket.terms
+        }
+
     @staticmethod
     def _rate(bucket: _Bucket, terms: LeaseTerms, now_ns: int) -> int:
         leased = now_ns < bucket.shard.expires_ns
