@@ -1,4 +1,4 @@
-"""What the shell completes from the platform: names of models and cost profiles."""
+"""What the shell completes from the platform: names of tenants, models and cost profiles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,23 @@ from fairlead.errors import FairleadError
 
 TIMEOUT_S = 1.0
 """Longest that somebody who pressed Tab is kept waiting, seconds."""
+
+
+def tenant_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Tenants whose name begins with what is typed; none where the control plane does not answer.
+
+    Args:
+        context: Of the command line so far.
+        parameter: What is completed.
+        incomplete: What is typed of it.
+    """
+
+    def names(connection: AdminConnection) -> list[str]:
+        request = admin_pb2.ListTenantsRequest(page_size=1000)
+        answer = connection.call(connection.admin.ListTenants, request, TIMEOUT_S)
+        return [tenant.tenant_id for tenant in answer.tenants]
+
+    return _beginning_with(incomplete, context, names)
 
 
 def model_ids(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -77,5 +77,12 @@ def read_quotas(
     return rows, missing
 
 
+def reservation_of(connection: AdminConnection, tenant_id: str, model_id: str) -> admin_pb2.Reservation | None:
+    """What a tenant has of a model, with its etag; None where it has nothing."""
+    request = admin_pb2.ListReservationsRequest(tenant_id=tenant_id, model_id=model_id)
+    found = connection.call(connection.admin.ListReservations, request).reservations
+    return found[0] if found else None
+
+
 def _cannot(who: str, error: FairleadError) -> str:
     return f"{who} cannot be asked now: {error.message}"

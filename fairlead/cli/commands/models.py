@@ -12,11 +12,25 @@ from google.protobuf import json_format
 
 from fairlead.admin.v1 import admin_pb2
 from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, stdin_text, yes_option
+from fairlead.cli.candidates import model_ids
 from fairlead.cli.connection import AdminConnection, new_request_id
 from fairlead.cli.output import Column, Row, message_row, plain
 from fairlead.errors import InvalidArgumentError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+HEADROOMS = ("none", "replica", "host", "rack")
+"""What may be lost without cutting a reservation."""
+
+
+def headroom_of(word: str) -> admin_pb2.Headroom.ValueType:
+    """The headroom policy that one of HEADROOMS names."""
+    return admin_pb2.Headroom.Value(f"HEADROOM_{word.upper()}")
+
+
+def headroom_word(value: Any) -> str:
+    """Shows a headroom policy; none was set where it is unspecified."""
+    return "none" if value == "unspecified" else plain(value)
 
 
 def _engine(value: Any) -> str:
@@ -33,6 +47,7 @@ COLUMNS = (
     Column("target_utilization", "target use"),
     Column("replicas_min", "replicas min"),
     Column("replicas_max", "max"),
+    Column("headroom", "headroom", headroom_word),
 )
 _ENGINE_FIELDS = ("engine", "hardware", "sequences_max", "dialect", "endpoint")
 
@@ -62,6 +77,12 @@ def model_options(function: Function) -> Function:
         click.option("--target-utilization", type=float, help="Share of live capacity that may be promised, up to 1."),
         click.option("--replicas-min", type=int, help="Fewest replicas."),
         click.option("--replicas-max", type=int, help="Most replicas."),
+        click.option(
+            "--headroom",
+            type=click.Choice(HEADROOMS),
+            callback=lambda context, parameter, value: None if value is None else headroom_of(value),
+            help="What may be lost without cutting a reservation: that much is lent, not sold.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
@@ -92,7 +113,7 @@ def create(invocation: Invocation, /, model_id: str | None, file: Path | None, d
 
 
 @models.command("get")
-@click.argument("model_id")
+@click.argument("model_id", shell_complete=model_ids)
 @pass_invocation
 def get(invocation: Invocation, model_id: str) -> None:
     """Show one model. With -o yaml, the output is a file for create and update."""
@@ -111,7 +132,7 @@ def list_(invocation: Invocation) -> None:
 
 
 @models.command("update")
-@click.argument("model_id")
+@click.argument("model_id", shell_complete=model_ids)
 @model_options
 @dry_run_option
 @pass_invocation
@@ -131,7 +152,7 @@ def update(invocation: Invocation, /, model_id: str, file: Path | None, dry_run:
 
 
 @models.command("delete")
-@click.argument("model_id")
+@click.argument("model_id", shell_complete=model_ids)
 @yes_option
 @dry_run_option
 @pass_invocation
@@ -174,6 +195,8 @@ def _merge_file(model: admin_pb2.Model, file: Path) -> None:
         raise InvalidArgumentError(f"{file} must hold the fields of one model, such as model_id: my-model")
     # What `get` prints and the server sets is taken for what it is.
     data = {key: value for key, value in data.items() if key not in ("create_time", "etag")}
+    if data.get("headroom") in (*HEADROOMS, "unspecified"):
+        data["headroom"] = f"HEADROOM_{data['headroom'].upper()}"
     try:
         json_format.ParseDict(data, model)
     except (json_format.ParseError, TypeError) as error:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 from rich.live import Live
 
 from fairlead.admin.v1 import admin_pb2
+from fairlead.cli.amounts import ModelUnits
 from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, yes_option
+from fairlead.cli.candidates import model_ids, tenant_ids
 from fairlead.cli.connection import AdminConnection, new_request_id
 from fairlead.cli.output import Column, Row, message_row, mu, table_of
-from fairlead.cli.quotas import read_quotas
+from fairlead.cli.policy_forms import TIER_DEFAULT, WEIGHT_DEFAULT
+from fairlead.cli.quotas import read_quotas, reservation_of
 from fairlead.errors import NotFoundError
 
-TIER_DEFAULT, WEIGHT_DEFAULT = 5, 1
-"""What the platform takes where none is set (admin.proto)."""
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 RESERVATION = (
     Column("tenant_id", "tenant"),
@@ -57,41 +59,53 @@ def quota() -> None:
     """Set, show and watch quotas. All figures are model units per minute (MU/min)."""
 
 
+def reservation_options(function: Function) -> Function:
+    """Adds what makes up a reservation beside what is guaranteed."""
+    options = [
+        click.option(
+            "--burst", type=ModelUnits(), help="Ceiling including lent capacity, MU/min.  [default: reserved]"
+        ),
+        click.option("--tier", type=click.IntRange(1, 9), help="1 is served first in a shortfall.  [default: 5]"),
+        click.option("--weight", type=click.IntRange(1, 1000), help="Weight among equals.  [default: 1]"),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def oversell_option(function: Function) -> Function:
+    """Adds --oversell: the model's capacity is no limit."""
+    return click.option("--oversell", is_flag=True, help="Sell more than the model's capacity covers.")(function)
+
+
 @quota.command("set")
-@click.argument("tenant_id")
-@click.argument("model_id")
-@click.option("--reserved", type=click.FloatRange(0), help="Guaranteed MU/min; 0 is best effort only.")
-@click.option("--burst", type=click.FloatRange(0), help="Ceiling including lent capacity, MU/min.  [default: reserved]")
-@click.option("--tier", type=click.IntRange(1, 9), help="1 is served first in a shortfall.  [default: 5]")
-@click.option("--weight", type=click.IntRange(1, 1000), help="Weight among equals.  [default: 1]")
+@click.argument("tenant_id", shell_complete=tenant_ids)
+@click.argument("model_id", shell_complete=model_ids)
+@click.option("--reserved", type=ModelUnits(), help="Guaranteed MU/min; 0 is best effort only.")
+@reservation_options
+@oversell_option
 @dry_run_option
 @pass_invocation
 def set_(
     invocation: Invocation,
     tenant_id: str,
     model_id: str,
-    reserved: float | None,
-    burst: float | None,
+    reserved: int | None,
+    burst: int | None,
     tier: int | None,
     weight: int | None,
+    oversell: bool,
     dry_run: bool,
 ) -> None:
     """Reserve MU/min of a model for a tenant, or change what it has; what is not given stays."""
     with invocation.admin() as connection:
-        found = _reservation(connection, tenant_id, model_id)
+        found = reservation_of(connection, tenant_id, model_id)
         if found is None and reserved is None:
             raise click.UsageError(f"{tenant_id} has no quota on {model_id} yet: give --reserved MU")
         wanted = found or admin_pb2.Reservation(tenant_id=tenant_id, model_id=model_id)
-        if reserved is not None:
-            wanted.reserved_milli_mu_per_minute = round(reserved * 1000)
-        if burst is not None:
-            wanted.burst_ceiling_milli_mu_per_minute = round(burst * 1000)
-        elif wanted.burst_ceiling_milli_mu_per_minute < wanted.reserved_milli_mu_per_minute:
-            wanted.burst_ceiling_milli_mu_per_minute = wanted.reserved_milli_mu_per_minute
-        wanted.tier = tier or wanted.tier or TIER_DEFAULT
-        wanted.weight = weight or wanted.weight or WEIGHT_DEFAULT
+        change(wanted, reserved, burst, tier, weight)
         request = admin_pb2.SetReservationRequest(
-            reservation=wanted, validate_only=dry_run, request_id=new_request_id()
+            reservation=wanted, validate_only=dry_run, request_id=new_request_id(), allow_oversell=oversell
         )
         row = message_row(connection.call(connection.admin.SetReservation, request))
     invocation.output.row(row, RESERVATION)
@@ -103,9 +117,31 @@ def set_(
         )
 
 
+def change(
+    reservation: admin_pb2.Reservation, reserved: int | None, burst: int | None, tier: int | None, weight: int | None
+) -> None:
+    """Changes a reservation; what is None stays, and what was never set becomes what the platform takes.
+
+    Args:
+        reservation: To change.
+        reserved: Guaranteed, milli-MU per minute.
+        burst: Ceiling, milli-MU per minute; left out, it is raised to what is guaranteed.
+        tier: 1 to 9.
+        weight: 1 to 1000.
+    """
+    if reserved is not None:
+        reservation.reserved_milli_mu_per_minute = reserved
+    if burst is not None:
+        reservation.burst_ceiling_milli_mu_per_minute = burst
+    elif reservation.burst_ceiling_milli_mu_per_minute < reservation.reserved_milli_mu_per_minute:
+        reservation.burst_ceiling_milli_mu_per_minute = reservation.reserved_milli_mu_per_minute
+    reservation.tier = tier or reservation.tier or TIER_DEFAULT
+    reservation.weight = weight or reservation.weight or WEIGHT_DEFAULT
+
+
 @quota.command("get")
-@click.argument("tenant_id")
-@click.argument("model_id")
+@click.argument("tenant_id", shell_complete=tenant_ids)
+@click.argument("model_id", shell_complete=model_ids)
 @pass_invocation
 def get(invocation: Invocation, tenant_id: str, model_id: str) -> None:
     """Show one quota with its leases."""
@@ -120,8 +156,8 @@ def get(invocation: Invocation, tenant_id: str, model_id: str) -> None:
 
 
 @quota.command("list")
-@click.option("--tenant", default="", help="Only this tenant's.")
-@click.option("--model", default="", help="Only this model's.")
+@click.option("--tenant", default="", help="Only this tenant's.", shell_complete=tenant_ids)
+@click.option("--model", default="", help="Only this model's.", shell_complete=model_ids)
 @pass_invocation
 def list_(invocation: Invocation, tenant: str, model: str) -> None:
     """List quotas: reserved, guaranteed, granted, wanted, used, and the leases of each router."""
@@ -131,8 +167,8 @@ def list_(invocation: Invocation, tenant: str, model: str) -> None:
 
 
 @quota.command("watch")
-@click.option("--tenant", default="", help="Only this tenant's.")
-@click.option("--model", default="", help="Only this model's.")
+@click.option("--tenant", default="", help="Only this tenant's.", shell_complete=tenant_ids)
+@click.option("--model", default="", help="Only this model's.", shell_complete=model_ids)
 @click.option("--interval", type=click.FloatRange(0.1), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--count", type=click.IntRange(1), help="Stop after so many looks.")
 @pass_invocation
@@ -154,8 +190,8 @@ def watch(invocation: Invocation, tenant: str, model: str, interval: float, coun
 
 
 @quota.command("delete")
-@click.argument("tenant_id")
-@click.argument("model_id")
+@click.argument("tenant_id", shell_complete=tenant_ids)
+@click.argument("model_id", shell_complete=model_ids)
 @yes_option
 @dry_run_option
 @pass_invocation
@@ -169,12 +205,6 @@ def delete(invocation: Invocation, tenant_id: str, model_id: str, yes: bool, dry
         connection.call(connection.admin.DeleteReservation, request)
     invocation.output.row({"tenant_id": tenant_id, "model_id": model_id, "dry_run": dry_run}, RESERVATION[:2])
     invocation.output.done(f"quota of {tenant_id} on {model_id} deleted", dry_run=dry_run)
-
-
-def _reservation(connection: AdminConnection, tenant_id: str, model_id: str) -> admin_pb2.Reservation | None:
-    request = admin_pb2.ListReservationsRequest(tenant_id=tenant_id, model_id=model_id)
-    found = connection.call(connection.admin.ListReservations, request).reservations
-    return found[0] if found else None
 
 
 def _read(

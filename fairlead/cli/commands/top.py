@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fairlead.cli.app import Invocation, pass_invocation, root
-from fairlead.cli.commands.capacity import capacity_table
-from fairlead.cli.output import bar, drift, mu, state
+from fairlead.cli.ledgers import LEDGER, ledger_rows
+from fairlead.cli.output import bar, drift, mu, state, table_of
 from fairlead.cli.snapshot import Loads, Snapshot, look
 from fairlead.errors import FairleadError
 
@@ -57,7 +57,7 @@ def screen(snapshot: Snapshot) -> Group:
     parts: list[Any] = [Text(time.strftime("fairlead top  %H:%M:%S"), style="bold")]
     parts += [Text(problem, style="yellow") for problem in snapshot.problems]
     if snapshot.capacity:
-        parts += ["", capacity_table(snapshot.capacity)]
+        parts += ["", table_of(ledger_rows(snapshot.capacity), LEDGER)]
     parts += ["", _quotas(snapshot.quotas), "", _replicas(snapshot.replicas)]
     return Group(*parts)
 

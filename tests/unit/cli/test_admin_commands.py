@@ -97,6 +97,10 @@ def test_models_from_options_and_files(command: Command, tmp_path: Path) -> None
     file.write_text(printed.replace("m2", "m3"))
     copied = command.json("models", "create", "-f", str(file), "--context-tokens", "1024")
     assert (copied["model_id"], copied["context_tokens"], copied["engine"]["engine"]) == ("m3", 1024, "triton")
+    assert command.json("models", "update", "m3", "--headroom", "host")["headroom"] == "host"
+    assert "host" in command.run("models", "get", "m3").stdout
+    file.write_text(command.run("models", "get", "m3", "-o", "yaml").stdout)
+    assert command.json("models", "update", "m2", "-f", str(file))["headroom"] == "host"
     updated = command.json("models", "update", "m3", "--replicas-max", "4")
     assert (updated["replicas_max"], updated["context_tokens"]) == (4, 1024)
     piped = command.json("models", "create", "m4", "-f", "-", stdin="context_tokens: 7\n")
@@ -131,7 +135,9 @@ def test_quota_set_keeps_what_is_not_given(command: Command) -> None:
     second = command.json("quota", "set", "beta", "tiny", "--burst", "120.5", "--tier", "2")
     assert second["reserved_milli_mu_per_minute"] == 60_000
     assert (second["burst_ceiling_milli_mu_per_minute"], second["tier"]) == (120_500, 2)
-    third = command.json("quota", "set", "beta", "tiny", "--reserved", "200")
+    refused = command.error("quota", "set", "beta", "tiny", "--reserved", "200", exit_code=1)
+    assert "tiny may sell 160 MU/min in all" in refused
+    third = command.json("quota", "set", "beta", "tiny", "--reserved", "200", "--oversell")
     assert third["burst_ceiling_milli_mu_per_minute"] == 200_000
     short = command.run("quota", "set", "beta", "tiny", "--reserved", "200")
     assert "180.0 MU/min more is sold" in short.stderr
@@ -159,6 +165,7 @@ def test_quota_get_joins_reservation_grant_and_leases(command: Command, platform
                 "rate_milli_mu_per_minute": 60_000,
                 "burst_milli_mu": 30_000,
                 "safe_rate_milli_mu_per_minute": 60_000,
+                "quota_milli_mu_per_minute": 0,
             }
         ],
     }
@@ -178,17 +185,6 @@ def test_quota_watch_prints_a_line_per_look(command: Command) -> None:
     looks = command.run("-o", "json", *line.split()).stdout.splitlines()
     assert [json.loads(look)[0]["tenant_id"] for look in looks] == ["alpha"] * 3
     assert "alpha" in command.run(*line.split()).stdout
-
-
-def test_capacity_show_and_plan(command: Command) -> None:
-    """Have, sold and used with bars; the plan answers without selling."""
-    (row,) = command.json("capacity", "show")
-    assert (row["have_milli_mu_per_minute"], row["sold_milli_mu_per_minute"]) == (80_000, 60_000)
-    assert row["quotas"][0]["tenant_id"] == "alpha"
-    assert "75%" in command.run("capacity", "show").stdout
-    plan = command.json("capacity", "plan", "alpha", "tiny", "--reserved", "300")
-    assert (plan["sellable"], plan["headroom_milli_mu_per_minute"]) == (False, -280_000)
-    assert "would be sold" in command.run("capacity", "plan", "alpha", "tiny", "--reserved", "10").stdout
 
 
 def test_replicas_assignments_services(command: Command) -> None:
@@ -232,7 +228,15 @@ def test_empty_lists_say_what_comes_next(command: Command, platform: FakePlatfor
         ("tenants update alpha", 2, "nothing to change"),
         ("models update tiny", 2, "nothing to change"),
         ("models create", 2, "name the model"),
-        ("quota set alpha tiny --reserved -1", 2, "--reserved"),
+        ("quota set alpha tiny --reserved -1", 2, "must not be negative"),
+        ("quota set alpha tiny --reserved nan", 2, "must be a finite number"),
+        ("quota set alpha tiny --reserved inf", 2, "must be a finite number"),
+        ("quota set alpha tiny --reserved 1e300", 2, "is more than 1,000,000,000 MU"),
+        ("quota set alpha tiny --reserved 9223372036854775807", 2, "is more than"),
+        ("quota set alpha tiny --reserved 0.0004", 2, "less than 0.001"),
+        ("quota set alpha tiny --reserved many", 2, "must be a number"),
+        ("quota set alpha tiny --burst 1e10", 2, "--burst"),
+        ("models update tiny --headroom moon", 2, "--headroom"),
     ],
 )
 def test_refusals_are_one_line_with_what_to_do(command: Command, line: str, exit_code: int, said: str) -> None:
