@@ -1,4 +1,4 @@
-"""The leader's loop: on every change, and every few seconds, compute the ledger and write what changed."""
+"""The leader's loop: on every change, and every few seconds, compute what changed and write it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from capacity.config import CapacityConfig
-from capacity.core.allocate import Demand, Model, ModelLedger, Replica, Reservation, allocate
 from capacity.core.caution import Caution
+from capacity.core.live import LiveLedgers, ModelDemand
+from capacity.core.values import Model, ModelLedger, Replica, Reservation
 from capacity.metrics import CapacityMetrics
 from capacity.quota_book import ConflictAtStoreError, QuotaBook
-from capacity.translate import demand_of
 from common.clock import NS_PER_S, Clock, MonotonicNs
 from common.leadership import Election
 from common.logs import get_logger
@@ -45,12 +45,13 @@ class Allocator:
         book: Stored quotas and targets.
         election: This instance's candidacy.
         config: Pace.
-        clock: For the caution after a takeover.
+        clock: For what is counted over time, and the caution after a takeover.
         metrics: What to tell Prometheus.
 
     Attributes:
         ledgers: Of the last round, sorted by model; empty before the first.
-        computed_wall_ns: When that was; 0 before the first.
+        doubted: Models whose live capacity is not believed now, so that their stored quotas stand.
+        computed_wall_ns: When the last round was; 0 before the first.
     """
 
     def __init__(
@@ -69,15 +70,37 @@ class Allocator:
         self._clock = clock
         self._metrics = metrics
         self._changed = asyncio.Event()
-        self._demand: Mapping[tuple[str, str], Demand] = {}
+        self._live = LiveLedgers()
         self._demand_epoch = 0
+        self._covered: dict[str, bool] = {}
+        self._round_took_s = 0.0
         self.ledgers: Sequence[ModelLedger] = ()
+        self.doubted: frozenset[str] = frozenset()
         self.computed_wall_ns = 0
-        for mirror in (views.replicas, views.models, views.reservations):
-            mirror.on_change(lambda _key, _value: self._changed.set())
+        views.replicas.on_change(self._note_replica)
+        views.models.on_change(self._note_model)
+        views.reservations.on_change(self._note_reservation)
 
-    def take_demand(self, epoch: int, demand: Mapping[tuple[str, str], Demand]) -> None:
-        """Replaces the demand.
+    @property
+    def demand(self) -> ModelDemand:
+        """Demand as last reported."""
+        return self._live.demand
+
+    def _note_replica(self, key: str, replica: Replica | None) -> None:
+        self._live.set_replica(key, replica)
+        self._changed.set()
+
+    def _note_model(self, key: str, model: Model | None) -> None:
+        self._live.set_model(key, model)
+        self._changed.set()
+
+    def _note_reservation(self, key: str, reservation: Reservation | None) -> None:
+        model_id, _, tenant_id = key.rpartition("/")
+        self._live.set_reservation(model_id, tenant_id, reservation)
+        self._changed.set()
+
+    def take_demand(self, epoch: int, demand: ModelDemand) -> None:
+        """Replaces the demand; one that differs starts a round.
 
         Args:
             epoch: Of the limiter that reports.
@@ -90,8 +113,7 @@ class Allocator:
             raise NotLeaderError(f"demand of limiter epoch {epoch} refused: epoch {self._demand_epoch} has reported")
         self._demand_epoch = epoch
         self._metrics.demand_reports.inc()
-        if demand != self._demand:
-            self._demand = demand
+        if self._live.set_demand(demand):
             self._changed.set()
 
     async def run(self) -> None:
@@ -104,13 +126,15 @@ class Allocator:
             finally:
                 self._metrics.leader.set(0)
                 self._metrics.epoch.set(0)
-                self.ledgers, self.computed_wall_ns = (), 0
+                self.ledgers, self.doubted, self.computed_wall_ns = (), frozenset(), 0
+                self._metrics.show(())
 
     async def _lead(self, epoch: Epoch) -> None:
         caution = Caution(MonotonicNs(self._clock.monotonic_ns() + round(self._config.takeover_caution_s * NS_PER_S)))
         loaded = False
         # What this instance heard when it led before is old; the stored quotas remember what is not.
-        self._demand, self._demand_epoch = {}, 0
+        self._live.set_demand({})
+        self._demand_epoch = 0
         while self._election.epoch == epoch:
             self._changed.clear()
             try:
@@ -134,46 +158,75 @@ class Allocator:
         for mirror in (self._views.replicas, self._views.models, self._views.reservations):
             await mirror.wait_synced()
         await self._book.load()
-        if not self._demand:
-            self._demand = demand_of(self._book.tables())
+        if not self._demand_epoch:
+            self._live.set_demand(self._book.demand())
 
     async def _round(self, epoch: Epoch, caution: Caution) -> None:
+        began_ns = self._clock.monotonic_ns()
         with self._metrics.round_seconds.time():
-            ledgers = allocate(
-                list(self._views.replicas.items.values()),
-                list(self._views.models.items.values()),
-                list(self._views.reservations.items.values()),
-                self._demand,
-            )
-            kept = self._doubted(ledgers, caution)
-            written = await self._book.write(ledgers, kept, epoch, self._election.fence())
-        self.ledgers = ledgers
+            for model_id in self._live.changed(self._clock.monotonic_ns()):
+                self._live.compute(model_id, self._clock.monotonic_ns())
+                # Other work goes on between the models of a large fleet.
+                await asyncio.sleep(0)
+            ledgers = self._live.ledgers
+            doubted = self._doubted(ledgers, caution)
+            written = await self._book.write(ledgers, doubted, epoch, self._election.fence())
+        self._round_took_s = (self._clock.monotonic_ns() - began_ns) / NS_PER_S
+        self.ledgers, self.doubted = ledgers, doubted
         self.computed_wall_ns = self._clock.wall_ns()
         self._metrics.rounds.inc()
         self._metrics.writes.inc(written)
         self._metrics.show(ledgers)
+        self._note_coverage(ledgers)
         if written:
             log.debug("quotas written", keys=written, epoch=epoch)
 
-    def _doubted(self, ledgers: Sequence[ModelLedger], caution: Caution) -> list[str]:
+    def _doubted(self, ledgers: Sequence[ModelLedger], caution: Caution) -> frozenset[str]:
         granted, now = self._book.granted(), self._clock.monotonic_ns()
-        kept = []
+        kept = set()
         for ledger in ledgers:
             doubted = caution.doubts(ledger.model_id, ledger.have, granted.get(ledger.model_id, 0), now)
             self._metrics.doubted.labels(ledger.model_id).set(int(doubted))
             if doubted:
-                kept.append(ledger.model_id)
+                kept.add(ledger.model_id)
                 log.warning(
                     "collapse of live capacity doubted, quotas stand",
                     model=ledger.model_id,
                     have=ledger.have,
                     granted=granted[ledger.model_id],
                 )
-        return kept
+        return frozenset(kept)
+
+    def _note_coverage(self, ledgers: Sequence[ModelLedger]) -> None:
+        """Logs when reservations stop being covered, by what there is or after a loss, and when they are again."""
+        covered: dict[str, bool] = {}
+        for ledger in ledgers:
+            covered[ledger.model_id] = ledger.covered
+            if ledger.covered == self._covered.get(ledger.model_id, True):
+                continue
+            domain = ledger.largest_domain
+            facts: Mapping[str, object] = {
+                "model": ledger.model_id,
+                "headroom": ledger.headroom.name.lower(),
+                "largest_domain": domain.name if domain else "",
+                "have": ledger.have,
+                "sold": ledger.sold,
+                "sellable": ledger.sellable,
+                "uncovered_after_loss": ledger.uncovered_after_loss,
+            }
+            if ledger.covered:
+                log.info("reservations are covered again", **facts)
+            else:
+                log.warning("reservations are not covered", **facts)
+        self._covered = covered
 
     async def _wait(self) -> None:
+        """Returns at a change, but leaves a pause after the last round: what follows a first change is one round.
+
+        The pause is no shorter than that round was, so that a large fleet does not keep the process busy with nothing
+        else.
+        """
+        await asyncio.sleep(max(self._config.debounce_ms / 1000, self._round_took_s))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.round_interval_s):
                 await self._changed.wait()
-                # More changes usually follow at once: one computation for all of them.
-                await asyncio.sleep(self._config.debounce_ms / 1000)

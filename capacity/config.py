@@ -14,7 +14,9 @@ class CapacityConfig(CommonConfig):
     """Everything `python -m capacity` can be told."""
 
     election_ttl_s: int = setting(5, "a dead leader is replaced after about this long, seconds", minimum=1, maximum=60)
-    debounce_ms: int = setting(100, "changes closer together than this are computed at once", minimum=0, maximum=5000)
+    debounce_ms: int = setting(
+        100, "pause between computations; a change after a longer one is computed at once", minimum=0, maximum=5000
+    )
     round_interval_s: float = setting(2.0, "longest time between two computations", minimum=0.1, maximum=60)
     demand_interval_s: float = setting(
         1.0, "how often the rate limiter should report demand, seconds", minimum=0.1, maximum=60

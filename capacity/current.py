@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from capacity.core.allocate import Model, Replica, Reservation
+from capacity.core.values import Model, Replica, Reservation
 from capacity.translate import model_from, replica_from, reservation_from
 from common import keys
 from common.store import Store

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
 
-from capacity.core.allocate import ModelLedger
+from capacity.core.values import ModelLedger
+
+# More tenants than this have no series of their own: a scrape must stay cheap. ListCapacity has them all.
+TENANT_SERIES_MAX = 10_000
+
+_PER_MODEL: Sequence[tuple[str, str, Callable[[ModelLedger], int]]] = (
+    ("have", "Live capacity at target utilisation", lambda ledger: ledger.have),
+    ("sold", "Reservations", lambda ledger: ledger.sold),
+    ("used", "Settled lately", lambda ledger: ledger.used),
+    ("shortfall", "Reservations that live capacity does not cover", lambda ledger: ledger.shortfall),
+    ("sellable", "What may be sold: have less the largest failure domain", lambda ledger: ledger.sellable),
+    (
+        "uncovered_after_loss",
+        "Reservations that would not be covered after the loss of the largest failure domain",
+        lambda ledger: ledger.uncovered_after_loss,
+    ),
+)
 
 
 class CapacityMetrics:
@@ -27,29 +44,34 @@ class CapacityMetrics:
         self.conflicts = Counter("fairlead_capacity_conflicts", "Commits refused by the store", registry=registry)
         self.demand_reports = Counter("fairlead_capacity_demand_reports", "Demand reports taken", registry=registry)
         self.doubted = Gauge("fairlead_capacity_doubted", "1 while a collapse is doubted", ["model"], registry=registry)
+        self._ledgers: Sequence[ModelLedger] = ()
+        registry.register(self)
 
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(
-                f"fairlead_capacity_{name}_milli_mu_per_minute",
-                f"{meaning}, milli-MU per minute",
-                labels,
-                registry=registry,
-            )
+    def show(self, ledgers: Sequence[ModelLedger]) -> None:
+        """Replaces the ledgers that `collect` tells of."""
+        self._ledgers = ledgers
 
-        self._have = gauge("have", "Live capacity at target utilisation", "model")
-        self._sold = gauge("sold", "Reservations", "model")
-        self._used = gauge("used", "Settled lately", "model")
-        self._shortfall = gauge("shortfall", "Reservations that live capacity does not cover", "model")
-        self._granted = gauge("granted", "Quota of a tenant", "model", "tenant")
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The ledgers' gauges, made when they are scraped: a round costs nothing here."""
+        for name, meaning, value in _PER_MODEL:
+            family = _family(name, meaning, ["model"])
+            for ledger in self._ledgers:
+                family.add_metric([ledger.model_id], value(ledger))
+            yield family
+        yield _granted(self._ledgers)
 
-    def show(self, ledgers: Iterable[ModelLedger]) -> None:
-        """Replaces the ledger's gauges."""
-        for gauge in (self._have, self._sold, self._used, self._shortfall, self._granted):
-            gauge.clear()
-        for ledger in ledgers:
-            self._have.labels(ledger.model_id).set(ledger.have)
-            self._sold.labels(ledger.model_id).set(ledger.sold)
-            self._used.labels(ledger.model_id).set(ledger.used)
-            self._shortfall.labels(ledger.model_id).set(ledger.shortfall)
-            for quota in ledger.quotas:
-                self._granted.labels(ledger.model_id, quota.tenant_id).set(quota.granted)
+
+def _granted(ledgers: Iterable[ModelLedger]) -> GaugeMetricFamily:
+    family = _family("granted", f"Quota of a tenant, of the first {TENANT_SERIES_MAX:,} only", ["model", "tenant"])
+    left = TENANT_SERIES_MAX
+    for ledger in ledgers:
+        tenants = ledger.columns.sold.tenants[:left]
+        for tenant, granted in zip(tenants, ledger.columns.granted[:left].tolist(), strict=True):
+            family.add_metric([ledger.model_id, tenant], granted)
+        left -= len(tenants)
+    return family
+
+
+def _family(name: str, meaning: str, labels: Sequence[str]) -> GaugeMetricFamily:
+    full_name = f"fairlead_capacity_{name}_milli_mu_per_minute"
+    return GaugeMetricFamily(full_name, f"{meaning}, milli-MU per minute", labels=labels)

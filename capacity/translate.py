@@ -1,12 +1,22 @@
-"""Stored records <-> the core's values."""
+"""Stored and sent records <-> the core's values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from capacity.core.allocate import Demand, Model, ModelLedger, Replica, Reservation, TenantQuota, utilization_ppm
-from common import keys
-from common.store import Epoch
+from capacity.core.fair_share import WEIGHT_MAX
+from capacity.core.live import ModelDemand
+from capacity.core.values import (
+    Demand,
+    FailureDomain,
+    Headroom,
+    Model,
+    ModelLedger,
+    Replica,
+    Reservation,
+    TenantQuota,
+    utilization_ppm,
+)
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2
 from fairlead.engine.v1 import engine_pb2
@@ -16,52 +26,52 @@ from model_units.units import MilliModelUnitsPerMinute as Rate
 # What 0 means in admin.Reservation.
 DEFAULT_TIER = 5
 DEFAULT_WEIGHT = 1
-# Tables of one model: a change rewrites a sixteenth of its tenants.
-SHARDS = 16
+TIER_MAX = 9
+POLICIES = {admin_pb2.Headroom.ValueType(policy.value): policy for policy in Headroom}
 
 
 def replica_from(record: engine_pb2.Replica) -> Replica:
     """A replica's record; anything but READY is no capacity."""
     ready = record.state == engine_pb2.REPLICA_STATE_READY
-    return Replica(record.replica_id, record.model_id, Rate(max(0, record.capacity_milli_mu_per_minute)), ready)
+    capacity = Rate(max(0, record.capacity_milli_mu_per_minute))
+    return Replica(record.replica_id, record.model_id, capacity, ready, record.host, record.rack)
 
 
 def model_from(record: admin_pb2.Model) -> Model:
     """A model's record."""
-    return Model(record.model_id, utilization_ppm(record.target_utilization))
+    return Model(record.model_id, utilization_ppm(record.target_utilization), headroom_from(record.headroom))
+
+
+def headroom_from(value: admin_pb2.Headroom.ValueType) -> Headroom:
+    """A headroom policy; unset, or set by a newer release to something unknown, is none."""
+    return POLICIES.get(value, Headroom.NONE)
+
+
+def headroom_to(policy: Headroom) -> admin_pb2.Headroom.ValueType:
+    """A headroom policy as it is sent."""
+    return admin_pb2.Headroom.ValueType(policy.value)
 
 
 def reservation_from(record: admin_pb2.Reservation) -> Reservation:
-    """A reservation's record."""
+    """A reservation's record; what no administrator could have set is brought into range."""
     return Reservation(
         tenant_id=record.tenant_id,
         model_id=record.model_id,
-        reserved=Rate(record.reserved_milli_mu_per_minute),
-        ceiling=Rate(record.burst_ceiling_milli_mu_per_minute),
-        tier=record.tier or DEFAULT_TIER,
-        weight=record.weight or DEFAULT_WEIGHT,
+        reserved=Rate(max(0, record.reserved_milli_mu_per_minute)),
+        ceiling=Rate(max(0, record.burst_ceiling_milli_mu_per_minute)),
+        tier=min(max(1, record.tier), TIER_MAX) if record.tier else DEFAULT_TIER,
+        weight=min(max(1, record.weight), WEIGHT_MAX) if record.weight else DEFAULT_WEIGHT,
     )
 
 
-def demand_from(wants: Iterable[quota_pb2.Want]) -> dict[tuple[str, str], Demand]:
-    """The limiter's report, by (model, tenant); negative rates count as none."""
-    return {
-        (want.model_id, want.tenant_id): Demand(
-            Rate(max(0, want.wants_milli_mu_per_minute)), Rate(max(0, want.used_milli_mu_per_minute))
-        )
-        for want in wants
-    }
-
-
-def demand_of(tables: Iterable[capacity_pb2.QuotaTable]) -> dict[tuple[str, str], Demand]:
-    """The demand that stored quotas were computed from: what a new leader starts with."""
-    return {
-        (quota.model_id, quota.tenant_id): Demand(
-            Rate(quota.wants_milli_mu_per_minute), Rate(quota.used_milli_mu_per_minute)
-        )
-        for table in tables
-        for quota in table.quotas
-    }
+def demand_from(wants: Iterable[quota_pb2.Want]) -> ModelDemand:
+    """The limiter's report; negative rates count as none."""
+    demand: dict[str, dict[str, Demand]] = {}
+    for want in wants:
+        wanted, used = want.wants_milli_mu_per_minute, want.used_milli_mu_per_minute
+        row = Demand(Rate(wanted if wanted > 0 else 0), Rate(used if used > 0 else 0))
+        demand.setdefault(want.model_id, {})[want.tenant_id] = row
+    return demand
 
 
 def quota_to(model_id: str, quota: TenantQuota) -> capacity_pb2.Quota:
@@ -78,7 +88,19 @@ def quota_to(model_id: str, quota: TenantQuota) -> capacity_pb2.Quota:
     )
 
 
-def capacity_to(ledger: ModelLedger) -> capacity_pb2.ModelCapacity:
+def domain_to(domain: FailureDomain | None) -> capacity_pb2.FailureDomain | None:
+    """A failure domain; None stays unset."""
+    if domain is None:
+        return None
+    return capacity_pb2.FailureDomain(
+        kind=headroom_to(domain.kind),
+        name=domain.name,
+        replicas=domain.replicas,
+        capacity_milli_mu_per_minute=domain.capacity,
+    )
+
+
+def capacity_to(ledger: ModelLedger, *, with_quotas: bool = True) -> capacity_pb2.ModelCapacity:
     """One model of the ledger."""
     return capacity_pb2.ModelCapacity(
         model_id=ledger.model_id,
@@ -87,28 +109,9 @@ def capacity_to(ledger: ModelLedger) -> capacity_pb2.ModelCapacity:
         sold_milli_mu_per_minute=ledger.sold,
         used_milli_mu_per_minute=ledger.used,
         shortfall_milli_mu_per_minute=ledger.shortfall,
-        quotas=[quota_to(ledger.model_id, quota) for quota in ledger.quotas],
-    )
-
-
-def tables_to(ledger: ModelLedger, epoch: Epoch) -> Mapping[str, capacity_pb2.QuotaTable]:
-    """The quota tables of one model by key, without compute_time; shards without a tenant have none."""
-    tables: dict[str, capacity_pb2.QuotaTable] = {}
-    for quota in ledger.quotas:
-        shard = keys.tenant_shard(quota.tenant_id, SHARDS)
-        key = keys.quota(ledger.model_id, shard)
-        if key not in tables:
-            tables[key] = capacity_pb2.QuotaTable(model_id=ledger.model_id, shard=shard, epoch=epoch)
-        tables[key].quotas.append(quota_to(ledger.model_id, quota))
-    return tables
-
-
-def target_to(ledger: ModelLedger, epoch: Epoch) -> capacity_pb2.CapacityTarget:
-    """What the autoscaler should hold for one model."""
-    return capacity_pb2.CapacityTarget(
-        model_id=ledger.model_id,
-        epoch=epoch,
-        target_milli_mu_per_minute=ledger.target,
-        floor_milli_mu_per_minute=ledger.floor,
-        used_milli_mu_per_minute=ledger.used,
+        quotas=[quota_to(ledger.model_id, quota) for quota in ledger.quotas] if with_quotas else (),
+        headroom=headroom_to(ledger.headroom),
+        largest_domain=domain_to(ledger.largest_domain),
+        sellable_milli_mu_per_minute=ledger.sellable,
+        uncovered_after_loss_milli_mu_per_minute=ledger.uncovered_after_loss,
     )

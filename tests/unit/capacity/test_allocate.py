@@ -186,7 +186,7 @@ def test_order_of_inputs_does_not_matter(
 def test_plan_says_yes_with_headroom() -> None:
     """Proves the sales answer when it fits, replacing the tenant's own earlier reservation."""
     plan = plan_reservation(fleet(100_000), FULL, [reserve("a", 30_000), reserve("b", 40_000)], reserve("a", 50_000))
-    assert (plan.sellable, plan.have, plan.sold, plan.headroom) == (True, 100_000, 90_000, 10_000)
+    assert (plan.sellable, plan.ledger.have, plan.ledger.sold, plan.headroom) == (True, 100_000, 90_000, 10_000)
     assert plan.explanation == "1 ready replica at 100 % target utilisation cover it and leave 10 MU/min unsold."
 
 

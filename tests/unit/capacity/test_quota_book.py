@@ -6,7 +6,7 @@ import pytest
 
 from capacity.core.allocate import PPM, Demand, Model, ModelLedger, Replica, Reservation, allocate
 from capacity.quota_book import ConflictAtStoreError, QuotaBook
-from capacity.translate import SHARDS
+from capacity.tables import SHARDS
 from common import keys
 from common.clock import FakeClock
 from common.memory_store import MemoryStore
