@@ -1,17 +1,15 @@
-"""Drives the batch queue: batch requests wait here for quota until their deadline."""
+"""Drives the batch queue: batch requests wait here for quota and for a replica until their deadline."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
 
 from common.clock import NS_PER_S, Clock
-from data_plane.router.core.batch_queue import BATCH_RESERVE_SHARE, BatchQueue, Ticket
-from data_plane.router.core.holds import BucketKey, Hold, Holds
+from data_plane.router.core.batch_queue import BATCH_RESERVE_SHARE, BatchQueue, End, Ticket, full
+from data_plane.router.core.holds import BucketKey, Hold, Holds, Refused
 from fairlead.errors import DeadlineExceededError
-
-# How often waiting requests are looked at while there are any: a fortieth of a second of refill is not worth a wake-up
-# per request, and nobody waits for a batch request at the screen.
-_LOOK_INTERVAL_S = 0.025
 
 
 class BatchDesk:
@@ -20,18 +18,22 @@ class BatchDesk:
     Args:
         queue: The order they are admitted in.
         holds: Where admission takes its holds from.
+        serves: Whether a replica takes requests of this (tenant, model) now; quota is held by nobody who waits for one.
         clock: Monotonic time.
     """
 
-    def __init__(self, queue: BatchQueue[Hold], holds: Holds, clock: Clock) -> None:
+    def __init__(
+        self, queue: BatchQueue[Hold], holds: Holds, serves: Callable[[BucketKey], bool], clock: Clock
+    ) -> None:
         self._queue = queue
         self._holds = holds
+        self._serves = serves
         self._clock = clock
-        self._admitted: dict[Ticket[Hold], asyncio.Event] = {}
+        self._ended: dict[Ticket[Hold], asyncio.Event] = {}
         self._arrived = asyncio.Event()
 
     async def wait(self, key: BucketKey, amount_milli_mu: int, deadline_ns: int) -> Hold:
-        """Waits for a hold.
+        """Waits for a hold, and for a replica to spend it on.
 
         Args:
             key: Whose bucket.
@@ -39,25 +41,35 @@ class BatchDesk:
             deadline_ns: Until when.
 
         Raises:
-            QuotaExceededError: The queue is full.
-            DeadlineExceededError: The quota did not come back in time.
+            QuotaExceededError: The queue is full (it may become so while this one waits: somebody else had fewer
+                places), or the quota cannot reach it in time.
+            DeadlineExceededError: The quota did not come back in time, or no replica did.
         """
-        ticket = self._queue.enter(key, amount_milli_mu)
-        event = self._admitted[ticket] = asyncio.Event()
+        now_ns = self._clock.monotonic_ns()
+        ticket = self._queue.enter(
+            key, amount_milli_mu, deadline_ns=deadline_ns, bucket=self._holds.view(key, now_ns), now_ns=now_ns
+        )
+        if ticket.displaced is not None:
+            self._ended[ticket.displaced].set()
+        event = self._ended[ticket] = asyncio.Event()
         self._arrived.set()
         self.look()
         try:
-            async with asyncio.timeout(max(0, deadline_ns - self._clock.monotonic_ns()) / NS_PER_S):
+            async with asyncio.timeout(max(0, deadline_ns - now_ns) / NS_PER_S):
                 await event.wait()
         except BaseException as error:
             if ticket.granted is not None:
                 self._holds.refund(ticket.granted, self._clock.monotonic_ns())
             if isinstance(error, TimeoutError):
-                raise DeadlineExceededError("the deadline passed while the request waited for quota") from error
+                raise DeadlineExceededError(
+                    "the deadline passed while the request waited for quota or a replica"
+                ) from error
             raise
         finally:
             self._queue.leave(ticket)
-            del self._admitted[ticket]
+            del self._ended[ticket]
+        if ticket.end is End.DISPLACED:
+            raise full(key)
         assert ticket.granted is not None
         return ticket.granted
 
@@ -65,22 +77,25 @@ class BatchDesk:
         """Admits whoever can be admitted now."""
         now_ns = self._clock.monotonic_ns()
 
-        def admit(key: BucketKey, amount_milli_mu: int) -> Hold | None:
-            answer = self._holds.hold(key, amount_milli_mu, now_ns, reserve_share=BATCH_RESERVE_SHARE)
-            return answer if isinstance(answer, Hold) else None
+        def take(key: BucketKey, amount_milli_mu: int) -> Hold | Refused | None:
+            if not self._serves(key):
+                return None
+            return self._holds.hold(key, amount_milli_mu, now_ns, reserve_share=BATCH_RESERVE_SHARE)
 
-        for ticket in self._queue.admit(admit):
-            self._admitted[ticket].set()
+        for ticket in self._queue.admit(take, now_ns):
+            self._ended[ticket].set()
 
     def waiting(self) -> dict[BucketKey, int]:
         """What waits, mMU by bucket."""
         return self._queue.waiting()
 
     async def run(self) -> None:
-        """Looks again and again while anybody waits, until cancelled."""
+        """Looks again whenever somebody may be let in, until cancelled."""
         while True:
-            await self._arrived.wait()
-            while len(self._queue):
-                self.look()
-                await asyncio.sleep(_LOOK_INTERVAL_S)
             self._arrived.clear()
+            next_ns = self._queue.next_ns
+            wait_s = None if next_ns is None else max(0, next_ns - self._clock.monotonic_ns()) / NS_PER_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._arrived.wait()
+            self.look()

@@ -1,17 +1,25 @@
-"""Where batch requests wait for quota instead of being refused.
+"""Where batch requests wait, for quota and for a replica, instead of being refused.
 
 First in, first out per (tenant, model); round robin between them, so that one tenant's thousand requests do not stand
-in front of another's one. Bounded in all and per tenant. Interactive requests never wait here: they overtake by
-construction, and batch leaves a share of every burst to them.
+in front of another's one. A line whose first cannot be let in yet is not looked at before the refill has reached it.
+
+Bounded in all and per (tenant, model), and the bound is fair: where all places are taken, a newcomer whose tenant has
+fewer takes the place of the youngest request of the tenant with most. So nobody can fill the queue for others: a tenant
+is turned away only while it has as many places as any other, give or take one.
+
+Interactive requests never wait here: they overtake by construction, and batch leaves a share of every burst to them.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import enum
+import heapq
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from data_plane.router.core.holds import BucketKey
+from data_plane.router.core.crowd import Crowd
+from data_plane.router.core.holds import BucketKey, BucketView, Refused
 from fairlead.errors import QuotaExceededError, Reason
 
 T = TypeVar("T")
@@ -21,6 +29,32 @@ WAITING_PER_TENANT_MAX: Final = 1_000
 BATCH_RESERVE_SHARE: Final = 0.2
 """Share of a burst that batch leaves to interactive requests."""
 
+_NS_PER_S: Final = 1_000_000_000
+_SECONDS_PER_MINUTE: Final = 60.0
+
+# The refill says when a line's first can be let in at the latest; what requests in flight give back may come sooner, so
+# a line is looked at again at least this often, and not more often than there is anything to win.
+_LOOK_NS_MAX: Final = _NS_PER_S // 4
+_LOOK_NS_MIN: Final = _NS_PER_S // 200
+
+# What waits is reported as wanted within half a minute: by then the line has moved.
+_FULL_RETRY_S: Final = 30.0
+
+# Leases follow what waits within two seconds. Before a line has waited for longer than that, its rate is the one of the
+# time when nobody wanted anything and says nothing about how long it will take.
+_RATE_KNOWN_NS: Final = 5 * _NS_PER_S
+
+
+class End(enum.Enum):
+    """How a ticket ended. Exactly one per ticket."""
+
+    ADMITTED = "admitted"
+    """It was let in."""
+    DISPLACED = "displaced"
+    """It had to leave for a tenant with fewer places."""
+    LEFT = "left"
+    """It was given up: the request was cancelled or its deadline passed."""
+
 
 class Ticket(Generic[T]):
     """A place in the queue.
@@ -28,15 +62,42 @@ class Ticket(Generic[T]):
     Attributes:
         key: Whose bucket it waits for.
         amount_milli_mu: What it will hold.
+        deadline_ns: Monotonic end of the request; not let in from then on.
         granted: What the admission gave it, once it was admitted.
+        displaced: The ticket that had to leave for this one, for the caller to tell its owner.
+        end: How it ended; None while it waits.
     """
 
-    __slots__ = ("amount_milli_mu", "granted", "key")
+    __slots__ = ("amount_milli_mu", "deadline_ns", "displaced", "end", "granted", "key")
 
-    def __init__(self, key: BucketKey, amount_milli_mu: int) -> None:
+    def __init__(self, key: BucketKey, amount_milli_mu: int, deadline_ns: int) -> None:
         self.key = key
         self.amount_milli_mu = amount_milli_mu
+        self.deadline_ns = deadline_ns
         self.granted: T | None = None
+        self.displaced: Ticket[T] | None = None
+        self.end: End | None = None
+
+
+class _Line(Generic[T]):
+    """What waits of one (tenant, model).
+
+    Attributes:
+        key: Whose.
+        tickets: In order of arrival.
+        amount_milli_mu: Of all of them.
+        since_ns: When the first came that found nobody waiting.
+        turn: Names its entry in the agenda that counts.
+    """
+
+    __slots__ = ("amount_milli_mu", "key", "since_ns", "tickets", "turn")
+
+    def __init__(self, key: BucketKey, now_ns: int) -> None:
+        self.key = key
+        self.tickets: OrderedDict[Ticket[T], None] = OrderedDict()
+        self.amount_milli_mu = 0
+        self.since_ns = now_ns
+        self.turn = -1
 
 
 class BatchQueue(Generic[T]):
@@ -50,68 +111,168 @@ class BatchQueue(Generic[T]):
     def __init__(self, *, waiting_max: int = WAITING_MAX, waiting_per_tenant_max: int = WAITING_PER_TENANT_MAX) -> None:
         self._waiting_max = waiting_max
         self._per_tenant_max = waiting_per_tenant_max
-        self._lines: OrderedDict[BucketKey, deque[Ticket[T]]] = OrderedDict()
-        self._count = 0
+        self._lines: dict[BucketKey, _Line[T]] = {}
+        self._crowd: Crowd[str, Ticket[T]] = Crowd()
+        # When each line is looked at next, as a heap; an entry counts while its line's turn is the entry's.
+        self._agenda: list[tuple[int, int, _Line[T]]] = []
+        self._turns = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._crowd)
 
-    def enter(self, key: BucketKey, amount_milli_mu: int) -> Ticket[T]:
-        """Takes a place at the end of the line.
+    @property
+    def next_ns(self) -> int | None:
+        """When somebody may be let in next, monotonic; None while nobody waits."""
+        agenda = self._agenda
+        while agenda and agenda[0][2].turn != agenda[0][1]:
+            heapq.heappop(agenda)
+        return agenda[0][0] if agenda else None
+
+    def enter(
+        self, key: BucketKey, amount_milli_mu: int, *, deadline_ns: int, bucket: BucketView, now_ns: int
+    ) -> Ticket[T]:
+        """Takes a place at the end of the line; where all are taken, that of somebody whose tenant has more.
+
+        Args:
+            key: Whose bucket it waits for.
+            amount_milli_mu: What it will hold, 0 or more.
+            deadline_ns: Monotonic end of the request.
+            bucket: The bucket now.
+            now_ns: Monotonic now.
+
+        Returns:
+            The place. `displaced` names who lost its own for it; its owner is told with `full`.
 
         Raises:
-            QuotaExceededError: The queue is full; reason QUEUE_FULL.
+            QuotaExceededError: No place (reason QUEUE_FULL), or the quota cannot reach it before its deadline (reason
+                QUOTA_USED_UP; the metadata says how long it would take).
         """
         line = self._lines.get(key)
-        if self._count >= self._waiting_max or (line is not None and len(line) >= self._per_tenant_max):
-            raise QuotaExceededError(
-                "too many batch requests wait for quota already; send fewer at once or come back later",
-                reason=Reason.QUEUE_FULL,
-                retry_after_s=30.0,
-                subject="/".join(key),
-            )
-        ticket: Ticket[T] = Ticket(key, amount_milli_mu)
+        if line is not None:
+            if len(line.tickets) >= self._per_tenant_max:
+                raise full(key)
+            if now_ns - line.since_ns >= _RATE_KNOWN_NS:
+                _check_reachable(line, amount_milli_mu, deadline_ns - now_ns, bucket)
+        ticket: Ticket[T] = Ticket(key, amount_milli_mu, deadline_ns)
+        if len(self) >= self._waiting_max:
+            # One place fewer must leave the other tenant with no less than this one gets, or the two would go on
+            # taking the place from each other.
+            if self._crowd.most - 1 < self._crowd.count(key[0]) + 1:
+                raise full(key)
+            ticket.displaced = self._crowd.youngest_of_most()
+            self._end(ticket.displaced, End.DISPLACED)
+            line = self._lines.get(key)
         if line is None:
-            line = self._lines[key] = deque()
-        line.append(ticket)
-        self._count += 1
+            line = self._lines[key] = _Line(key, now_ns)
+            self._plan(line, now_ns)
+        line.tickets[ticket] = None
+        line.amount_milli_mu += amount_milli_mu
+        self._crowd.add(key[0], ticket)
         return ticket
 
     def leave(self, ticket: Ticket[T]) -> None:
-        """Gives the place up: the request was cancelled or its deadline passed. Harmless once it was admitted."""
-        line = self._lines.get(ticket.key)
-        if line is not None and ticket in line:
-            line.remove(ticket)
-            self._count -= 1
-            if not line:
-                del self._lines[ticket.key]
+        """Gives the place up. Harmless once the ticket has ended."""
+        if ticket.end is None:
+            line = self._lines[ticket.key]
+            first = next(iter(line.tickets)) is ticket
+            self._end(ticket, End.LEFT)
+            if first and line.tickets:
+                # Who is first now may need less.
+                self._plan(line, 0)
 
-    def admit(self, admit: Callable[[BucketKey, int], T | None]) -> list[Ticket[T]]:
-        """Lets in whoever can be let in, one per line and round.
+    def admit(self, take: Callable[[BucketKey, int], T | Refused | None], now_ns: int) -> list[Ticket[T]]:
+        """Lets in whoever can be let in, one per line and round. Tickets whose deadline has passed leave.
 
         Args:
-            admit: Takes the hold, or answers None when there is not enough now.
+            take: Takes the hold, or says why not; None where it is not the quota that is missing.
+            now_ns: Monotonic now.
 
         Returns:
-            The tickets admitted, each with what `admit` gave it, out of the queue.
+            The tickets admitted, each with what `take` gave it, out of the queue.
         """
         admitted: list[Ticket[T]] = []
-        blocked: set[BucketKey] = set()
-        while len(blocked) < len(self._lines):
-            for key in list(self._lines):
-                if key in blocked:
-                    continue
-                head = self._lines[key][0]
-                head.granted = admit(key, head.amount_milli_mu)
-                if head.granted is None:
-                    blocked.add(key)
-                    continue
-                self.leave(head)
-                admitted.append(head)
-                if key in self._lines:
-                    self._lines.move_to_end(key)
+        while (due_ns := self.next_ns) is not None and due_ns <= now_ns:
+            line = heapq.heappop(self._agenda)[2]
+            ticket = self._first(line, now_ns)
+            if ticket is None:
+                continue
+            answer = take(line.key, ticket.amount_milli_mu)
+            if answer is None or isinstance(answer, Refused):
+                self._plan(line, now_ns + _pause_ns(answer))
+                continue
+            ticket.granted = answer
+            self._end(ticket, End.ADMITTED)
+            admitted.append(ticket)
+            if line.tickets:
+                self._plan(line, now_ns)
         return admitted
 
     def waiting(self) -> dict[BucketKey, int]:
         """What waits, mMU by bucket."""
-        return {key: sum(ticket.amount_milli_mu for ticket in line) for key, line in self._lines.items()}
+        return {key: line.amount_milli_mu for key, line in self._lines.items()}
+
+    def _first(self, line: _Line[T], now_ns: int) -> Ticket[T] | None:
+        """The first of a line whose deadline has not passed; those before it leave."""
+        while line.tickets:
+            ticket = next(iter(line.tickets))
+            if ticket.deadline_ns > now_ns:
+                return ticket
+            self._end(ticket, End.LEFT)
+        return None
+
+    def _plan(self, line: _Line[T], at_ns: int) -> None:
+        self._turns += 1
+        line.turn = self._turns
+        heapq.heappush(self._agenda, (at_ns, line.turn, line))
+
+    def _end(self, ticket: Ticket[T], end: End) -> None:
+        ticket.end = end
+        self._crowd.remove(ticket.key[0], ticket)
+        line = self._lines[ticket.key]
+        del line.tickets[ticket]
+        line.amount_milli_mu -= ticket.amount_milli_mu
+        if not line.tickets:
+            del self._lines[ticket.key]
+            line.turn = -1
+
+
+def full(key: BucketKey) -> QuotaExceededError:
+    """What a request is told that finds no place, or loses its own."""
+    return QuotaExceededError(
+        "too many batch requests wait already; send fewer at once or come back later",
+        reason=Reason.QUEUE_FULL,
+        retry_after_s=_FULL_RETRY_S,
+        subject="/".join(key),
+    )
+
+
+def _pause_ns(refused: Refused | None) -> int:
+    """How long a line whose first was not let in is left alone."""
+    if refused is None or refused.retry_after_s is None:
+        return _LOOK_NS_MAX
+    return max(_LOOK_NS_MIN, min(_LOOK_NS_MAX, int(refused.retry_after_s * _NS_PER_S) + 1))
+
+
+def _check_reachable(line: _Line[T], amount_milli_mu: int, left_ns: int, bucket: BucketView) -> None:
+    """Refuses what its quota cannot reach in time even if nobody else spends any of it.
+
+    Raises:
+        QuotaExceededError: At the present rate the deadline comes first.
+    """
+    rate = bucket.rate_milli_mu_per_minute
+    if bucket.expired or rate <= 0:
+        # Until the limiter answers again nobody can tell.
+        return
+    needed = min(bucket.burst_milli_mu, amount_milli_mu + int(bucket.burst_milli_mu * BATCH_RESERVE_SHARE))
+    lacking = line.amount_milli_mu + needed - bucket.level_milli_mu - bucket.held_milli_mu
+    wait_s, left_s = lacking * _SECONDS_PER_MINUTE / rate, left_ns / _NS_PER_S
+    if wait_s > left_s:
+        raise QuotaExceededError(
+            f"batch requests of {line.amount_milli_mu} milli-MU wait already; at {rate} per minute it takes about"
+            f" {wait_s:.0f} s to reach this one, and its deadline is in {left_s:.0f} s; allow more time or come back"
+            " later",
+            reason=Reason.QUOTA_USED_UP,
+            retry_after_s=wait_s - left_s,
+            subject="/".join(line.key),
+            metadata={"expected_wait_s": f"{wait_s:.1f}"},
+        )

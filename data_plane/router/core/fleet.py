@@ -213,6 +213,10 @@ class Fleet:
             model.pools[id(subset)] = (subset, pool)
         return pool
 
+    def serves(self, model_id: str, subset: Sequence[str], now_ns: int) -> bool:
+        """Whether any replica takes requests of a workload now; arguments as in `candidates`."""
+        return any(each.health is not _CLOSED for each in self.candidates(model_id, subset, now_ns))
+
     def count(self, model_id: str, now_ns: int) -> dict[Health, int]:
         """Known replicas of a model by what is believed of them."""
         counts = dict.fromkeys(Health, 0)

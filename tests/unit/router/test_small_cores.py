@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 
 from data_plane.router.core import pricing
 from data_plane.router.core.accounts import Accounts, Histogram, Outcome
-from data_plane.router.core.batch_queue import BatchQueue, Ticket
 from data_plane.router.core.continuation import Replay
 from data_plane.router.core.decay import DecayingSum
-from data_plane.router.core.demand import Demand
 from data_plane.router.core.holds import BucketKey
 from data_plane.router.core.idempotency import IdempotencyWindow
 from data_plane.router.core.keys import authenticate, key_id_of
@@ -27,7 +25,6 @@ from fairlead.errors import (
     FairleadError,
     InvalidArgumentError,
     PermissionDeniedError,
-    QuotaExceededError,
     Reason,
     UnauthenticatedError,
 )
@@ -115,29 +112,6 @@ def test_a_decaying_sum_halves_and_reads_as_a_rate() -> None:
     assert math.isclose(steady.per_minute(40 * SECOND), 6000, rel_tol=0.02)
 
 
-def test_wants_rise_within_two_seconds_and_fall_slowly() -> None:
-    """An owner that returns is seen at most of its demand in 2 s; ten seconds of silence do not erase it."""
-    demand = Demand()
-    for tick in range(20):
-        demand.wanted(A, 100, tick * SECOND // 10)
-    rows = demand.report(2 * SECOND, held={}, waiting={})
-    assert rows[0].wants_milli_mu_per_minute > 0.55 * 60_000
-    later = demand.report(12 * SECOND, held={}, waiting={})[0]
-    assert later.wants_milli_mu_per_minute > 2_000
-
-
-def test_reports_hold_what_matters_and_forget_the_rest() -> None:
-    """Waiting and held work is reported without any fresh demand; a tenant long quiet is not."""
-    demand = Demand()
-    demand.wanted(A, 100, 0)
-    demand.used(A, 80, 0)
-    rows = demand.report(0, held={A: 7}, waiting={B: 50})
-    assert [(row.tenant_id, row.held_milli_mu) for row in rows] == [("a", 7), ("b", 0)]
-    assert rows[1].wants_milli_mu_per_minute == 100
-    assert demand.report(3600 * SECOND, held={}, waiting={}) == ()
-    assert [row.tenant_id for row in demand.report(3600 * SECOND, held={A: 1}, waiting={})] == ["a"]
-
-
 def test_the_retry_budget_is_a_share_of_settled_work_and_a_floor() -> None:
     """Three at first; then a fifth of what was settled; the floor comes back with time."""
     budget = RetryBudget(0)
@@ -179,42 +153,6 @@ def test_the_window_keeps_its_limits(steps: list[tuple[int, int, bool]]) -> None
             window.abandon("t", str(number))
         assert window.answer_bytes <= 100
         assert len(window) <= 5 + in_flight
-
-
-def test_the_batch_queue_is_fair_between_tenants_and_in_order_within() -> None:
-    """Round robin between lines, first come first served inside, blocked lines do not block others."""
-    queue: BatchQueue[str] = BatchQueue(waiting_max=10, waiting_per_tenant_max=4)
-    tickets = [queue.enter(A, 10) for _ in range(4)] + [queue.enter(B, 10)]
-    with pytest.raises(QuotaExceededError) as caught:
-        queue.enter(A, 10)
-    assert caught.value.reason is Reason.QUEUE_FULL
-    left = {A: 20, B: 100}
-
-    def admit(key: BucketKey, amount: int) -> str | None:
-        if left[key] < amount:
-            return None
-        left[key] -= amount
-        return "hold"
-
-    admitted = queue.admit(admit)
-    assert admitted == [tickets[0], tickets[4], tickets[1]]
-    assert len(queue) == 2
-    assert queue.waiting() == {A: 20}
-    queue.leave(tickets[3])
-    queue.leave(tickets[3])
-    left[A] = 100
-    assert queue.admit(admit) == [tickets[2]]
-    assert len(queue) == 0
-
-
-def test_the_batch_queue_has_a_limit_in_all() -> None:
-    """Many tenants together cannot exceed it."""
-    queue: BatchQueue[str] = BatchQueue(waiting_max=3, waiting_per_tenant_max=3)
-    tickets: list[Ticket[str]] = [queue.enter((f"t{i}", "m"), 1) for i in range(3)]
-    with pytest.raises(QuotaExceededError):
-        queue.enter(("t9", "m"), 1)
-    queue.leave(tickets[0])
-    queue.enter(("t9", "m"), 1)
 
 
 @given(st.text(min_size=1, max_size=60), st.data())
