@@ -5,12 +5,12 @@ reports they are only added up, so that a request pays for two additions; a repo
 
 - a fast average, which shows within seconds what a tenant does now,
 - a slow one, which keeps a tenant with one expensive request now and then from losing its share in between,
-- and for a tenant that was refused, the surge: the rate since its demand rose. An owner that returns at full load is
-  seen at a fifth of it after half a second by the fast average, at nearly all of it by the surge. A tenant whose
-  requests all get in has no need of it, and is spared its noise.
+- and for a tenant that is short of quota, the surge: the rate since its demand rose. An owner that returns at full load
+  is seen at a fifth of it after half a second by the fast average, at nearly all of it by the surge. A tenant whose
+  quota is enough has no need of it, and is spared its noise.
 
-The want is the largest of the three. A refusal while the demand has risen notably over what was last reported makes the
-demand notable: the router should report before its next turn.
+The want is the largest of the three. A tenant that is short of quota while its demand has risen notably over what was
+last reported makes the demand notable: the router should report before its next turn.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class _Tally:
         "asked_squares",
         "fast",
         "first_ns",
-        "refused",
         "reported",
         "settled",
+        "short",
         "slow",
         "surge",
         "surge_ns",
@@ -88,7 +88,7 @@ class _Tally:
         self.asked_squares = 0
         self.settled = 0
         self.first_ns = 0
-        self.refused = False
+        self.short = False
         # Up to the last report; rates per minute.
         self.fast = 0.0
         self.slow = 0.0
@@ -130,7 +130,7 @@ class Demand:
         self._tallies: dict[BucketKey, _Tally] = {}
         # Keys by model, then tenant; None once a key was added.
         self._order: list[BucketKey] | None = []
-        self._reported_ns: int | None = None
+        self._reported_ns = 0
         self._notable = False
         self._on_notable: Callable[[], None] | None = None
 
@@ -166,8 +166,9 @@ class Demand:
             tally = self._add(key, now_ns)
         tally.settled += milli_mu
 
-    def refused(self, key: BucketKey, now_ns: int) -> None:
-        """Notes that quota was lacking for work that was noted as wanted; may make the demand notable.
+    def short(self, key: BucketKey, now_ns: int) -> None:
+        """Notes that quota is short for work that was noted as wanted: it was refused, or took more than half of what
+        can be saved up. May make the demand notable.
 
         Args:
             key: Whose.
@@ -176,8 +177,8 @@ class Demand:
         tally = self._tallies.get(key)
         if tally is None:
             tally = self._add(key, now_ns)
-        tally.refused = True
-        if self._notable or self._reported_ns is None:
+        tally.short = True
+        if self._notable:
             return
         rate = _surge_per_minute(*tally.rise(self._reported_ns, now_ns))
         if rate > tally.reported + tally.reported // NOTABLE_PART + _NEGLIGIBLE_MILLI_MU_PER_MINUTE:
@@ -200,7 +201,7 @@ class Demand:
         for key in (*held, *waiting):
             if key not in self._tallies:
                 self._add(key, now_ns)
-        since_ns = now_ns if self._reported_ns is None else self._reported_ns
+        since_ns = self._reported_ns
         elapsed_ns = max(0, now_ns - since_ns)
         fast_kept, fast_gain = _decay(FAST_HALF_LIFE_S, elapsed_ns)
         slow_kept, slow_gain = _decay(SLOW_HALF_LIFE_S, elapsed_ns)
@@ -216,11 +217,11 @@ class Demand:
                 wants = fast
             if asked or tally.surge:
                 surge = tally.rise(since_ns, now_ns)
-                if tally.refused:
+                if tally.short:
                     wants = max(wants, _surge_per_minute(*surge))
                 tally.surge, tally.surge_squares, tally.surge_ns = surge
             tally.asked = tally.asked_squares = tally.settled = 0
-            tally.refused = False
+            tally.short = False
             if key in waiting:
                 wants += waiting[key] / _WAITING_SERVED_WITHIN_MINUTES
             holds = held.get(key)
@@ -238,9 +239,9 @@ class Demand:
         return tuple(rows)
 
     def _add(self, key: BucketKey, now_ns: int) -> _Tally:
-        if self._reported_ns is None:
+        if not self._tallies:
             # Nothing was asked before the first thing that was.
-            self._reported_ns = now_ns
+            self._reported_ns = max(now_ns, self._reported_ns)
         tally = self._tallies[key] = _Tally()
         self._order = None
         return tally
