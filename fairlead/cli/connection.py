@@ -12,8 +12,10 @@ import grpc
 from fairlead.admin.v1 import admin_pb2
 from fairlead.admin.v1.admin_pb2_grpc import AdminServiceStub
 from fairlead.admin.v1.calibration_pb2_grpc import CalibrationServiceStub
+from fairlead.admin.v1.usage_pb2_grpc import UsageServiceStub
 from fairlead.capacity.v1.capacity_pb2_grpc import CapacityServiceStub
 from fairlead.errors import DeadlineExceededError, FairleadError, Reason, UnavailableError, from_rpc_error
+from fairlead.inference.v1.decision_pb2_grpc import DecisionServiceStub
 from fairlead.quota.v1.quota_pb2_grpc import RateLimiterServiceStub
 from fairlead.sdk.settings import Tls, channel_options
 from fairlead.sharding.v1.sharding_pb2_grpc import ShardingServiceStub
@@ -59,6 +61,10 @@ class AdminConnection:
         """Leases."""
         self.sharding = ShardingServiceStub(self._channel)
         """Assignments."""
+        self.decisions = DecisionServiceStub(self._channel)
+        """What routers decided about requests."""
+        self.usage = UsageServiceStub(self._channel)
+        """What tenants were charged."""
 
     def call(
         self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_s: float | None = None

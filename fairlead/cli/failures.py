@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 import click
@@ -40,6 +41,20 @@ _HINTS = {
     Reason.STORE_UNAVAILABLE: "etcd is not reachable from the control plane: check that it runs",
     Reason.NOT_LEADER: "`fairlead services` shows who leads",
 }
+# What a router decided about a request, and remembers for a while.
+_EXPLAINED = frozenset(
+    {
+        Reason.QUOTA_USED_UP,
+        Reason.QUOTA_HELD,
+        Reason.QUOTA_TOO_SMALL,
+        Reason.QUEUE_FULL,
+        Reason.NO_REPLICA,
+        Reason.REPLICA_LOST,
+        Reason.STREAM_BROKEN,
+        Reason.ENGINE_FAILED,
+        Reason.DEADLINE_EXCEEDED,
+    }
+)
 
 
 def exit_code_of(error: FairleadError) -> int:
@@ -54,6 +69,14 @@ def hint_of(error: FairleadError) -> str:
     return "" if any(command.split(" TENANT")[0] in error.message for command in commands) else hint
 
 
+def explanation_of(error: FairleadError) -> str:
+    """What explains a request that failed; empty where no router decided about one."""
+    request_id = error.metadata.get("request_id", "")
+    if not request_id or error.reason not in _EXPLAINED:
+        return ""
+    return f"`fairlead explain {shlex.quote(request_id)}` says why"
+
+
 def show_error(error: FairleadError, form: str) -> None:
     """Prints an error to standard error.
 
@@ -62,15 +85,14 @@ def show_error(error: FairleadError, form: str) -> None:
         form: "table" for one red line; "json" and "yaml" for an object.
     """
     if form == "table":
-        hint = hint_of(error)
         later = f" (come back in {error.retry_after_s:.1f} s)" if error.retry_after_s is not None else ""
-        _red(f"{error.message}{later}{f'; {hint}' if hint else ''}")
+        _red("; ".join(filter(None, (f"{error.message}{later}", hint_of(error), explanation_of(error)))))
         return
     body: dict[str, Any] = {
         "code": error.code.name,
         "reason": error.reason.value,
         "message": error.message,
-        "hint": hint_of(error),
+        "hint": "; ".join(filter(None, (hint_of(error), explanation_of(error)))),
         "field": error.field,
         "retry_after_s": error.retry_after_s,
         "metadata": error.metadata,

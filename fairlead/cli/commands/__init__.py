@@ -6,9 +6,11 @@ from fairlead.cli.commands import (
     capacity,
     doctor,
     events,
+    explain,
     fleet,
     keys,
     models,
+    policies,
     profiles,
     quota,
     replay,
@@ -17,6 +19,7 @@ from fairlead.cli.commands import (
     talk,
     tenants,
     top,
+    usage,
 )
 
 __all__ = [
@@ -24,9 +27,11 @@ __all__ = [
     "capacity",
     "doctor",
     "events",
+    "explain",
     "fleet",
     "keys",
     "models",
+    "policies",
     "profiles",
     "quota",
     "replay",
@@ -36,4 +41,5 @@ __all__ = [
     "talk",
     "tenants",
     "top",
+    "usage",
 ]

@@ -128,6 +128,6 @@ def _show(output: Output, stream: Stream) -> Generation:
         f"{usage.input_tokens} tokens in ({usage.cached_input_tokens} cached), {usage.output_tokens} out, "
         f"{result.finish_reason.value}; {cost.settled_mu:.3f} MU (estimated {cost.estimated_mu:.3f}), "
         f"{cost.quota_left_mu:,.3f} MU left; replica {result.replica_id}; first token after "
-        f"{(first_s or wall_s) * 1000:.0f} ms, all after {wall_s:.2f} s"
+        f"{(first_s or wall_s) * 1000:.0f} ms, all after {wall_s:.2f} s; request {result.request_id}"
     )
     return result
