@@ -1,8 +1,9 @@
-"""The router's side of the rate limiter: says each second what it wants, applies what it is granted."""
+"""The router's side of the rate limiter: says each second, or at once, what it wants; applies what it is granted."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import grpc.aio
@@ -23,6 +24,8 @@ _REPORT_INTERVAL_S = 1.0
 _REPORT_INTERVAL_S_MAX = 5.0
 # Without any lease nothing can be admitted: asked for more often until there is one.
 _FIRST_LEASE_INTERVAL_S = 0.1
+# A tenant that comes back, or is refused for want of quota, is reported at once, but not more often than this.
+_EARLY_INTERVAL_S = 0.2
 _CALL_TIMEOUT_S = 1.5
 
 
@@ -61,6 +64,8 @@ class LimiterClient:
         self._router_id = router_id
         self._incarnation_id = incarnation_id
         self._failing = False
+        self._notable = asyncio.Event()
+        demand.on_notable(self._notable.set)
 
     async def run(self) -> None:
         """Reports until cancelled."""
@@ -74,7 +79,15 @@ class LimiterClient:
             except FairleadError as error:
                 # A standby, a limiter that is gone or a defect of it: the leases run on, then the safe rates.
                 self._note_failure(error)
-            await asyncio.sleep(interval_s * random.uniform(0.9, 1.0))
+            await self._rest(interval_s * random.uniform(0.9, 1.0))
+
+    async def _rest(self, interval_s: float) -> None:
+        """Waits for the next report's turn, or for news that cannot wait so long."""
+        early_s = min(interval_s, _EARLY_INTERVAL_S)
+        await asyncio.sleep(early_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s - early_s):
+                await self._notable.wait()
 
     async def leave(self) -> None:
         """Says that this router admits nothing any more, so that others get its leases at once. Best effort."""
@@ -86,6 +99,7 @@ class LimiterClient:
     async def _report(self, *, leaving: bool = False) -> float:
         """Sends one report; returns seconds until the next."""
         channel = self._leader.channel()
+        self._notable.clear()
         now_ns = self._clock.monotonic_ns()
         rows = self._demand.report(now_ns, held=self._holds.held(), waiting=self._desk.waiting())
         request = quota_pb2.ReportWantsRequest(
