@@ -1,0 +1,1 @@
+"""Fault injection on real processes: the promises that hold while something dies, hangs, is cut off or runs full."""

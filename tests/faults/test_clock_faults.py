@@ -1,0 +1,132 @@
+"""The wall clock jumps while work is admitted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults import checkers
+from tests.faults.books import router_books, value
+from tests.faults.lab import GREEDY, QUOTAS, STEADY, Lab
+from tests.faults.load import REFUSED, History, Stream, load
+from tests.faults.processes import Service
+from tests.faults.traffic import GREEDY_PER_S, STEADY_PER_S
+from tests.faults.wallclock import WallClock, library
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.timeout(180)
+
+HOUR_S = 3_600
+MEASURED_S = 10.0
+QUOTA = QUOTAS[GREEDY][1]
+SCRAPE_S_MAX = 0.03
+"""A look at the books that takes longer is not exact enough: a hundredth of a stretch is 0.1 s."""
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> WallClock:
+    """A wall clock for the processes of a test."""
+    found = library()
+    if found is None and os.environ.get("CI") == "true":
+        pytest.fail("CI must be able to set the wall clock: install libfaketime")
+    if found is None:
+        pytest.skip("cannot set the wall clock: install libfaketime")
+    return WallClock(tmp_path / "wallclock", found)
+
+
+@pytest.fixture
+async def alone(lab: Lab) -> Lab:
+    """The lab with one router, so that leases do not move while something is measured."""
+    for name in lab.router_names[1:]:
+        lab.services[name].stop()
+    return lab
+
+
+async def run_with(lab: Lab, name: str, module: str, clock: WallClock) -> Service:
+    """Starts a service anew with another wall clock."""
+    service = lab.services[name]
+    service.kill()
+    service.runs(module, **clock.environment)
+    service.start()
+    return service
+
+
+async def whole_quota(lab: Lab) -> None:
+    """Waits until the one router is leased the whole quota of the greedy tenant."""
+
+    async def leased() -> bool:
+        text = await asyncio.to_thread(lab.leader("ratelimiter").metrics)
+        tenant_leased = value(text, "fairlead_ratelimiter_leased_milli_mu_per_minute", tenant=GREEDY)
+        return value(text, "fairlead_ratelimiter_routers") == 1 and tenant_leased >= QUOTA
+
+    await eventually(leased, 60.0, "the router has the whole quota")
+
+
+async def admitted(router: Service, history: History) -> tuple[float, int]:
+    """Waits until the quota is used up, then reads what was admitted so far; returns (monotonic s, milli-MU)."""
+    seen: list[tuple[float, int]] = []
+
+    async def looked() -> bool:
+        latest = next((record for record in reversed(history.records) if record.tenant == GREEDY), None)
+        if latest is None or latest.outcome != REFUSED:
+            return False
+        began_s = time.monotonic()
+        text = await asyncio.to_thread(router.metrics)
+        took_s = time.monotonic() - began_s
+        seen.append((began_s + took_s / 2, router_books(text).admitted_milli_mu(GREEDY)))
+        return took_s < SCRAPE_S_MAX
+
+    await eventually(looked, 30.0, "an exact look at a used-up quota")
+    return seen[-1]
+
+
+async def per_second(router: Service, history: History, steps: list[int], clock: WallClock) -> float:
+    """What is admitted per second while the wall clock makes these steps, evenly spread."""
+    from_s, from_milli_mu = await admitted(router, history)
+    for step in steps:
+        clock.step(step)
+        await asyncio.sleep(MEASURED_S / len(steps))
+    to_s, to_milli_mu = await admitted(router, history)
+    return (to_milli_mu - from_milli_mu) / (to_s - from_s)
+
+
+def streams(router: Service) -> list[Stream]:
+    """Both tenants on one router."""
+    return [
+        Stream(GREEDY, router.name, router.grpc_address, GREEDY_PER_S),
+        Stream(STEADY, router.name, router.grpc_address, STEADY_PER_S),
+    ]
+
+
+async def test_jumps_of_the_wall_clock_change_nothing(alone: Lab, clock: WallClock) -> None:
+    """Steps of an hour forth and back at router and limiter change the admitted work by at most 1 %."""
+    limiter = alone.leader("ratelimiter")
+    limiter.stop()
+    await run_with(alone, limiter.name, "ratelimiter", clock)
+    router = await run_with(alone, "router-1", "data_plane.router", clock)
+    await eventually(lambda: asyncio.to_thread(router.ready), 60.0, "the router serves")
+    await whole_quota(alone)
+    async with load(streams(router)) as history:
+        calm = await per_second(router, history, [0], clock)
+        jumping = await per_second(router, history, [HOUR_S, 0, -HOUR_S, HOUR_S, -HOUR_S], clock)
+    checkers.same_admission(calm, jumping, part=0.01)
+    checkers.same_admission(QUOTA / 60, jumping, part=0.01)
+    checkers.never_refused(history.of(STEADY))
+
+
+async def test_a_router_on_the_wall_clock_is_caught(alone: Lab, clock: WallClock) -> None:
+    """A build that decides with the wall clock admits something else when it jumps."""
+    router = await run_with(alone, "router-1", "tests.faults.mutants.wall_clock_router", clock)
+    await eventually(lambda: asyncio.to_thread(router.ready), 60.0, "the router serves")
+    await whole_quota(alone)
+    async with load(streams(router)) as history:
+        before = await admitted(router, history)
+        clock.step(HOUR_S)
+        await asyncio.sleep(2.0)
+        after = await admitted(router, history)
+    with pytest.raises(AssertionError):
+        checkers.same_admission(QUOTA / 60, (after[1] - before[1]) / (after[0] - before[0]), part=0.01)
