@@ -19,9 +19,11 @@ from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
 from fairlead.errors import (
     AlreadyExistsError,
     ConflictError,
+    FailedPreconditionError,
     FairleadError,
     NotFoundError,
     PermissionDeniedError,
+    Reason,
     UnauthenticatedError,
     from_rpc_error,
 )
@@ -125,7 +127,8 @@ async def test_two_instances_two_administrators(side: Side) -> None:
 
 
 async def test_one_address_for_people(side: Side) -> None:
-    """Proves the forwarders: ledger, plan, leases and assignments by one address, and the shortfall of an oversale."""
+    """Proves the forwarders: ledger, plans, explanations, leases and assignments by one address; and that sales stop at
+    what replicas_max covers, with the shortfall of live capacity said below that."""
     side.start("control_plane", "cp-1")
     side.start("capacity", "cap-1")
     side.start("ratelimiter", "lim-1")
@@ -142,10 +145,24 @@ async def test_one_address_for_people(side: Side) -> None:
     await eventually(lambda: has(100_000), 30.0, "the replica in the ledger")
     oversold = await admin.SetReservation(reservation(130_000))
     assert oversold.model_shortfall_milli_mu_per_minute == 30_000
+    with pytest.raises(FailedPreconditionError) as exceeded:
+        await admin.SetReservation(reservation(400_001))
+    assert exceeded.value.reason is Reason.CAPACITY_EXCEEDED
+    assert "100 of its live capacity now, up to 4 replicas" in exceeded.value.message
     fits = await admin.SetReservation(reservation(90_000))
     assert fits.model_shortfall_milli_mu_per_minute == 0
     plan = capacity_pb2.PlanReservationRequest(model_id=MODEL, tenant_id="x", reserved_milli_mu_per_minute=20_000)
     assert (await capacity.PlanReservation(plan, metadata=AUTH)).headroom_milli_mu_per_minute == -10_000
+    what_if = capacity_pb2.PlanCapacityRequest(model_id=MODEL, without_replica_ids=["r1"])
+    lost = await capacity.PlanCapacity(what_if, metadata=AUTH)
+    assert (lost.before.have_milli_mu_per_minute, lost.after.shortfall_milli_mu_per_minute) == (100_000, 90_000)
+    asked = capacity_pb2.ExplainQuotaRequest(model_id=MODEL, tenant_id="acme")
+
+    async def explained() -> bool:
+        answer = await capacity.ExplainQuota(asked, metadata=AUTH)
+        return bool(answer.quota.guaranteed_milli_mu_per_minute == 90_000 and answer.steps)
+
+    await eventually(explained, 10.0, "the explanation of the new reservation")
     plan.model_id = "none"
     assert isinstance(await failure_of(capacity.PlanReservation(plan, metadata=AUTH)), NotFoundError)
     demand = capacity.ReportDemand(capacity_pb2.ReportDemandRequest(), metadata=AUTH)
