@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Final
@@ -13,16 +14,20 @@ from common.clock import NS_PER_S, Clock
 from common.rpc import as_fairlead_error
 from common.telemetry import extract
 from data_plane.gateway import errors, limits, render, translate
+from data_plane.router.decision_service import Decisions
 from data_plane.router.exchange import Call, Delta, Finished, Receipt
 from data_plane.router.flow import Exchange, Flow
 from data_plane.router.tables import Tables
-from fairlead.errors import FairleadError, InternalError, Reason
+from fairlead.errors import FairleadError, InternalError, InvalidArgumentError
+from fairlead.inference.v1 import decision_pb2
 from fairlead.inference.v1 import inference_pb2 as pb
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _JSON: Final = "application/json"
 _REQUEST_ID: Final = "x-request-id"
+_KNOWN_ID: Final = web.RequestKey("known_id", str)
+_ID_BYTES: Final = 12
 _ECHO_BYTES_MAX: Final = 128
 
 
@@ -33,13 +38,15 @@ class Gateway:
         flow: Runs requests.
         tables: For the list of models.
         clock: Wall time for `created`.
+        decisions: Explains requests.
         body_bytes_max: Largest request body.
     """
 
-    def __init__(self, flow: Flow, tables: Tables, clock: Clock, *, body_bytes_max: int) -> None:
+    def __init__(self, flow: Flow, tables: Tables, clock: Clock, *, decisions: Decisions, body_bytes_max: int) -> None:
         self._flow = flow
         self._tables = tables
         self._clock = clock
+        self._decisions = decisions
         self._body_bytes_max = body_bytes_max
         self.closing = False
 
@@ -48,6 +55,7 @@ class Gateway:
         app = web.Application(client_max_size=self._body_bytes_max, middlewares=[self._guard])
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completion)
+        app.router.add_get("/v1/requests/{id:.+}/decision", self._decision)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{id:.+}", self._model)
         return app
@@ -68,7 +76,7 @@ class Gateway:
         return response
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        with self._counted():
+        with self._counted(request):
             wanted, body = translate.chat(await request.read(), request.headers)
         exchange = self._open(request, wanted)
         if body.stream:
@@ -76,7 +84,7 @@ class Gateway:
         return await self._whole(request, exchange, chat=True)
 
     async def _completion(self, request: web.Request) -> web.StreamResponse:
-        with self._counted():
+        with self._counted(request):
             wanted, body = translate.completion(await request.read(), request.headers)
         exchange = self._open(request, wanted)
         if body.stream:
@@ -84,19 +92,25 @@ class Gateway:
         return await self._whole(request, exchange, chat=False)
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self, request: web.Request) -> Iterator[None]:
         """Counts a request that is refused before the flow sees it."""
         try:
             yield
         except FairleadError as error:
-            self._flow.refuse(error.reason)
+            self._refuse(request, error)
             raise
         except web.HTTPRequestEntityTooLarge:
-            self._flow.refuse(Reason.INVALID_ARGUMENT)
+            self._refuse(request, InvalidArgumentError(f"the body is larger than {self._body_bytes_max} bytes"))
             raise
 
+    def _refuse(self, request: web.Request, error: FairleadError) -> None:
+        request[_KNOWN_ID] = self._flow.refuse(error, request.headers.get("Authorization")).request_id
+
     def _open(self, request: web.Request, wanted: pb.GenerateRequest) -> Exchange:
-        return self._flow.open(Call(wanted, request.headers.get("Authorization"), None, extract(request.headers)))
+        call = Call(wanted, request.headers.get("Authorization"), None, extract(request.headers))
+        exchange = self._flow.open(call)
+        request[_KNOWN_ID] = exchange.receipt.request_id
+        return exchange
 
     def _shape(self, receipt: Receipt, *, chat: bool) -> render.Shape:
         return render.Shape(chat=chat, receipt=receipt, created_s=self._clock.wall_ns() // NS_PER_S)
@@ -116,7 +130,7 @@ class Gateway:
         if finished is None:
             raise InternalError("the answer has no end")
         body = self._shape(exchange.receipt, chat=chat).whole("".join(texts), finished)
-        headers = limits.receipt_headers(exchange.receipt, final=True) | self._echo(request, exchange.receipt)
+        headers = limits.receipt_headers(exchange.receipt, final=True) | self._echo(request)
         return web.Response(body=body, content_type=_JSON, headers=headers)
 
     async def _stream(
@@ -138,14 +152,14 @@ class Gateway:
                 return self._error(request, error, exchange.receipt)
             # The client may be gone by now; there is nobody left to tell.
             with contextlib.suppress(ConnectionResetError):
-                await response.write(render.error_event(errors.body(error)))
+                await response.write(render.error_event(errors.body(error, request_id=request.get(_KNOWN_ID))))
         if response is None:
             raise InternalError("the answer has no end")
         await response.write_eof()
         return response
 
     async def _begin(self, request: web.Request, receipt: Receipt) -> web.StreamResponse:
-        headers = limits.receipt_headers(receipt, final=False) | self._echo(request, receipt)
+        headers = limits.receipt_headers(receipt, final=False) | self._echo(request)
         headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         response.content_type = "text/event-stream"
@@ -158,18 +172,27 @@ class Gateway:
     async def _models(self, request: web.Request) -> web.StreamResponse:
         caller = self._flow.admission.authenticate(request.headers.get("Authorization"))
         data = [render.model(record) for record in self._tables.models_of(caller.tenant_id)]
-        return web.Response(body=render.encode({"object": "list", "data": data}), content_type=_JSON)
+        return self._found(request, render.encode({"object": "list", "data": data}))
 
     async def _model(self, request: web.Request) -> web.StreamResponse:
         caller = self._flow.admission.authenticate(request.headers.get("Authorization"))
         record = self._tables.model(caller.tenant_id, request.match_info["id"])
-        return web.Response(body=render.encode(render.model(record)), content_type=_JSON)
+        return self._found(request, render.encode(render.model(record)))
+
+    async def _decision(self, request: web.Request) -> web.StreamResponse:
+        wanted = decision_pb2.GetDecisionRequest(request_id=request.match_info["id"])
+        found = self._decisions.find(wanted, request.headers.get("Authorization"))
+        return self._found(request, render.message(found))
+
+    def _found(self, request: web.Request, body: bytes) -> web.Response:
+        return web.Response(body=body, content_type=_JSON, headers=self._echo(request))
 
     def _error(self, request: web.Request, error: FairleadError, receipt: Receipt | None = None) -> web.Response:
-        headers = errors.headers(error) | self._echo(request, receipt)
+        headers = errors.headers(error) | self._named(request)
         if receipt is not None:
             headers |= limits.receipt_headers(receipt, final=True)
-        return web.Response(body=errors.body(error), status=error.http_status, content_type=_JSON, headers=headers)
+        body = errors.body(error, request_id=request.get(_KNOWN_ID))
+        return web.Response(body=body, status=error.http_status, content_type=_JSON, headers=headers)
 
     def _plain_error(self, request: web.Request, error: web.HTTPException) -> web.Response:
         """Errors of HTTP itself: unknown path, wrong method, body too large."""
@@ -185,16 +208,23 @@ class Gateway:
             )
         elif status == 413:
             message, code = f"the body is larger than {self._body_bytes_max} bytes", "body_too_large"
-        body = errors.render(message, status=status, code=code, reason="INVALID_ARGUMENT")
+        headers |= self._named(request)
+        request_id = request.get(_KNOWN_ID)
+        body = errors.render(message, status=status, code=code, reason="INVALID_ARGUMENT", request_id=request_id)
         response = web.Response(body=body, status=status, content_type=_JSON, headers=headers)
         if status == 413:
             response.force_close()
         return response
 
     @staticmethod
-    def _echo(request: web.Request, receipt: Receipt | None) -> dict[str, str]:
+    def _echo(request: web.Request) -> dict[str, str]:
         """The client's own correlation id, or the platform's request id where it sent none."""
         sent = request.headers.get(_REQUEST_ID, "")
         if sent and len(sent) <= _ECHO_BYTES_MAX and sent.isascii() and sent.isprintable():
             return {_REQUEST_ID: sent}
-        return {_REQUEST_ID: receipt.request_id} if receipt else {}
+        return {_REQUEST_ID: request.get(_KNOWN_ID) or secrets.token_hex(_ID_BYTES)}
+
+    def _named(self, request: web.Request) -> dict[str, str]:
+        """What names an error: the same, and where it was a request for text the id under which to ask why."""
+        known = request.get(_KNOWN_ID)
+        return self._echo(request) | ({limits.REQUEST_ID: known} if known else {})

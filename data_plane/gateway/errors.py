@@ -48,17 +48,19 @@ class _Error(msgspec.Struct):
     param: str | None
     code: str | None
     reason: str
+    request_id: str | None
 
 
 class _Body(msgspec.Struct):
     error: _Error
 
 
-def body(error: FairleadError) -> bytes:
+def body(error: FairleadError, *, request_id: str | None) -> bytes:
     """The JSON body of an error answer.
 
     Args:
         error: What went wrong.
+        request_id: Under which the platform remembers the request, or None where it was none for text.
     """
     return render(
         error.message,
@@ -66,10 +68,19 @@ def body(error: FairleadError) -> bytes:
         param=_PREFIX.sub("", error.field) or None,
         code=_CODES.get(error.reason, error.reason.value.lower()),
         reason=error.reason.value,
+        request_id=request_id,
     )
 
 
-def render(message: str, *, status: int, param: str | None = None, code: str | None, reason: str) -> bytes:
+def render(
+    message: str,
+    *,
+    status: int,
+    param: str | None = None,
+    code: str | None,
+    reason: str,
+    request_id: str | None = None,
+) -> bytes:
     """The JSON body of any error answer.
 
     Args:
@@ -78,8 +89,11 @@ def render(message: str, *, status: int, param: str | None = None, code: str | N
         param: The field to blame, or None.
         code: What OpenAI would call it, or None.
         reason: The platform's reason.
+        request_id: Under which the platform remembers the request, or None where it was none for text.
     """
-    return msgspec.json.encode(_Body(_Error(message, _TYPES.get(status, "server_error"), param, code, reason)))
+    return msgspec.json.encode(
+        _Body(_Error(message, _TYPES.get(status, "server_error"), param, code, reason, request_id))
+    )
 
 
 def headers(error: FairleadError) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from data_plane.router.core.holds import BucketView
 from data_plane.router.exchange import Receipt
 
+REQUEST_ID = "x-fairlead-request-id"
+
 _MILLI = 1000
 
 
@@ -15,7 +17,7 @@ def receipt_headers(receipt: Receipt, *, final: bool) -> dict[str, str]:
         receipt: What is known.
         final: Whether the request has ended, so that its charge is known.
     """
-    headers = {"x-fairlead-request-id": receipt.request_id}
+    headers = {REQUEST_ID: receipt.request_id}
     if receipt.replica_id:
         headers["x-fairlead-replica"] = receipt.replica_id
         headers["x-fairlead-estimated-milli-mu"] = str(receipt.estimated_milli_mu)

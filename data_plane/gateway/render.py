@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
+from google.protobuf import json_format
+from google.protobuf.message import Message
 
 from data_plane.router.core.pick import hash64
 from data_plane.router.exchange import Finished, Receipt
@@ -142,3 +144,8 @@ def model(record: admin_pb2.Model) -> dict[str, Any]:
 def encode(value: dict[str, Any]) -> bytes:
     """JSON."""
     return _encode(value)
+
+
+def message(value: Message) -> bytes:
+    """A message of the platform's own APIs as JSON: the proto's field names, 64-bit numbers as text."""
+    return _encode(json_format.MessageToDict(value, preserving_proto_field_name=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from typing import Any
 
 from aiohttp import web
@@ -42,7 +43,8 @@ class _Protocol(RequestHandler):
             message = "internal error; the service's log has the details"
         reason = "INVALID_ARGUMENT" if status < 500 else "INTERNAL"
         body = errors.render(message, status=status, code="malformed_http" if status < 500 else None, reason=reason)
-        response = web.Response(body=body, status=status, content_type="application/json")
+        headers = {"x-request-id": secrets.token_hex(12)}
+        response = web.Response(body=body, status=status, content_type="application/json", headers=headers)
         response.force_close()
         return response
 

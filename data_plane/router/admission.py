@@ -104,7 +104,7 @@ class Admission:
 
         Args:
             call: As it came.
-            receipt: Learns the tenant and the model as soon as they are known.
+            receipt: Learns the tenant, the model and the price as soon as they are known.
 
         Raises:
             FairleadError: The request cannot run.
@@ -116,7 +116,9 @@ class Admission:
         model = self._tables.model(receipt.tenant_id, request.model)
         receipt.model_id = model.model_id
         checked = validate.check(request, model, prompt_bytes_max=self._prompt_bytes_max)
+        receipt.priority, receipt.session_id = checked.priority, request.session_id
         profile = self._tables.profile(model)
+        receipt.profile_id = profile.profile_id
         price = self._pricing.estimate(
             profile,
             tenant_id=receipt.tenant_id,
@@ -127,6 +129,7 @@ class Admission:
             runs_to_max=request.sampling.ignore_end_token,
             bytes_per_token_start=model.bytes_per_token,
         )
+        receipt.price = price
         validate.check_length(request, price.input_tokens, model)
         ceiling_ns = now_ns + self._request_timeout_ns
         deadline_ns = ceiling_ns if call.deadline_ns is None else min(call.deadline_ns, ceiling_ns)
@@ -142,21 +145,31 @@ class Admission:
             DeadlineExceededError: Batch waited in vain.
         """
         now_ns = self._clock.monotonic_ns()
-        amount = order.price.cost.total_milli_mu
-        receipt.estimated_milli_mu = amount
-        receipt.estimated_tokens = order.price.input_tokens + order.price.output_tokens
+        amount = receipt.estimated_milli_mu = order.price.cost.total_milli_mu
         self._demand.wanted(order.bucket, amount, now_ns)
         batch = order.checked.priority == pb.PRIORITY_BATCH
         answer: Hold | Refused
         if batch and self._fits(order.bucket, amount, now_ns):
-            answer = await self._desk.wait(order.bucket, amount, order.deadline_ns)
+            answer = await self._wait(order, receipt, now_ns)
             now_ns = self._clock.monotonic_ns()
         else:
             answer = self._holds.hold(order.bucket, amount, now_ns)
-        receipt.quota = self._holds.view(order.bucket, now_ns)
+        receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
+        if isinstance(answer, Refused) or 2 * receipt.quota.level_milli_mu < receipt.quota.burst_milli_mu:
+            self._demand.short(order.bucket, now_ns)
         if isinstance(answer, Refused):
             raise _refused(answer, order.bucket, amount, receipt.quota)
+        receipt.admitted, receipt.held_milli_mu = True, amount
         return answer
+
+    async def _wait(self, order: Order, receipt: Receipt, begin_ns: int) -> Hold:
+        """Lets batch wait for its quota; however that ends, the receipt says how long it took and what was there."""
+        try:
+            return await self._desk.wait(order.bucket, receipt.estimated_milli_mu, order.deadline_ns)
+        finally:
+            now_ns = self._clock.monotonic_ns()
+            receipt.wait_ns = now_ns - begin_ns
+            receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
 
     def _fits(self, bucket: BucketKey, amount_milli_mu: int, now_ns: int) -> bool:
         """Whether waiting can help at all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -25,7 +26,7 @@ from data_plane.router.core.retry import (
     may_try_again,
     reason_given_up,
 )
-from data_plane.router.exchange import Finished, Receipt
+from data_plane.router.exchange import Finished, Receipt, Try
 from data_plane.router.upstream import Upstream
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError, QuotaExceededError, Reason, UnavailableError
@@ -83,6 +84,7 @@ class Attempts:
         accounts: Counts retries.
         tracer: Of this process.
         clock: Monotonic time.
+        weighed_max: How many of the best candidates every pick remembers, 0 or more.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Attempts:
         accounts: Accounts,
         tracer: Tracer,
         clock: Clock,
+        weighed_max: int,
     ) -> None:
         self._fleet = fleet
         self._subset = subset
@@ -101,6 +104,7 @@ class Attempts:
         self._accounts = accounts
         self._tracer = tracer
         self._clock = clock
+        self._weighed_max = weighed_max
         self._budgets: dict[str, RetryBudget] = {}
 
     def settled(self, model_id: str, milli_mu: int, now_ns: int) -> None:
@@ -140,18 +144,19 @@ class Attempts:
             session_id=order.request.session_id,
             request_id=receipt.request_id,
             excluded=relay.excluded,
+            weighed_max=self._weighed_max,
         )
         member = self._fleet.get(choice.replica_id) if choice else None
-        if member is None:
+        if choice is None or member is None:
             raise self._given_up(relay, failure)
         record = member.record
         receipt.replica_id = record.replica_id
         receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
-        receipt.attempts += 1
+        receipt.tries.append(Try(choice, now_ns))
         return member
 
     async def _attempt(self, relay: Relay, member: Member) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
-        order, cost = relay.order, relay.order.price.cost
+        order, cost, this = relay.order, relay.order.price.cost, relay.receipt.tries[-1]
         span, metadata = tracing.start_attempt(
             self._tracer, relay.span, member.record.replica_id, relay.receipt.attempts
         )
@@ -171,6 +176,7 @@ class Attempts:
                     if not started:
                         started = True
                         member.load.started(dispatch)
+                        this.first_token_ns = self._clock.monotonic_ns()
                     if replay is not None:
                         message = _skip(replay, message)
                     relay.delivered_tokens += message.output_tokens
@@ -182,6 +188,7 @@ class Attempts:
             raise UnavailableError("the replica ended the stream without finishing it", reason=Reason.REPLICA_LOST)
         except BaseException as error:
             failure = error
+            this.failure_reason = _failure_reason(error)
             raise
         finally:
             member.load.ended(dispatch)
@@ -264,7 +271,7 @@ class Attempts:
 
 
 def _engine_request(relay: Relay) -> engine_pb2.EngineGenerateRequest:
-    order = relay.order
+    order, bucket = relay.order, relay.receipt.bucket
     request_id = relay.receipt.request_id
     if order.request.request_id:
         # Two tenants may name their requests alike, and a client may cancel and send one again at once; a replica must
@@ -277,6 +284,7 @@ def _engine_request(relay: Relay) -> engine_pb2.EngineGenerateRequest:
         priority=order.checked.priority,
         prefill_milli_mu=order.price.cost.prefill_milli_mu,
         decode_milli_mu=order.price.cost.decode_milli_mu,
+        weight=max(1, bucket.quota_milli_mu_per_minute if bucket is not None else 0),
     )
     message.request.sampling.max_tokens = order.checked.max_tokens
     return message
@@ -295,3 +303,10 @@ def _skip(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> engine_
     fresh.CopyFrom(message)
     fresh.text, fresh.output_tokens = text, tokens
     return fresh
+
+
+def _failure_reason(error: BaseException) -> str:
+    if isinstance(error, FairleadError):
+        return error.reason.value
+    left = isinstance(error, asyncio.CancelledError | GeneratorExit)
+    return (Reason.CANCELLED if left else Reason.INTERNAL).value

@@ -13,7 +13,9 @@ class RouterConfig(CommonConfig):
 
     http_port: int = setting(0, "port of the OpenAI-compatible HTTP API; 0 takes a free one", minimum=0, maximum=65535)
     key_pepper_file: str = setting("", "file with 32 or more random bytes, the same for control plane and routers")
-    state_dir: str = setting("", "folder for snapshots, so that a router starts without etcd; empty keeps none")
+    state_dir: str = setting(
+        "", "folder for snapshots and the usage journal, so that a router starts without etcd; empty keeps none"
+    )
     request_timeout_s_max: float = setting(600.0, "longest life of a request, seconds", minimum=1, maximum=86400)
     token_timeout_s: float = setting(
         60.0, "longest silence of a replica after its first token, seconds", minimum=1, maximum=3600
@@ -26,4 +28,10 @@ class RouterConfig(CommonConfig):
     )
     answers_kept_bytes_max: int = setting(
         64_000_000, "memory for answers kept for repeated request ids, bytes", minimum=0, maximum=4_000_000_000
+    )
+    decisions_kept_max: int = setting(
+        10_000,
+        "newest requests whose decisions can be asked for, about 3 kB of memory each",
+        minimum=0,
+        maximum=1_000_000,
     )

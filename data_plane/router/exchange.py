@@ -6,8 +6,13 @@ from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
 
+from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.holds import BucketView
+from data_plane.router.core.pick import Pick
+from data_plane.router.core.pricing import Price
+from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
+from model_units.cost import Cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,36 +33,113 @@ class Call:
 
 
 @dataclass(slots=True)
+class Try:
+    """One attempt on one replica.
+
+    Attributes:
+        choice: Why this replica.
+        start_ns: Monotonic time of the choice.
+        first_token_ns: Monotonic time of its first token; 0 until then.
+        failure_reason: Why it failed; empty where it did not.
+    """
+
+    choice: Pick
+    start_ns: int
+    first_token_ns: int = 0
+    failure_reason: str = ""
+
+
+@dataclass(slots=True)
 class Receipt:
     """What is known of a request so far; complete once it has ended, however it ended.
 
+    It outlives the request in the decision log, so it never holds a prompt, an output or a key.
+
     Attributes:
         request_id: The client's id, or one the router drew.
+        arrive_ns: Monotonic arrival; 0 before it ran.
+        arrive_wall_ns: The same by the wall clock, for people.
         tenant_id: Who asked; empty until the key was checked.
         model_id: The model; empty until it was found.
+        priority: The scheduling class; unspecified until the request was checked.
+        session_id: The session, or empty.
+        profile_id: What it is priced by; empty until it was.
+        price: The estimate, or None before it was priced.
+        estimated_milli_mu: The estimate; held at admission.
+        bucket: The tenant's bucket right after the decision to admit or refuse, or None where it did not get so far.
+        admitted: The estimate was taken out of `bucket`.
+        held_milli_mu: Held in the end, extensions included.
+        wait_ns: How long a batch request waited for quota.
+        tries: Replicas tried, in order.
         replica_id: Who serves or served it; empty until a replica was picked.
         engine: What it runs, "engine/version/hardware"; empty until then.
-        estimated_milli_mu: The estimate; held at admission.
-        estimated_tokens: Input and output tokens it was estimated for.
-        settled_milli_mu: Charged; 0 until it ended.
         output_tokens: Delivered so far.
-        attempts: Replicas tried.
+        usage: Input, cached input and output tokens that were charged, or None where nothing was.
+        cost: What they cost, or None.
         quota: The tenant's bucket when it was last touched, or None.
         replayed: The answer came from the idempotency window and nothing was charged.
+        outcome: How it ended, or None while it is in flight.
+        end_ns: Monotonic end; 0 until then.
+        reason: Why it ended so; empty for completed requests.
+        message: What the client was told of that.
+        retry_after_s: When to come back, as told, or None.
     """
 
     request_id: str
+    arrive_ns: int = 0
+    arrive_wall_ns: int = 0
     tenant_id: str = ""
     model_id: str = ""
+    priority: pb.Priority.ValueType = pb.PRIORITY_UNSPECIFIED
+    session_id: str = ""
+    profile_id: str = ""
+    price: Price | None = None
+    estimated_milli_mu: int = 0
+    bucket: BucketView | None = None
+    admitted: bool = False
+    held_milli_mu: int = 0
+    wait_ns: int = 0
+    tries: list[Try] = field(default_factory=list)
     replica_id: str = ""
     engine: str = ""
-    estimated_milli_mu: int = 0
-    estimated_tokens: int = 0
-    settled_milli_mu: int = 0
     output_tokens: int = 0
-    attempts: int = 0
+    usage: tuple[int, int, int] | None = None
+    cost: Cost | None = None
     quota: BucketView | None = None
     replayed: bool = False
+    outcome: Outcome | None = None
+    end_ns: int = 0
+    reason: str = ""
+    message: str = ""
+    retry_after_s: float | None = None
+
+    def end(self, outcome: Outcome, reason: str, now_ns: int, error: BaseException | None) -> None:
+        """Writes down how it ended.
+
+        Args:
+            outcome: How.
+            reason: Why; empty for completed requests.
+            now_ns: Monotonic now.
+            error: What ended it, or None.
+        """
+        self.outcome, self.reason, self.end_ns = outcome, reason, now_ns
+        if isinstance(error, FairleadError):
+            self.message, self.retry_after_s = error.message, error.retry_after_s
+
+    @property
+    def attempts(self) -> int:
+        """Replicas tried."""
+        return len(self.tries)
+
+    @property
+    def settled_milli_mu(self) -> int:
+        """Charged; 0 until it ended."""
+        return self.cost.total_milli_mu if self.cost is not None else 0
+
+    @property
+    def estimated_tokens(self) -> int:
+        """Input and output tokens it was estimated for."""
+        return self.price.input_tokens + self.price.output_tokens if self.price is not None else 0
 
     @property
     def quota_left_milli_mu(self) -> int:

@@ -14,6 +14,7 @@ elsewhere from what was delivered; any other ends with STREAM_BROKEN, which says
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator
@@ -29,11 +30,14 @@ from data_plane.router.admission import Admission, Order
 from data_plane.router.attempts import Answer, Attempts, Relay
 from data_plane.router.core import pricing
 from data_plane.router.core.accounts import Accounts, Outcome
+from data_plane.router.core.decisions import DecisionLog
 from data_plane.router.core.demand import Demand
 from data_plane.router.core.holds import Hold, Holds
 from data_plane.router.core.idempotency import IdempotencyWindow
 from data_plane.router.core.pricing import Pricing
+from data_plane.router.core.validate import is_request_id
 from data_plane.router.exchange import Call, Delta, Event, Finished, Receipt
+from data_plane.router.usage_desk import UsageDesk
 from fairlead.errors import FairleadError, InvalidArgumentError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.length import next_covered_tokens
@@ -60,6 +64,8 @@ class Books:
         demand: What was used.
         pricing: Learns from usage.
         answers: Answers by request id.
+        decisions: What was decided lately, for those who ask why.
+        usage: What was charged, for the platform's books.
     """
 
     accounts: Accounts
@@ -67,6 +73,8 @@ class Books:
     demand: Demand
     pricing: Pricing
     answers: IdempotencyWindow[Answer]
+    decisions: DecisionLog[Receipt]
+    usage: UsageDesk
 
 
 class Flow:
@@ -91,10 +99,25 @@ class Flow:
         """Prepares a request; nothing happens before its events are iterated."""
         return Exchange(self, call)
 
-    def refuse(self, reason: Reason) -> None:
-        """Counts a request that could not even be read: received, and refused."""
+    def refuse(self, error: FairleadError, authorization: str | None) -> Receipt:
+        """Counts a request that could not even be read: received, and refused.
+
+        Args:
+            error: What is wrong with it.
+            authorization: The authorization header's value, or None: whoever holds the key may ask about it.
+
+        Returns:
+            What there is to know of it.
+        """
+        now_ns = self.clock.monotonic_ns()
+        receipt = Receipt(_drawn_id(), now_ns, self.clock.wall_ns())
+        with contextlib.suppress(FairleadError):
+            receipt.tenant_id = self.admission.authenticate(authorization).tenant_id
+        receipt.end(Outcome.REFUSED, error.reason.value, now_ns, error)
         self.books.accounts.received += 1
-        self.books.accounts.finish("", "", Outcome.REFUSED, reason.value)
+        self.books.accounts.finish("", "", Outcome.REFUSED, error.reason.value)
+        self.books.decisions.remember(receipt)
+        return receipt
 
 
 class Exchange:
@@ -115,7 +138,9 @@ class Exchange:
         self._first_token_ns = 0
         self._covered_tokens = 0
         self._texts: list[str] | None = None
-        self.receipt = Receipt(call.request.request_id or secrets.token_hex(_ID_BYTES))
+        named = call.request.request_id
+        # An id that will be refused is neither repeated nor kept.
+        self.receipt = Receipt(named if named and is_request_id(named) else _drawn_id())
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Runs the request. Iterate it inside `contextlib.aclosing`: closing it cancels the request.
@@ -127,7 +152,8 @@ class Exchange:
             FairleadError: It was refused or failed; everything is settled by then.
         """
         flow, receipt = self._flow, self.receipt
-        started_ns = flow.clock.monotonic_ns()
+        started_ns = receipt.arrive_ns = flow.clock.monotonic_ns()
+        receipt.arrive_wall_ns = flow.clock.wall_ns()
         flow.books.accounts.received += 1
         span = tracing.start_request(flow.tracer, self._call.parent, self._call.request, receipt)
         outcome, reason = Outcome.CANCELLED, Reason.CANCELLED.value
@@ -160,6 +186,9 @@ class Exchange:
             if self._deadline is not None:
                 self._deadline.cancel()
             self._settle_delivered()
+            receipt.end(outcome, reason, flow.clock.monotonic_ns(), failure)
+            if self._order is None:
+                flow.books.decisions.remember(receipt)
             flow.books.accounts.finish(receipt.tenant_id, receipt.model_id, outcome, reason)
             tracing.finish_request(span, receipt, failure, self._usage, self._finish_reason)
 
@@ -185,6 +214,7 @@ class Exchange:
     async def _run(self, span: Span, started_ns: int) -> AsyncGenerator[Event, None]:
         flow, receipt = self._flow, self.receipt
         order = self._order = flow.admission.order(self._call, receipt)
+        flow.books.decisions.remember(receipt)
         self._arm_deadline(order)
         named = bool(order.request.request_id)
         if named:
@@ -241,6 +271,7 @@ class Exchange:
         if more > 0:
             now_ns = self._flow.clock.monotonic_ns()
             self._flow.books.holds.extend(self._hold, more, now_ns)
+            self.receipt.held_milli_mu += more
             self._flow.books.demand.wanted(order.bucket, more, now_ns)
 
     def _finished(self, order: Order, finish_reason: pb.FinishReason.ValueType, counted: pb.Usage) -> Finished:
@@ -303,7 +334,9 @@ class Exchange:
         books.demand.used(order.bucket, total, now_ns)
         books.accounts.settled_milli_mu[order.bucket] += total
         self._flow.attempts.settled(order.model.model_id, total, now_ns)
-        receipt.settled_milli_mu = total
+        receipt.usage = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens)
+        receipt.cost = cost
+        books.usage.settled(order.bucket, receipt.usage, cost)
         receipt.quota = books.holds.view(order.bucket, now_ns)
         return pb.Cost(
             estimated_milli_mu=receipt.estimated_milli_mu,
@@ -316,3 +349,7 @@ class Exchange:
 
 def _fingerprint(request: pb.GenerateRequest) -> bytes:
     return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=_FINGERPRINT_BYTES).digest()
+
+
+def _drawn_id() -> str:
+    return secrets.token_hex(_ID_BYTES)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from common.clock import Clock
+from common.clock import NS_PER_S, Clock
 from data_plane.router.batch_desk import BatchDesk
 from data_plane.router.core.accounts import Accounts, Histogram
+from data_plane.router.core.decisions import DecisionLog
 from data_plane.router.core.fleet import Fleet
 from data_plane.router.core.holds import Holds
+from data_plane.router.exchange import Receipt
+from data_plane.router.usage_desk import UsageDesk
 
 PREFIX = "fairlead_router_"
 
@@ -24,6 +27,8 @@ class RouterCollector(Collector):
         holds: Buckets.
         fleet: Replicas.
         desk: Waiting batch requests.
+        decisions: Decisions that can be asked for.
+        usage: What was charged and is on its way to the store.
         models: Ids of the models there are, for gauges.
         clock: Monotonic time.
     """
@@ -35,6 +40,8 @@ class RouterCollector(Collector):
         holds: Holds,
         fleet: Fleet,
         desk: BatchDesk,
+        decisions: DecisionLog[Receipt],
+        usage: UsageDesk,
         models: Callable[[], Iterable[str]],
         clock: Clock,
     ) -> None:
@@ -42,6 +49,8 @@ class RouterCollector(Collector):
         self._holds = holds
         self._fleet = fleet
         self._desk = desk
+        self._decisions = decisions
+        self._usage = usage
         self._models = models
         self._clock = clock
 
@@ -50,6 +59,7 @@ class RouterCollector(Collector):
         yield from self._requests()
         yield from self._work()
         yield from self._gauges()
+        yield from self._memory()
         accounts = self._accounts
         yield _histogram("time_to_first_token_seconds", "Arrival to first token.", accounts.time_to_first_token_s)
         yield _histogram("time_per_output_token_seconds", "Mean gap per request.", accounts.time_per_output_token_s)
@@ -94,6 +104,12 @@ class RouterCollector(Collector):
         for labels, amount in self._holds.held().items():
             held.add_metric(list(labels), amount)
         yield held
+        leased = GaugeMetricFamily(
+            PREFIX + "lease_milli_mu_per_minute", "Refill in force: this router's part.", labels=["tenant", "model"]
+        )
+        for labels, rate in self._holds.rates(now_ns).items():
+            leased.add_metric(list(labels), rate)
+        yield leased
         waiting = GaugeMetricFamily(
             PREFIX + "batch_waiting_milli_mu", "Batch work that waits for quota.", labels=["tenant", "model"]
         )
@@ -105,6 +121,21 @@ class RouterCollector(Collector):
             for health, count in self._fleet.count(model_id, now_ns).items():
                 replicas.add_metric([model_id, health.value], count)
         yield replicas
+
+    def _memory(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            PREFIX + "decisions_kept", "Requests whose decisions can be asked for.", len(self._decisions)
+        )
+        lag_s = self._usage.book.lag_ns(self._clock.monotonic_ns()) / NS_PER_S
+        yield GaugeMetricFamily(
+            PREFIX + "usage_publish_lag_seconds", "Age of the oldest settlement that is not stored.", lag_s
+        )
+        journal = self._usage.journal
+        lost = CounterMetricFamily(
+            PREFIX + "usage_journal_failures", "Settlements that the journal could not take; they are counted still."
+        )
+        lost.add_metric([], journal.lost if journal is not None else 0)
+        yield lost
 
 
 def _histogram(name: str, text: str, by_model: dict[str, Histogram]) -> Metric:

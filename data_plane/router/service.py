@@ -15,6 +15,7 @@ from common.telemetry import extract
 from data_plane.router.core.pricing import Pricing
 from data_plane.router.exchange import Call, Delta, Finished, Receipt
 from data_plane.router.flow import Exchange, Flow
+from data_plane.router.metadata import authorization
 from data_plane.router.tables import Tables
 from fairlead.inference.v1 import inference_pb2 as pb
 from fairlead.inference.v1 import inference_pb2_grpc
@@ -81,7 +82,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def ListModels(self, request: pb.ListModelsRequest, context: ServicerContext) -> pb.ListModelsResponse:
         """See inference.proto."""
-        caller = self._flow.admission.authenticate(_authorization(context))
+        caller = self._flow.admission.authenticate(authorization(context))
         return pb.ListModelsResponse(
             models=[
                 pb.ModelInfo(
@@ -98,14 +99,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def _open(self, request: pb.GenerateRequest, context: ServicerContext) -> Exchange:
         left_s = context.time_remaining()
         deadline_ns = None if left_s is None else self._clock.monotonic_ns() + int(left_s * NS_PER_S)
-        return self._flow.open(Call(request, _authorization(context), deadline_ns, _parent(context)))
-
-
-def _authorization(context: ServicerContext) -> str | None:
-    for name, value in context.invocation_metadata() or ():
-        if name == "authorization":
-            return value if isinstance(value, str) else None
-    return None
+        return self._flow.open(Call(request, authorization(context), deadline_ns, _parent(context)))
 
 
 def _parent(context: ServicerContext) -> Context:

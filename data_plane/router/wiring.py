@@ -15,6 +15,7 @@ from common.clock import Clock, SystemClock
 from common.etcd_store import EtcdStore
 from common.logs import get_logger
 from common.ops import OpsServer
+from common.platform_token import platform_token
 from common.registration import Registration
 from common.rpc import GrpcServer, LeaderClient
 from common.store import Store
@@ -27,12 +28,16 @@ from data_plane.router.batch_desk import BatchDesk
 from data_plane.router.config import RouterConfig
 from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.batch_queue import BatchQueue
+from data_plane.router.core.decisions import DecisionLog
 from data_plane.router.core.demand import Demand
 from data_plane.router.core.fleet import Fleet
-from data_plane.router.core.holds import Hold, Holds
+from data_plane.router.core.holds import BucketKey, Hold, Holds
 from data_plane.router.core.idempotency import IdempotencyWindow
 from data_plane.router.core.keys import PEPPER_BYTES_MIN
+from data_plane.router.core.pick import WEIGHED_MAX
 from data_plane.router.core.pricing import Pricing
+from data_plane.router.decision_service import DECISION_SERVICE_NAME, Decisions, DecisionService
+from data_plane.router.exchange import Receipt
 from data_plane.router.flow import Books, Flow
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.limiter_client import LimiterClient
@@ -43,9 +48,12 @@ from data_plane.router.state import RouterState
 from data_plane.router.tables import Tables
 from data_plane.router.upstream import Upstream
 from data_plane.router.upstream_grpc import Channels, GrpcUpstream
+from data_plane.router.usage_desk import UsageDesk
+from data_plane.router.usage_journal import UsageJournal
+from data_plane.router.usage_publisher import UsagePublisher
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import InvalidArgumentError
-from fairlead.inference.v1 import inference_pb2_grpc
+from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
 from model_units.length import OutputLengthEstimator
 from model_units.text import BytesPerToken
 
@@ -66,6 +74,8 @@ class Router:
         pepper: Of the key HMACs.
         telemetry: Tracer and registry.
         clock: Time.
+        router_id: This router, as decisions name it.
+        journal: Where settlements survive the process, or None for nowhere.
     """
 
     def __init__(
@@ -77,6 +87,8 @@ class Router:
         pepper: bytes,
         telemetry: Telemetry,
         clock: Clock,
+        router_id: str = SERVICE,
+        journal: UsageJournal | None = None,
     ) -> None:
         self.tables = tables
         self.holds, self.demand, self.fleet = Holds(), Demand(), Fleet()
@@ -85,7 +97,7 @@ class Router:
         queue: BatchQueue[Hold] = BatchQueue(
             waiting_max=config.batch_waiting_max, waiting_per_tenant_max=config.batch_waiting_per_tenant_max
         )
-        self.desk = BatchDesk(queue, self.holds, clock)
+        self.desk = BatchDesk(queue, self.holds, self._serves, clock)
         admission = Admission(
             tables=tables,
             pepper=pepper,
@@ -104,10 +116,20 @@ class Router:
             accounts=self.accounts,
             tracer=telemetry.tracer,
             clock=clock,
+            weighed_max=WEIGHED_MAX if config.decisions_kept_max else 0,
         )
         answers: IdempotencyWindow[Answer] = IdempotencyWindow(answer_bytes_max=config.answers_kept_bytes_max)
-        books = Books(self.accounts, self.holds, self.demand, self.pricing, answers)
+        log_: DecisionLog[Receipt] = DecisionLog(config.decisions_kept_max)
+        self.usage = UsageDesk(clock, journal)
+        books = Books(self.accounts, self.holds, self.demand, self.pricing, answers, log_, self.usage)
+        self.decisions = Decisions(log_, admission, platform_token(pepper), clock, router_id=router_id)
         self.flow = Flow(admission=admission, attempts=attempts, books=books, tracer=telemetry.tracer, clock=clock)
+        self._clock = clock
+
+    def _serves(self, key: BucketKey) -> bool:
+        """Whether a replica takes a workload's requests now: batch waits for one."""
+        tenant_id, model_id = key
+        return self.fleet.serves(model_id, self.tables.subset(model_id, tenant_id), self._clock.monotonic_ns())
 
 
 def read_pepper(path: str) -> bytes:
@@ -139,9 +161,9 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     router_id = config.instance_id or f"{SERVICE}-{secrets.token_hex(4)}"
     incarnation_id = secrets.token_hex(8)
     channels = Channels()
-    state = RouterState(
-        store, router_id=router_id, state_dir=Path(config.state_dir) if config.state_dir else None, clock=clock
-    )
+    state_dir = Path(config.state_dir) if config.state_dir else None
+    state = RouterState(store, router_id=router_id, state_dir=state_dir, clock=clock)
+    journal = UsageJournal(state_dir, router_id=router_id, incarnation_id=incarnation_id) if state_dir else None
     router = Router(
         config,
         tables=state.tables(),
@@ -149,6 +171,11 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         pepper=pepper,
         telemetry=telemetry,
         clock=clock,
+        router_id=router_id,
+        journal=journal,
+    )
+    publisher = UsagePublisher(
+        router.usage, store, clock, router_id=router_id, incarnation_id=incarnation_id, state_dir=state_dir
     )
     watch = LoadWatch(router.fleet, channels, clock, router_id=router_id)
     leases = LeaseDesk(router.holds, clock, router_id=router_id, incarnation_id=incarnation_id)
@@ -171,6 +198,8 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
             holds=router.holds,
             fleet=router.fleet,
             desk=router.desk,
+            decisions=router.flow.books.decisions,
+            usage=router.usage,
             models=lambda: sorted(state.models.items),
             clock=clock,
         )
@@ -178,11 +207,14 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     doors = FrontDoors(config, router, telemetry, clock, state.missing)
     try:
         async with asyncio.TaskGroup() as tasks:
-            background = [tasks.create_task(run()) for run in (state.run, watch.run, router.desk.run, limiter.run)]
+            background = [
+                tasks.create_task(run()) for run in (state.run, watch.run, router.desk.run, limiter.run, publisher.run)
+            ]
             await doors.serve(stop, store, router_id, leases=leases, tasks=tasks)
             for task in background:
                 task.cancel()
             await limiter.leave()
+            await publisher.finish()
     finally:
         await leader.close()
         await channels.close()
@@ -216,7 +248,15 @@ class FrontDoors:
         self._grpc = GrpcServer(config, telemetry, reuse_port=True)
         servicer = InferenceService(router.flow, router.tables, router.pricing, clock)
         self._grpc.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
-        gateway = Gateway(router.flow, router.tables, clock, body_bytes_max=config.body_bytes_max)
+        explainer = DecisionService(router.decisions)
+        self._grpc.add(decision_pb2_grpc.add_DecisionServiceServicer_to_server, explainer, DECISION_SERVICE_NAME)
+        gateway = Gateway(
+            router.flow,
+            router.tables,
+            clock,
+            decisions=router.decisions,
+            body_bytes_max=config.body_bytes_max,
+        )
         self._http = HttpServer(
             gateway, host=config.bind_host, port=config.http_port, reuse_port=True, grace_s=config.drain_grace_s
         )

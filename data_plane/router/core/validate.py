@@ -89,6 +89,11 @@ def check_form(request: pb.GenerateRequest) -> None:
         raise InvalidArgumentError("model is required; ListModels tells which there are", field="model")
 
 
+def is_request_id(text: str) -> bool:
+    """Whether a text may be a request's id: visible ASCII of a limited length; empty means the router draws one."""
+    return len(text) <= REQUEST_ID_BYTES_MAX and text.isascii() and (not text or text.isprintable()) and " " not in text
+
+
 def _prompt_bytes(request: pb.GenerateRequest) -> int:
     kind = request.WhichOneof("input")
     if kind == "prompt":
@@ -120,8 +125,7 @@ def _utf8_length(text: str) -> int:
 def _check_ids(request: pb.GenerateRequest) -> None:
     if len(request.session_id.encode()) > SESSION_BYTES_MAX:
         raise InvalidArgumentError(f"session_id must have at most {SESSION_BYTES_MAX} bytes", field="session_id")
-    request_id = request.request_id
-    if len(request_id) > REQUEST_ID_BYTES_MAX or not all("!" <= character <= "~" for character in request_id):
+    if not is_request_id(request.request_id):
         raise InvalidArgumentError(
             f"request_id must be at most {REQUEST_ID_BYTES_MAX} visible ASCII characters", field="request_id"
         )

@@ -31,7 +31,7 @@ def lab() -> RouterLab:
 
 @pytest.fixture
 async def base(lab: RouterLab) -> AsyncIterator[str]:
-    gateway = Gateway(lab.router.flow, lab.tables, lab.clock, body_bytes_max=200_000)
+    gateway = Gateway(lab.router.flow, lab.tables, lab.clock, decisions=lab.router.decisions, body_bytes_max=200_000)
     server = HttpServer(gateway, host="127.0.0.1", port=0, reuse_port=False, grace_s=1.0)
     port = await server.start()
     yield f"http://127.0.0.1:{port}"

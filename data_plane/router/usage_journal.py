@@ -1,0 +1,340 @@
+"""The usage journal: every settlement on disk before anything else can happen to it.
+
+A process that is killed loses its memory, and with it what it settled since its last write to etcd. So every settlement
+is also copied into a file that is mapped into memory: no system call, and what was copied stays in the kernel's cache
+when the process dies at any instruction. (A machine that loses power may lose the seconds the kernel had not written.)
+
+    state_dir/usage/INCARNATION/00000001.journal, 00000002.journal, ...
+
+A record is its length, the CRC-32 of its content, and the content. Reading a file ends at the first record that is torn
+or none; everything before it counts. Files have a fixed size whose blocks are allocated when they are made, so that a
+full disk shows there and then, never as a signal in the middle of a request. Once there are several, their sums go into
+one *base* file, which replaces everything with a lower number. The folder is locked as long as its process lives.
+
+A journal that cannot be written fails no request: it is logged once, counted, and begun anew from a base once it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import mmap
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from common.logs import get_logger
+from data_plane.router.core.usage import Counts, Row, UsageBook
+
+FOLDER: Final = "usage"
+
+SEGMENT_BYTES: Final = 1 << 20
+"""About 9,000 settlements: making a file costs tens of microseconds, so a thousandth of that per settlement."""
+
+SEGMENTS_MAX: Final = 8
+"""More files than this are summed up into a base. Bounds the journal, and the time to read it to a second."""
+
+_HEAD: Final = struct.Struct("<II")
+_COUNTS: Final = struct.Struct("<IqqqqqqH")
+_SUFFIX: Final = ".journal"
+_CONTENT_BYTES_MAX: Final = 1 << 16
+
+log = get_logger(__name__)
+
+
+class Header(msgspec.Struct, frozen=True):
+    """The first record of every file.
+
+    Attributes:
+        router_id: Whose.
+        incarnation_id: Which process of it.
+        base: The file holds sums that replace every file with a lower number.
+    """
+
+    router_id: str
+    incarnation_id: str
+    base: bool
+
+
+class UsageJournal:
+    """Writes one process's journal.
+
+    Args:
+        state_dir: The router's folder.
+        router_id: This router.
+        incarnation_id: This process; names its folder.
+        segment_bytes: Size of a file.
+
+    Attributes:
+        lost: Settlements that could not be written down.
+    """
+
+    def __init__(
+        self, state_dir: Path, *, router_id: str, incarnation_id: str, segment_bytes: int = SEGMENT_BYTES
+    ) -> None:
+        self.folder = state_dir / FOLDER / incarnation_id
+        self.lost = 0
+        self._header = Header(router_id, incarnation_id, False)
+        self._segment_bytes = segment_bytes
+        self._lock: int | None = None
+        self._map: mmap.mmap | None = None
+        self._spare: tuple[int, mmap.mmap] | None = None
+        self._at = 0
+        self._number = 0
+        self._names: dict[tuple[str, str], bytes] = {}
+        self._gap = False
+        self._failed = False
+        try:
+            self._lock_folder()
+        except OSError as error:
+            self._report(error)
+        else:
+            self._roll()
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was settled is written down."""
+        return not self._gap and self._map is not None
+
+    def append(self, hour: int, tenant_id: str, model_id: str, counts: Counts) -> None:
+        """Writes one settlement down. Never raises."""
+        names = self._names.get((tenant_id, model_id))
+        if names is None:
+            names = self._names[tenant_id, model_id] = _names(tenant_id, model_id)
+        content = _COUNTS.pack(hour, *counts, len(tenant_id.encode())) + names
+        record = _HEAD.pack(len(content), zlib.crc32(content)) + content
+        end = self._at + len(record)
+        if self._map is None or end > self._segment_bytes:
+            self._roll()
+            end = self._at + len(record)
+        if self._map is None or end > self._segment_bytes:
+            self.lost += 1
+            self._gap = True
+            return
+        self._map[self._at : end] = record
+        self._at = end
+
+    async def tend(self, book: UsageBook) -> None:
+        """Does what need not be done while a request waits: makes the next file, sums up many. Never raises.
+
+        Args:
+            book: Everything that was settled and may not be stored yet.
+        """
+        try:
+            if not self.complete or len(_segments(self.folder)) > SEGMENTS_MAX:
+                await self._sum_up(book)
+            if self._spare is None:
+                self._number += 1
+                self._spare = (self._number, await asyncio.to_thread(self._make, self._number))
+        except OSError as error:
+            self._report(error)
+
+    def remove(self) -> None:
+        """Removes the journal: everything in it is stored elsewhere, and nothing more will come. Never raises."""
+        self.close()
+        remove(self.folder)
+
+    def close(self) -> None:
+        """Lets go of the files, which stay where they are."""
+        spare = self._spare[1] if self._spare is not None else None
+        for mapped in (self._map, spare):
+            if mapped is not None:
+                mapped.close()
+        self._map, self._spare = None, None
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = None
+
+    async def _sum_up(self, book: UsageBook) -> None:
+        """Replaces all files so far by the sums in memory."""
+        if self._lock is None or not self.folder.is_dir():
+            self._lock_folder()
+        self._number += 1
+        number, rows = self._number, list(book.rows())
+        # From here on, in the same step as the copy, settlements go to a later file.
+        self._discard_spare()
+        self._roll(retry=True)
+        if self._map is None:
+            return
+        gap, self._gap = self._gap, False
+        try:
+            await asyncio.to_thread(self._write_base, number, rows)
+        except OSError:
+            self._gap = gap
+            raise
+        if self._failed:
+            self._failed = False
+            log.info("usage journal works again", folder=str(self.folder))
+
+    def _write_base(self, number: int, rows: Iterable[Row]) -> None:
+        path = _path(self.folder, number)
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            file.write(_record(msgspec.json.encode(msgspec.structs.replace(self._header, base=True))))
+            for row in rows:
+                content = _COUNTS.pack(row.hour, *row.counts, len(row.tenant_id.encode()))
+                file.write(_record(content + _names(row.tenant_id, row.model_id)))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        for old_number, old in _segments(self.folder):
+            if old_number < number:
+                old.unlink()
+
+    def _lock_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+        self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _roll(self, *, retry: bool = False) -> None:
+        """Goes on in the next file; without one where none can be made. After a failure only `retry` tries again."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        self._names.clear()
+        try:
+            if self._spare is not None:
+                (_, self._map), self._spare = self._spare, None
+            elif retry or not self._failed:
+                self._number += 1
+                self._map = self._make(self._number)
+        except OSError as error:
+            self._report(error)
+            return
+        if self._map is not None:
+            self._at = _HEAD.size + _HEAD.unpack_from(self._map)[0]
+
+    def _make(self, number: int) -> mmap.mmap:
+        path = _path(self.folder, number)
+        header = _record(msgspec.json.encode(self._header))
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            try:
+                os.posix_fallocate(fd, 0, self._segment_bytes)
+                mapped = mmap.mmap(fd, self._segment_bytes)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
+        finally:
+            os.close(fd)
+        mapped[: len(header)] = header
+        return mapped
+
+    def _discard_spare(self) -> None:
+        if self._spare is not None:
+            number, mapped = self._spare
+            mapped.close()
+            self._spare = None
+            with contextlib.suppress(OSError):
+                _path(self.folder, number).unlink()
+
+    def _report(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
+            log.error(
+                "usage journal cannot be written; a crash would lose what is not in etcd yet",
+                folder=str(self.folder),
+                error=error.strerror,
+            )
+
+
+class Left:
+    """The journal of a process that has ended, locked so that nobody else takes it over meanwhile.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self.folder = folder
+        self._lock = lock
+
+    def read(self) -> tuple[Header | None, list[Row]]:
+        """Reads it.
+
+        Returns:
+            Whose it is, None where nothing can be read; and all its settlements, summed up.
+        """
+        found: Header | None = None
+        book = UsageBook()
+        for _, path in _segments(self.folder):
+            records = _records(path.read_bytes())
+            try:
+                header = msgspec.json.decode(next(records), type=Header)
+            except (StopIteration, msgspec.DecodeError):
+                continue
+            if header.base:
+                book = UsageBook()
+            found = header
+            for content in records:
+                hour, *counts, tenant_bytes = _COUNTS.unpack_from(content)
+                names = content[_COUNTS.size :]
+                book.add(hour, names[:tenant_bytes].decode(), names[tenant_bytes:].decode(), Counts(*counts), 0)
+        return found, list(book.rows())
+
+    def release(self) -> None:
+        """Leaves it to others."""
+        os.close(self._lock)
+
+
+def left_journals(state_dir: Path) -> Iterator[Left]:
+    """Journals in a router's folder whose processes have ended.
+
+    Args:
+        state_dir: The router's folder.
+
+    Yields:
+        Each, locked; to be released.
+    """
+    with contextlib.suppress(OSError):
+        for folder in sorted((state_dir / FOLDER).iterdir()):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                continue
+            yield Left(folder, lock)
+
+
+def remove(folder: Path) -> None:
+    """Removes a journal for good. Never raises."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names(tenant_id: str, model_id: str) -> bytes:
+    return tenant_id.encode() + model_id.encode()
+
+
+def _record(content: bytes) -> bytes:
+    return _HEAD.pack(len(content), zlib.crc32(content)) + content
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """The contents of a file's records, up to the first that is torn."""
+    at = 0
+    while at + _HEAD.size <= len(data):
+        length, checksum = _HEAD.unpack_from(data, at)
+        content = data[at + _HEAD.size : at + _HEAD.size + length]
+        if not 0 < length <= _CONTENT_BYTES_MAX or len(content) < length or zlib.crc32(content) != checksum:
+            return
+        yield content
+        at += _HEAD.size + length
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:08d}{_SUFFIX}"
+
+
+def _segments(folder: Path) -> list[tuple[int, Path]]:
+    return sorted((int(path.stem), path) for path in folder.glob("*" + _SUFFIX) if path.stem.isdecimal())
