@@ -116,6 +116,7 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         clock=clock,
         changed=changed,
         engine_failed=lambda: supervisor.engine_failed(),
+        displaced=lambda why: metrics.displaced.labels(why).inc(),
     )
     identity = ReplicaIdentity(
         config.model_id, config.hardware_label, config.engine, config.slot, config.rack, capacity
@@ -200,6 +201,7 @@ async def _finish(dispatcher: Dispatcher, grace_s: float) -> None:
 
 def _watch_gauges(metrics: AgentMetrics, dispatcher: Dispatcher, engine: Engine) -> None:
     metrics.gauge("queued_requests", "Requests waiting in the agent", lambda: dispatcher.load().queued_requests)
+    metrics.waiting(dispatcher.waiting)
     metrics.gauge("running_requests", "Requests in the engine", lambda: dispatcher.load().running_requests)
     metrics.gauge(
         "pending_prefill_milli_mu",

@@ -59,6 +59,7 @@ class Flight:
         arrived_ns: When.
         price: The router's estimate.
         hold: What it holds of its quota.
+        weight: Its tenant's weight where requests wait: the quota when it was admitted, mMU per minute.
         covered_tokens: Output tokens its hold stands for.
         dispatch: Its entry in the router's view of the replica.
         replica: Where it is.
@@ -96,6 +97,7 @@ class Flight:
         "started_attempts",
         "tenant",
         "tries",
+        "weight",
     )
 
     hold: Hold | None
@@ -123,6 +125,7 @@ class Flight:
         self.max_tokens = max(tenant.spec.max_tokens, output_tokens)
         self.arrived_ns = 0
         self.hold = None
+        self.weight = 0
         self.covered_tokens = 0
         self.replica: Replica | None = None
         self.key = ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from data_plane.router.core.loads import Report
 from engines.agent.core.load import LoadAccount, UtilizationWindow
-from engines.agent.core.queue import AdmissionQueue, QueueLimits, Ticket
+from engines.agent.core.queue import AdmissionQueue, QueueLimits, Ticket, prefill_limit
 from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS, Hardware
 from engines.simulated.host import FINISH_S, INGEST_S, TOKEN_S
 from engines.simulated.step_machine import StepMachine
@@ -104,7 +104,12 @@ class Replica:
         self._machine = StepMachine(terms.hardware, terms.limits)
         self._context_tokens = min(LLAMA_3_1_CONTEXT_TOKENS, terms.hardware.kv_capacity_tokens)
         self._queue = AdmissionQueue(
-            QueueLimits(terms.queued_max, terms.limits.sequences_max, terms.hardware.kv_capacity_tokens)
+            QueueLimits(
+                terms.queued_max,
+                terms.limits.sequences_max,
+                terms.hardware.kv_capacity_tokens,
+                prefill_limit(terms.capacity),
+            )
         )
         self._account = LoadAccount()
         self._window = UtilizationWindow(terms.capacity)
@@ -219,7 +224,17 @@ class Replica:
         model_id = self._terms.model_id
         tokens_in = self._ratios.estimate_tokens(model_id, flight.prompt_bytes, start=_BYTES_PER_TOKEN_START)
         tokens_out = self._lengths.estimate(tenant.id, model_id, max_tokens=flight.max_tokens)
-        offer = self._queue.offer(Ticket(flight.key, tenant.priority, tokens_in + tokens_out))
+        offer = self._queue.offer(
+            Ticket(
+                flight.key,
+                tenant.priority,
+                tokens_in + tokens_out,
+                tenant.id,
+                flight.weight,
+                cost.prefill_milli_mu,
+                cost.decode_milli_mu,
+            )
+        )
         if not offer.accepted:
             router.failed(flight, Reason.QUEUE_FULL)
             return
@@ -255,8 +270,7 @@ class Replica:
         self._plan()
 
     def _leave(self, key: str) -> None:
-        self._queue.leave(key)
-        self._account.end(key)
+        self._queue.leave(key, decode_milli_mu=self._account.end(key))
         self._admit()
 
     # --- the engine in virtual time
@@ -299,6 +313,8 @@ class Replica:
         flight.cached = cached
         flight.delivered = 1
         self._served(self._account.produce(key, 1))
+        self._queue.started(key)
+        self._admit()
         router.fleet.report(self.replica_id, self._measure(), self.state.value, self._loop.now_ns)
         router.first_token(flight)
 

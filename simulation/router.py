@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from data_plane.router.core import pricing
 from data_plane.router.core.accounts import Outcome
-from data_plane.router.core.batch_queue import BATCH_RESERVE_SHARE, BatchQueue, Ticket
+from data_plane.router.core.batch_queue import BATCH_RESERVE_SHARE, BatchQueue, Ticket, full
 from data_plane.router.core.demand import Demand
 from data_plane.router.core.fleet import Fleet, Link
 from data_plane.router.core.holds import BucketKey, Hold, Holds, Refused
@@ -45,8 +45,6 @@ BYTES_PER_TOKEN_START: Final = 4.0
 """What a model's configuration says before anything was learned; the platform's default."""
 
 _SWEEP_S: Final = 1.0
-# How often waiting batch requests are looked at; the product looks as often.
-_BATCH_LOOK_S: Final = 0.025
 _EXPIRY_LOOK_S: Final = 0.1
 # A stream that broke is opened again after this; then nobody listens at a dead replica's address.
 _RECONNECT_NS: Final = NS_PER_S // 10
@@ -106,7 +104,8 @@ class Router:
         self._deadlines = Expiry()
         self._patience = Expiry()
         self._tickets: dict[Ticket[Hold], Flight] = {}
-        self._batch_looks = False
+        self._places: dict[int, Ticket[Hold]] = {}  # by the flight's number
+        self._batch_look_ns = 0
         self._loop.after(random.uniform(0.0, _SWEEP_S), self._sweep)
         self._loop.after(random.uniform(0.0, _EXPIRY_LOOK_S), self._expire)
 
@@ -143,6 +142,9 @@ class Router:
             self._wait(flight, amount)
             return
         answer = self.holds.hold(tenant.bucket, amount, now_ns)
+        quota = self.holds.view(tenant.bucket, now_ns)
+        if isinstance(answer, Refused) or 2 * quota.level_milli_mu < quota.burst_milli_mu:
+            self.demand.short(tenant.bucket, now_ns)
         if isinstance(answer, Refused):
             self._end(flight, Outcome.REFUSED, answer.refusal.value, retry_after_s=answer.retry_after_s)
         else:
@@ -229,6 +231,7 @@ class Router:
     def _admitted(self, flight: Flight, hold: Hold) -> None:
         flight.hold = hold
         flight.covered_tokens = flight.price.output_tokens
+        flight.weight = self.holds.view(flight.tenant.bucket, self._loop.now_ns).quota_milli_mu_per_minute
         flight.tenant.book.admitted += 1
         flight.tenant.book.times["admitted", self._around.bucket_of()] += 1
         self._send(flight, None)
@@ -236,8 +239,7 @@ class Router:
     def _send(self, flight: Flight, failure: Reason | None) -> None:
         now_ns = self._loop.now_ns
         tenant = flight.tenant
-        subsets, default = self.subsets.get(tenant.model_id, ({}, ()))
-        replica_id = self._policy.choose(self.fleet, subsets.get(tenant.id) or default, flight, now_ns)
+        replica_id = self._policy.choose(self.fleet, self._subset(tenant.bucket), flight, now_ns)
         member = self.fleet.get(replica_id) if replica_id is not None else None
         if member is None or replica_id is None:
             self._give_up(flight, failure)
@@ -248,6 +250,11 @@ class Router:
         flight.dispatch = member.load.dispatch(cost.prefill_milli_mu, cost.decode_milli_mu, now_ns)
         flight.replica = self._around.replicas[replica_id]
         flight.replica.accept(flight, self)
+
+    def _subset(self, key: BucketKey) -> Sequence[str]:
+        tenant_id, model_id = key
+        subsets, default = self.subsets.get(model_id, ({}, ()))
+        return subsets.get(tenant_id) or default
 
     def _give_up(self, flight: Flight, failure: Reason | None) -> None:
         reason = reason_given_up(failure, delivered=bool(flight.delivered))
@@ -302,41 +309,58 @@ class Router:
 
     def _abandon(self, flight: Flight, outcome: Outcome, reason: str) -> None:
         """Ends a request from the client's side, wherever it is."""
-        for ticket in [ticket for ticket, waiting in self._tickets.items() if waiting is flight]:
+        ticket = self._places.get(flight.number)
+        if ticket is not None:
             self.batch.leave(ticket)
-            del self._tickets[ticket]
+            self._take_off(ticket)
         if flight.replica is not None:
             flight.replica.cancel(flight)
             flight.dispatch.load.ended(flight.dispatch)
         self._settle_delivered(flight)
         self._end(flight, outcome, reason)
 
-    # --- batch requests wait for quota
+    # --- batch requests wait for quota and for a replica
 
     def _wait(self, flight: Flight, amount_milli_mu: int) -> None:
+        tenant, now_ns = flight.tenant, self._loop.now_ns
         try:
-            ticket = self.batch.enter(flight.tenant.bucket, amount_milli_mu)
+            ticket = self.batch.enter(
+                tenant.bucket,
+                amount_milli_mu,
+                deadline_ns=flight.arrived_ns + tenant.deadline_ns,
+                bucket=self.holds.view(tenant.bucket, now_ns),
+                now_ns=now_ns,
+            )
         except QuotaExceededError as error:
             self._end(flight, Outcome.REFUSED, error.reason.value, retry_after_s=error.retry_after_s)
             return
-        self._tickets[ticket] = flight
-        if not self._batch_looks:
-            self._batch_looks = True
-            self._look_at_batch(None)
+        self._tickets[ticket], self._places[flight.number] = flight, ticket
+        if ticket.displaced is not None:
+            refusal = full(ticket.displaced.key)
+            turned_away = self._take_off(ticket.displaced)
+            self._end(turned_away, Outcome.REFUSED, refusal.reason.value, retry_after_s=refusal.retry_after_s)
+        self._look_at_batch(None)
+
+    def _take_off(self, ticket: Ticket[Hold]) -> Flight:
+        flight = self._tickets.pop(ticket)
+        del self._places[flight.number]
+        return flight
 
     def _look_at_batch(self, _: object) -> None:
         now_ns = self._loop.now_ns
 
-        def admit(key: BucketKey, amount_milli_mu: int) -> Hold | None:
-            answer = self.holds.hold(key, amount_milli_mu, now_ns, reserve_share=BATCH_RESERVE_SHARE)
-            return answer if isinstance(answer, Hold) else None
+        def take(key: BucketKey, amount_milli_mu: int) -> Hold | Refused | None:
+            if not self.fleet.serves(key[1], self._subset(key), now_ns):
+                return None
+            return self.holds.hold(key, amount_milli_mu, now_ns, reserve_share=BATCH_RESERVE_SHARE)
 
-        for ticket in self.batch.admit(admit):
+        for ticket in self.batch.admit(take, now_ns):
             assert ticket.granted is not None
-            self._admitted(self._tickets.pop(ticket), ticket.granted)
-        self._batch_looks = bool(self._tickets)
-        if self._batch_looks:
-            self._loop.after(_BATCH_LOOK_S, self._look_at_batch)
+            self._admitted(self._take_off(ticket), ticket.granted)
+        next_ns = self.batch.next_ns
+        if next_ns is not None and not now_ns < self._batch_look_ns <= next_ns:
+            self._batch_look_ns = next_ns
+            self._loop.at(next_ns, self._look_at_batch, None)
 
     # --- what it hears
 

@@ -11,8 +11,9 @@ from typing import Final, cast
 from common.clock import NS_PER_S, Clock
 from engines.agent.core.decoding import DecodeMeter, Sequence
 from engines.agent.core.load import Load, LoadAccount, UtilizationWindow
-from engines.agent.core.queue import AdmissionQueue, Priority, QueueLimits, Ticket
+from engines.agent.core.queue import AdmissionQueue, Priority, QueueLimits, Ticket, prefill_limit
 from engines.agent.job import Job, Refusal, prompt_bytes
+from engines.agent.metrics import Displacement
 from engines.agent.notices import Notices
 from engines.engine import Engine, EngineDescription, Finish, TokenBatch
 from fairlead.errors import FairleadError, InvalidArgumentError, QuotaExceededError, Reason, UnavailableError
@@ -60,6 +61,7 @@ class Dispatcher:
         clock: Monotonic time.
         changed: Told when the queue becomes empty or no longer is.
         engine_failed: Told when the engine failed a request.
+        displaced: Told when a waiting request had to leave a full queue for another.
 
     Attributes:
         meter: Follows how fast the engine decodes; the agent's own probes are left out.
@@ -75,6 +77,7 @@ class Dispatcher:
         clock: Clock,
         changed: Notices,
         engine_failed: Callable[[], None],
+        displaced: Callable[[Displacement], None] = lambda _why: None,
     ) -> None:
         self._engine = engine
         self._model_id = model_id
@@ -82,6 +85,8 @@ class Dispatcher:
         self._clock = clock
         self._changed = changed
         self._engine_failed = engine_failed
+        self._displaced = displaced
+        self._prefill_limit = prefill_limit(capacity)
         self._queue = AdmissionQueue(QueueLimits(queued_max, 1))
         self._account = LoadAccount()
         self.meter = DecodeMeter()
@@ -114,6 +119,10 @@ class Dispatcher:
         """
         return self._reading + self._queue.waiting if self._reading else 0
 
+    def waiting(self, priority: Priority) -> int:
+        """Requests of a class that wait for their turn."""
+        return self._queue.waiting_of(priority)
+
     async def idle(self) -> None:
         """Returns once nothing is in flight."""
         await self._idle.wait()
@@ -129,7 +138,12 @@ class Dispatcher:
     def resize(self, description: EngineDescription) -> None:
         """Takes what a freshly started engine says of itself."""
         self._queue.resize(
-            QueueLimits(self._queued_max, max(1, description.sequences_max), max(0, description.kv_capacity_tokens))
+            QueueLimits(
+                self._queued_max,
+                max(1, description.sequences_max),
+                max(0, description.kv_capacity_tokens),
+                self._prefill_limit,
+            )
         )
         self._admit()
 
@@ -183,6 +197,9 @@ class Dispatcher:
                     produced += batch.output_tokens
                     served = self._account.produce(run.ticket.request_id, batch.output_tokens)
                     self._utilization.add(served, run.answered_s)
+                    if produced and produced == batch.output_tokens:
+                        self._queue.started(run.ticket.request_id)
+                        self._admit()
                     if not probe:
                         self.meter.batch(run.sequence, batch.output_tokens, run.asked_s, run.answered_s)
                     if batch.finish is not None:
@@ -205,25 +222,38 @@ class Dispatcher:
         tokens_in = self._bytes_per_token.estimate_tokens(
             self._model_id, prompt_bytes(request.prompt), start=_BYTES_PER_TOKEN_START
         )
-        ticket = Ticket(name, Priority(request.priority), tokens_in + tokens_out)
-        offer = self._queue.offer(ticket)
-        if not offer.accepted:
-            raise _queue_full()
-        if offer.displaced is not None:
-            self._runs[offer.displaced.request_id].interrupt(_queue_full())
+        ticket = Ticket(
+            name,
+            Priority(request.priority),
+            tokens_in + tokens_out,
+            job.tenant_id,
+            job.weight,
+            max(0, job.prefill_milli_mu),
+            max(0, job.decode_milli_mu),
+        )
+        self._offer(ticket)
         run = _Run(job, ticket, self._now_s(), asyncio.get_running_loop().create_future(), Sequence(tokens_in))
         self._runs[name] = run
         self._idle.clear()
         self._account.queue(
             name,
-            prefill_milli_mu=job.prefill_milli_mu,
-            decode_milli_mu=job.decode_milli_mu,
+            prefill_milli_mu=ticket.prefill_milli_mu,
+            decode_milli_mu=ticket.decode_milli_mu,
             output_tokens=tokens_out,
         )
         self._admit()
         if self._queue.waiting == 1:
             self._changed.notify()
         return run
+
+    def _offer(self, ticket: Ticket) -> None:
+        offer = self._queue.offer(ticket)
+        if not offer.accepted:
+            raise _queue_full()
+        if offer.displaced is not None:
+            overtaken = offer.displaced.priority < ticket.priority
+            self._displaced(Displacement.HIGHER_CLASS if overtaken else Displacement.FAIR_SHARE)
+            self._runs[offer.displaced.request_id].interrupt(_queue_full())
 
     def _expected_output(self, job: Job) -> int:
         sampling = job.request.sampling
@@ -285,8 +315,7 @@ class Dispatcher:
         """Takes a run off every account; doing it again does nothing."""
         name = run.ticket.request_id
         if self._runs.pop(name, None) is not None:
-            self._queue.leave(name)
-            self._account.end(name)
+            self._queue.leave(name, decode_milli_mu=self._account.end(name))
             self._admit()
             if not self._runs:
                 self._idle.set()

@@ -35,6 +35,7 @@ class Job:
         tenant_id: Who pays; empty for the agent's own probes.
         prefill_milli_mu: The router's price of the prefill part, mMU.
         decode_milli_mu: The router's estimate of the decode part, mMU.
+        weight: The tenant's weight among those that wait here, its quota in mMU per minute; 0 counts as 1.
         on_admitted: Called when the request goes into the engine, with the seconds it waited.
     """
 
@@ -42,6 +43,7 @@ class Job:
     tenant_id: str = ""
     prefill_milli_mu: int = 0
     decode_milli_mu: int = 0
+    weight: int = 1
     on_admitted: Callable[[float], None] | None = None
 
 

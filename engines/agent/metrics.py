@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from engines.agent.core.queue import Priority
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 _TPOT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)
@@ -31,6 +34,15 @@ class ProbeResult(enum.StrEnum):
     FAILED = "failed"
 
 
+class Displacement(enum.StrEnum):
+    """Why a waiting request had to leave a full queue."""
+
+    HIGHER_CLASS = "higher_class"
+    """For a request of a higher class."""
+    FAIR_SHARE = "fair_share"
+    """For a tenant that had less waiting than its fair part, by the one that had most beyond its own."""
+
+
 class AgentMetrics:
     """What the agent counts.
 
@@ -45,6 +57,12 @@ class AgentMetrics:
         )
         self.received = Counter(
             "fairlead_agent_requests_received", "Requests received", ["priority"], registry=registry
+        )
+        self.displaced = Counter(
+            "fairlead_agent_requests_displaced",
+            "Waiting requests that had to leave a full queue, by why",
+            ["reason"],
+            registry=registry,
         )
         self.input_tokens = Counter("fairlead_agent_input_tokens", "Prompt tokens served", registry=registry)
         self.output_tokens = Counter("fairlead_agent_output_tokens", "Tokens generated", registry=registry)
@@ -70,6 +88,17 @@ class AgentMetrics:
         self.engine_restarts = Counter(
             "fairlead_agent_engine_restarts", "Engine restarts by cause", ["cause"], registry=registry
         )
+
+    def waiting(self, waiting_of: Callable[[Priority], int]) -> None:
+        """Registers the requests waiting by class, read at scrape."""
+        gauge = Gauge(
+            "fairlead_agent_waiting_requests",
+            "Requests waiting in the agent by class",
+            ["priority"],
+            registry=self._registry,
+        )
+        for priority in Priority:
+            gauge.labels(priority.name.lower()).set_function(functools.partial(waiting_of, priority))
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Registers a number that is read at scrape."""

@@ -82,6 +82,7 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
                 tenant_id=request.tenant_id,
                 prefill_milli_mu=request.prefill_milli_mu,
                 decode_milli_mu=request.decode_milli_mu,
+                weight=request.weight,
                 on_admitted=notes.admitted,
             )
             async with aclosing(self._dispatcher.run(job)) as stream:

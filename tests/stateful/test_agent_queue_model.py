@@ -11,41 +11,73 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engines.agent.core.load import LoadAccount
 from engines.agent.core.queue import AdmissionQueue, Priority, QueueLimits, Ticket
 
-QUEUED_MAX, SEQUENCES_MAX, KV = 5, 4, 100
+QUEUED_MAX, SEQUENCES_MAX, KV, PREFILL = 5, 4, 100, 600
+NS_PER_MINUTE = 60_000_000_000
 
 
 @dataclass
 class Known:
     ticket: Ticket
     arrival: int
-    prefill: int
-    decode: int
     length: int
     inside: bool = False
     produced: int = 0
 
-    @property
-    def order(self) -> tuple[int, int]:
-        return (-self.ticket.priority, self.arrival)
+
+class NaiveClass:
+    """One class: counters of every tenant there ever was, and who waits for room."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.counters: dict[str, int] = {}
+        self.weights: dict[str, int] = {}
+        self.pinned: str | None = None
+
+    def pay(self, ticket: Ticket, milli_mu: int) -> None:
+        self.counters[ticket.tenant_id] += milli_mu * NS_PER_MINUTE // max(1, ticket.weight)
 
 
 class AgentQueueModel(RuleBasedStateMachine):
-    """Proves: the line is (priority, arrival); slots, the kept slot, cache room and the queue's bound always hold; the
-    load is the exact sum over those present, zero when nobody is.
+    """Proves: classes overtake, tenants of a class go by virtual time and each tenant's requests as they came; who
+    waits for room is not overtaken; slots, the kept slot, cache room, prefill inside and the queue's bound always hold;
+    the load is the exact sum over those present, zero when nobody is.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue = AdmissionQueue(QueueLimits(QUEUED_MAX, SEQUENCES_MAX, KV))
+        self.queue = AdmissionQueue(QueueLimits(QUEUED_MAX, SEQUENCES_MAX, KV, PREFILL))
         self.account = LoadAccount()
         self.known: dict[str, Known] = {}
+        self.classes = {priority: NaiveClass() for priority in Priority}
         self.count = 0
 
-    def waiting(self) -> list[Known]:
-        return sorted((each for each in self.known.values() if not each.inside), key=lambda each: each.order)
+    def waiting(self, priority: Priority | None = None) -> list[Known]:
+        return sorted(
+            (
+                each
+                for each in self.known.values()
+                if not each.inside and (priority is None or each.ticket.priority is priority)
+            ),
+            key=lambda each: each.arrival,
+        )
 
     def inside(self) -> list[Known]:
         return [each for each in self.known.values() if each.inside]
+
+    def first_of_each_tenant(self, priority: Priority) -> dict[str, Known]:
+        firsts: dict[str, Known] = {}
+        for each in self.waiting(priority):
+            firsts.setdefault(each.ticket.tenant_id, each)
+        return firsts
+
+    def head(self) -> Known | None:
+        for priority in sorted(Priority, reverse=True):
+            counters, firsts = self.classes[priority].counters, self.first_of_each_tenant(priority)
+            if (pinned := self.classes[priority].pinned) is not None:
+                return self.known[pinned]
+            if firsts:
+                return min(firsts.values(), key=lambda each: (counters[each.ticket.tenant_id], each.arrival))
+        return None
 
     @rule(
         priority=st.sampled_from(Priority),
@@ -53,32 +85,67 @@ class AgentQueueModel(RuleBasedStateMachine):
         prefill=st.integers(0, 1000),
         decode=st.integers(0, 1000),
         length=st.integers(1, 20),
+        tenant=st.sampled_from("abc"),
+        weight=st.sampled_from((0, 1_000, 3_000)),
     )
-    def arrive_one(self, priority: Priority, kv: int, prefill: int, decode: int, length: int) -> None:
-        self.arrive(priority, kv, prefill, decode, length)
+    def arrive_one(
+        self, priority: Priority, kv: int, prefill: int, decode: int, length: int, tenant: str, weight: int
+    ) -> None:
+        self.count += 1
+        self.arrive(Ticket(f"r{self.count}", priority, kv, tenant, weight, prefill, decode), length)
 
-    @rule(count=st.integers(2, 6), priority=st.sampled_from((Priority.BATCH, Priority.INTERACTIVE)))
-    def arrive_together(self, count: int, priority: Priority) -> None:
+    @rule(
+        count=st.integers(2, 6),
+        priority=st.sampled_from((Priority.BATCH, Priority.INTERACTIVE)),
+        tenant=st.sampled_from("abc"),
+    )
+    def arrive_together(self, count: int, priority: Priority, tenant: str) -> None:
         for number in range(count):
-            self.arrive(priority, 5, number, number, 3)
+            self.count += 1
+            self.arrive(Ticket(f"r{self.count}", priority, 5, tenant, 1_000, 100 * number, number), 3)
         self.admit_all()
 
-    def arrive(self, priority: Priority, kv: int, prefill: int, decode: int, length: int) -> None:
-        self.count += 1
-        name = f"r{self.count}"
+    def arrive(self, ticket: Ticket, length: int) -> None:
         ordinary = [each for each in self.waiting() if each.ticket.priority is not Priority.SYSTEM]
-        offer = self.queue.offer(Ticket(name, priority, kv))
-        if offer.displaced is not None:
-            lower = [each for each in ordinary if each.ticket.priority < priority]
+        offer = self.queue.offer(ticket)
+        if offer.displaced is not None or not offer.accepted:
+            assert ticket.priority is not Priority.SYSTEM
             assert len(ordinary) >= QUEUED_MAX
-            assert offer.displaced == max(lower, key=lambda each: each.order).ticket
-            self.end(offer.displaced.request_id)
-        if not offer.accepted:
-            assert len(ordinary) >= QUEUED_MAX
-            assert all(each.ticket.priority >= priority for each in ordinary)
-            return
-        self.known[name] = Known(Ticket(name, priority, kv), self.count, prefill, decode, length)
-        self.account.queue(name, prefill_milli_mu=prefill, decode_milli_mu=decode, output_tokens=length)
+            victim = self.victim(ticket)
+            assert offer.displaced == (victim.ticket if victim is not None else None)
+            assert offer.accepted == (victim is not None)
+            if victim is None:
+                return
+            self.end(victim.ticket.request_id)
+        mine = self.classes[ticket.priority]
+        if ticket.tenant_id not in self.first_of_each_tenant(ticket.priority):
+            mine.counters[ticket.tenant_id] = max(mine.counters.get(ticket.tenant_id, mine.now), mine.now)
+        mine.weights[ticket.tenant_id] = max(1, ticket.weight)
+        self.known[ticket.request_id] = Known(ticket, self.count, length)
+        self.account.queue(
+            ticket.request_id,
+            prefill_milli_mu=ticket.prefill_milli_mu,
+            decode_milli_mu=ticket.decode_milli_mu,
+            output_tokens=length,
+        )
+
+    def victim(self, newcomer: Ticket) -> Known | None:
+        """Who has to leave, by the words of the documentation."""
+        lowest = Priority.BATCH if self.waiting(Priority.BATCH) else Priority.INTERACTIVE
+        line, weights = self.waiting(lowest), self.classes[lowest].weights
+        sizes = {tenant: sum(each.ticket.tenant_id == tenant for each in line) for tenant in "abc"}
+        last = {each.ticket.tenant_id: each for each in line}
+
+        def excess(tenant: str) -> int:
+            return (sizes[tenant] - 1) * NS_PER_MINUTE // weights[tenant]
+
+        chosen = max(last, key=lambda tenant: (excess(tenant), last[tenant].arrival))
+        if lowest < newcomer.priority:
+            return last[chosen]
+        if lowest > newcomer.priority:
+            return None
+        mine = sizes[newcomer.tenant_id] * NS_PER_MINUTE // max(1, newcomer.weight)
+        return last[chosen] if mine < excess(chosen) else None
 
     @rule()
     def admit(self) -> None:
@@ -86,21 +153,36 @@ class AgentQueueModel(RuleBasedStateMachine):
 
     def admit_all(self) -> None:
         for ticket in self.queue.admit():
-            assert ticket == self.waiting()[0].ticket, "somebody overtook"
-            self.known[ticket.request_id].inside = True
+            head = self.head()
+            assert head is not None
+            assert ticket == head.ticket, "somebody overtook"
+            assert self.takes(head)
+            assert self.has_room(head)
+            head.inside = True
+            mine = self.classes[ticket.priority]
+            mine.pinned = None
+            mine.now = max(mine.now, mine.counters[ticket.tenant_id])
+            mine.pay(ticket, ticket.prefill_milli_mu + ticket.decode_milli_mu)
             self.account.start(ticket.request_id)
-        if line := self.waiting():
-            assert not self.would_fit(line[0]), "the head of the line fits and was left outside"
+        if (head := self.head()) is not None:
+            assert not (self.takes(head) and self.has_room(head)), "the head of the line fits and was left outside"
+            if self.takes(head):
+                self.classes[head.ticket.priority].pinned = head.ticket.request_id
 
-    def would_fit(self, head: Known) -> bool:
+    def takes(self, head: Known) -> bool:
         inside = self.inside()
         if len(inside) >= SEQUENCES_MAX:
             return False
         if head.ticket.priority is Priority.SYSTEM:
             return True
         ordinary = [each for each in inside if each.ticket.priority is not Priority.SYSTEM]
-        room = not inside or sum(each.ticket.kv_tokens for each in inside) + head.ticket.kv_tokens <= KV
-        return len(ordinary) < SEQUENCES_MAX - 1 and room
+        prefill = sum(each.ticket.prefill_milli_mu for each in ordinary if not each.produced)
+        return len(ordinary) < SEQUENCES_MAX - 1 and prefill < PREFILL
+
+    def has_room(self, head: Known) -> bool:
+        inside = self.inside()
+        used = sum(each.ticket.kv_tokens for each in inside)
+        return head.ticket.priority is Priority.SYSTEM or not inside or used + head.ticket.kv_tokens <= KV
 
     @precondition(lambda self: self.inside())
     @rule(data=st.data(), tokens=st.integers(0, 8))
@@ -108,31 +190,46 @@ class AgentQueueModel(RuleBasedStateMachine):
         each = data.draw(st.sampled_from(self.inside()))
         each.produced += tokens
         assert self.account.produce(each.ticket.request_id, tokens) >= 0
+        if tokens:
+            self.queue.started(each.ticket.request_id)
 
     @precondition(lambda self: self.known)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.known)))
-        assert self.queue.leave(name)
-        self.end(name)
+        self.leave_one(data.draw(st.sampled_from(sorted(self.known))))
 
     @precondition(lambda self: self.inside())
     @rule()
     def all_inside_leave(self) -> None:
         for each in self.inside():
-            assert self.queue.leave(each.ticket.request_id)
-            self.end(each.ticket.request_id)
+            self.leave_one(each.ticket.request_id)
         self.admit_all()
 
-    def end(self, name: str) -> None:
-        self.account.end(name)
-        del self.known[name]
+    def leave_one(self, name: str) -> None:
+        each = self.known[name]
+        decode = each.ticket.decode_milli_mu * each.produced // each.length
+        assert self.queue.leave(name, decode_milli_mu=decode)
+        assert self.end(name) == decode
+
+    def end(self, name: str) -> int:
+        decode = self.account.end(name)
+        gone = self.known.pop(name)
+        mine = self.classes[gone.ticket.priority]
+        if gone.inside:
+            mine.pay(gone.ticket, decode - gone.ticket.decode_milli_mu)
+        if mine.pinned == name:
+            mine.pinned = None
+        if not any(each.ticket.priority is gone.ticket.priority for each in self.known.values()):
+            mine.now = max(mine.now, *mine.counters.values())
         assert not self.queue.leave(name)
+        return decode
 
     @invariant()
     def limits_hold(self) -> None:
         inside = self.inside()
         assert (self.queue.waiting, self.queue.inside) == (len(self.waiting()), len(inside))
+        for priority in Priority:
+            assert self.queue.waiting_of(priority) == len(self.waiting(priority))
         assert len(inside) <= SEQUENCES_MAX
         assert sum(each.ticket.priority is not Priority.SYSTEM for each in inside) <= SEQUENCES_MAX - 1
 
@@ -141,13 +238,15 @@ class AgentQueueModel(RuleBasedStateMachine):
         load = self.account.load()
         everybody, inside = self.known.values(), self.inside()
         left = [
-            each.decode * max(0, each.length - each.produced) // each.length
+            each.ticket.decode_milli_mu * max(0, each.length - each.produced) // each.length
             for each in inside
             if each.produced < each.length
         ]
         assert load.queued_requests == len(everybody) - len(inside)
         assert load.running_requests == len(inside)
-        assert load.pending_prefill_milli_mu == sum(each.prefill for each in everybody if not each.produced)
+        assert load.pending_prefill_milli_mu == sum(
+            each.ticket.prefill_milli_mu for each in everybody if not each.produced
+        )
         assert load.decode_milli_mu == sum(left)
 
 

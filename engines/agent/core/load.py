@@ -112,13 +112,19 @@ class LoadAccount:
             self._decode += left - decode * (expected - before) // expected
         return served
 
-    def end(self, request_id: str) -> None:
-        """A request ended, for whatever reason and wherever it was. Ending it again does nothing."""
+    def end(self, request_id: str) -> int:
+        """A request ended, for whatever reason and wherever it was. Ending it again does nothing.
+
+        Returns:
+            The decode work it did, mMU: its price per token times its tokens, also those beyond the estimate.
+        """
         share = self._shares.pop(request_id, None)
-        if share is not None:
-            self._pending_prefill -= share.prefill_pending
-            self._decode -= share.decode_left
-            self._running -= share.running
+        if share is None:
+            return 0
+        self._pending_prefill -= share.prefill_pending
+        self._decode -= share.decode_left
+        self._running -= share.running
+        return share.decode * share.produced // share.output_tokens
 
     def load(self) -> Load:
         """The load now."""

@@ -1,20 +1,35 @@
 """The priority queue in front of the engine, and who is let into the engine when.
 
 Engines that batch continuously take every request they are given, so waiting and overtaking must happen here: system
-before interactive before batch, first come first served inside a class. A request is let in when a sequence slot is
-free and its estimated tokens fit beside those of the requests inside. The head of the line is never overtaken for want
-of room, so a long prompt does not starve. One slot is kept for system requests (health probes): they get in although
-the engine is full.
+before interactive before batch; inside a class the tenants take turns by virtual time, each first come first served
+(`fair_line.py`). A request is let in when
 
-When the queue is full, a newcomer displaces the youngest waiting request of a lower class, and is refused where there
-is none. Example with room for two: batch b1, b2 wait; interactive i1 displaces b2; another batch b3 is refused.
+- a sequence slot is free; one is kept for system requests (health probes), which get in although the engine is full;
+- prefill inside, of requests that have no token yet, is below its limit. An engine computes prompts in the order they
+  came, so what is inside already is what nobody can overtake: a little keeps it busy, more only delays others. The
+  size of who comes next does not matter, so there always is one inside, and a long prompt waits no longer than a short;
+- its estimated tokens fit into the KV cache beside those of the requests inside. The head of a class that waits for
+  room is not overtaken by its class or a lower one until it is in, so a long prompt does not starve.
+
+When the queue is full, a newcomer displaces the youngest waiting request of a lower class; where there is none, that of
+its own class whose tenant is furthest above its fair part, if the newcomer's is below that; else it is refused. Example
+with room for two: batch b1, b2 of one tenant wait; interactive i1 displaces b2; batch c1 of another tenant is refused,
+because each tenant has one request here.
 """
 
 from __future__ import annotations
 
 import enum
-import heapq
 from dataclasses import dataclass
+from typing import Final
+
+from engines.agent.core.fair_line import FairLine
+from model_units.units import MilliModelUnitsPerMinute, served_in
+
+PREFILL_INSIDE_S: Final = 0.2
+"""Prefill without a token yet that is let into an engine, in seconds of the replica's capacity. Less leaves the engine
+idle between steps, more delays other tenants. A saturated simulated H100 with prompts of 3,000 tokens serves 0.9 % less
+than without a limit at 0.2 s, 1.3 % at 0.15 s and 2.5 % at 0.1 s."""
 
 
 class Priority(enum.IntEnum):
@@ -34,11 +49,14 @@ class QueueLimits:
         sequences_max: Most requests inside the engine, 1 or more; the last slot is for system requests where there
             are two or more.
         kv_capacity_tokens: KV cache of the engine; 0 where it does not tell, which turns this limit off.
+        prefill_milli_mu: Nobody is let in while batch and interactive requests inside that have no token yet cost this
+            much prefill or more, mMU; 0 turns this limit off.
     """
 
     queued_max: int
     sequences_max: int
     kv_capacity_tokens: int = 0
+    prefill_milli_mu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +67,24 @@ class Ticket:
         request_id: Unique among the requests here.
         priority: Its class.
         kv_tokens: Estimated prompt and output tokens, 0 or more.
+        tenant_id: Whose; empty for the agent's own.
+        weight: The tenant's weight, its quota in mMU per minute; less than 1 counts as 1.
+        prefill_milli_mu: Price of its prefill, 0 or more.
+        decode_milli_mu: Estimated price of its decoding, 0 or more.
     """
 
     request_id: str
     priority: Priority
     kv_tokens: int
+    tenant_id: str = ""
+    weight: int = 1
+    prefill_milli_mu: int = 0
+    decode_milli_mu: int = 0
+
+    @property
+    def milli_mu(self) -> int:
+        """Estimated price."""
+        return self.prefill_milli_mu + self.decode_milli_mu
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +100,11 @@ class Offer:
     displaced: Ticket | None = None
 
 
+def prefill_limit(capacity: MilliModelUnitsPerMinute) -> int:
+    """The prefill that is let into an engine of this capacity, mMU, 1 or more."""
+    return max(1, round(served_in(capacity, PREFILL_INSIDE_S)))
+
+
 class AdmissionQueue:
     """Who waits and who is inside.
 
@@ -79,12 +115,13 @@ class AdmissionQueue:
     def __init__(self, limits: QueueLimits) -> None:
         self._limits = limits
         self._arrivals = 0
-        self._waiting: dict[str, tuple[tuple[int, int], Ticket]] = {}
-        self._order: list[tuple[tuple[int, int], str]] = []  # heap; entries of those who left are dropped when met
+        self._waiting: dict[str, Ticket] = {}
+        self._lines = {priority: FairLine() for priority in sorted(Priority, reverse=True)}
         self._inside: dict[str, Ticket] = {}
         self._kv_inside = 0
-        self._system_waiting = 0
         self._system_inside = 0
+        self._prefilling: dict[str, int] = {}
+        self._prefill_inside = 0
 
     @property
     def waiting(self) -> int:
@@ -95,6 +132,10 @@ class AdmissionQueue:
     def inside(self) -> int:
         """Requests inside the engine."""
         return len(self._inside)
+
+    def waiting_of(self, priority: Priority) -> int:
+        """Requests of a class that wait."""
+        return len(self._lines[priority])
 
     def resize(self, limits: QueueLimits) -> None:
         """Takes new limits, after a (re)start of the engine; who is inside or waits stays."""
@@ -113,75 +154,100 @@ class AdmissionQueue:
             raise ValueError(f"request {ticket.request_id!r} is already here")
         displaced = None
         if ticket.priority is not Priority.SYSTEM and self._full():
-            displaced = self._youngest_below(ticket.priority)
+            displaced = self._gives_way_to(ticket)
             if displaced is None:
                 return Offer(accepted=False)
             self.leave(displaced.request_id)
         self._arrivals += 1
-        order = (-ticket.priority, self._arrivals)
-        self._waiting[ticket.request_id] = (order, ticket)
-        self._system_waiting += ticket.priority is Priority.SYSTEM
-        heapq.heappush(self._order, (order, ticket.request_id))
+        self._waiting[ticket.request_id] = ticket
+        self._lines[ticket.priority].join(ticket, self._arrivals)
         return Offer(accepted=True, displaced=displaced)
 
     def admit(self) -> tuple[Ticket, ...]:
         """Lets in everybody who fits now, in order."""
         admitted = []
         while (ticket := self._head()) is not None and self._fits(ticket):
-            heapq.heappop(self._order)
+            line = self._lines[ticket.priority]
+            if not self._has_room(ticket):
+                line.pin(ticket)
+                break
+            line.serve(ticket)
             del self._waiting[ticket.request_id]
-            self._system_waiting -= ticket.priority is Priority.SYSTEM
             self._inside[ticket.request_id] = ticket
-            self._system_inside += ticket.priority is Priority.SYSTEM
             self._kv_inside += ticket.kv_tokens
+            if ticket.priority is Priority.SYSTEM:
+                self._system_inside += 1
+            else:
+                self._prefilling[ticket.request_id] = ticket.prefill_milli_mu
+                self._prefill_inside += ticket.prefill_milli_mu
             admitted.append(ticket)
         return tuple(admitted)
 
-    def leave(self, request_id: str) -> bool:
-        """Ends a request, wherever it is and however it ended; False when it is not here."""
-        if request_id in self._waiting:
-            _, ticket = self._waiting.pop(request_id)
-            self._system_waiting -= ticket.priority is Priority.SYSTEM
-            if len(self._order) > 2 * len(self._waiting) + 16:
-                self._order = [(order, name) for name, (order, _) in self._waiting.items()]
-                heapq.heapify(self._order)
+    def started(self, request_id: str) -> None:
+        """A request inside has its first token; others may fit now. Saying it again does nothing."""
+        self._prefill_inside -= self._prefilling.pop(request_id, 0)
+
+    def leave(self, request_id: str, *, decode_milli_mu: int = 0) -> bool:
+        """Ends a request, wherever it is and however it ended; False when it is not here.
+
+        Args:
+            request_id: Which.
+            decode_milli_mu: Decode work it did inside, mMU: the difference to its estimate is put right. Its prefill
+                stays charged, for nobody knows how much of it was computed.
+        """
+        ticket = self._waiting.pop(request_id, None)
+        if ticket is not None:
+            self._lines[ticket.priority].leave(ticket)
             return True
         inside = self._inside.pop(request_id, None)
         if inside is None:
             return False
+        self.started(request_id)
+        self._lines[inside.priority].end(inside, decode_milli_mu)
         self._kv_inside -= inside.kv_tokens
         self._system_inside -= inside.priority is Priority.SYSTEM
         return True
 
     def _full(self) -> bool:
         """Whether one more would have to wait behind a full queue; who can go in at once does not count as waiting."""
-        ordinary = len(self._waiting) - self._system_waiting
-        return ordinary >= self._limits.queued_max and not (ordinary == 0 and self._ordinary_slots_free() > 0)
+        ordinary = len(self._waiting) - len(self._lines[Priority.SYSTEM])
+        return ordinary >= self._limits.queued_max and not (ordinary == 0 and self._takes_ordinary())
 
-    def _ordinary_slots_free(self) -> int:
+    def _takes_ordinary(self) -> bool:
+        """Whether the engine takes one more batch or interactive request, of whatever size."""
         kept = 1 if self._limits.sequences_max > 1 else 0
-        return self._limits.sequences_max - kept - (len(self._inside) - self._system_inside)
+        ordinary = len(self._inside) - self._system_inside
+        limit = self._limits.prefill_milli_mu
+        return ordinary < self._limits.sequences_max - kept and (limit == 0 or self._prefill_inside < limit)
 
-    def _youngest_below(self, priority: Priority) -> Ticket | None:
-        candidates = [entry for entry in self._waiting.values() if entry[1].priority < priority]
-        return max(candidates, key=lambda entry: entry[0])[1] if candidates else None
+    def _gives_way_to(self, newcomer: Ticket) -> Ticket | None:
+        """Who leaves a full queue for a newcomer."""
+        for priority in (Priority.BATCH, Priority.INTERACTIVE):
+            line = self._lines[priority]
+            crowded = line.most_crowded()
+            if crowded is not None:
+                gives_way = priority < newcomer.priority or (
+                    priority is newcomer.priority and line.gives_way(crowded, newcomer)
+                )
+                return crowded if gives_way else None
+        return None
 
     def _head(self) -> Ticket | None:
-        while self._order:
-            order, request_id = self._order[0]
-            entry = self._waiting.get(request_id)
-            if entry is not None and entry[0] == order:
-                return entry[1]
-            heapq.heappop(self._order)
+        for line in self._lines.values():
+            if line:
+                return line.head()
         return None
 
     def _fits(self, ticket: Ticket) -> bool:
+        """Whether the engine takes one more of this class, of whatever size."""
         if len(self._inside) >= self._limits.sequences_max:
             return False
+        return ticket.priority is Priority.SYSTEM or self._takes_ordinary()
+
+    def _has_room(self, ticket: Ticket) -> bool:
+        """Whether its tokens fit into the cache."""
         if ticket.priority is Priority.SYSTEM:
             return True
-        if self._ordinary_slots_free() <= 0:
-            return False
         capacity = self._limits.kv_capacity_tokens
         # Who is alone is let in whatever its size: the engine itself says whether it can take it.
         return capacity == 0 or not self._inside or self._kv_inside + ticket.kv_tokens <= capacity

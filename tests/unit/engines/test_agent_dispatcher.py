@@ -8,8 +8,10 @@ import pytest
 
 from common.clock import FakeClock
 from engines.agent.core.load import Load
+from engines.agent.core.queue import Priority
 from engines.agent.dispatcher import Dispatcher
 from engines.agent.job import Job, Refusal
+from engines.agent.metrics import Displacement
 from engines.agent.notices import Notices
 from engines.agent.probe import probe
 from engines.engine import EngineRequest, Prompt, Sampling, TokenBatch
@@ -286,3 +288,46 @@ async def test_the_meter_follows_tenants_and_not_probes() -> None:
     assert sums.busy_s == pytest.approx(0.04)
     exact = cost(profile, input_tokens=3, output_tokens=4)
     assert to_replica_seconds(exact.total_milli_mu) == pytest.approx(sums.work_s, abs=2 * 60 / 100_000)
+
+
+async def test_tenants_take_turns_at_the_engine() -> None:
+    """Proves that tenant, weight and price reach the queue: a second tenant's request goes in before the rest of a
+    burst, prompts wait for first tokens and not for whole answers, and who is displaced is counted."""
+    displaced: list[Displacement] = []
+    engine = FakeEngine(20, 100_000)
+    dispatcher = Dispatcher(
+        engine,
+        model_id="m",
+        queued_max=3,
+        capacity=MilliModelUnitsPerMinute(60_000),
+        clock=FakeClock(),
+        changed=Notices(),
+        engine_failed=lambda: None,
+        displaced=displaced.append,
+    )
+    dispatcher.resize(await engine.start())
+    dispatcher.open()
+
+    async def read(name: str, tenant: str) -> None:
+        request = EngineRequest(name, Prompt("hi"), Sampling(3, ignore_end_token=True), 2)
+        async with aclosing(dispatcher.run(Job(request, tenant, 300, 20, weight=30_000))) as stream:
+            async for _ in stream:
+                pass
+
+    def inside() -> list[str]:
+        return [name.partition("#")[0] for name in engine.inside]
+
+    tasks = [asyncio.create_task(read(f"loud{number}", "loud")) for number in range(4)]
+    await eventually(lambda: inside() == ["loud0"])
+    assert dispatcher.waiting(Priority.INTERACTIVE) == 3
+    tasks.append(asyncio.create_task(read("quiet", "quiet")))
+    with pytest.raises(QuotaExceededError):
+        await tasks[3]
+    assert displaced == [Displacement.FAIR_SHARE]
+    engine.give()
+    await eventually(lambda: inside() == ["loud0", "quiet"])
+    for _ in range(20):
+        engine.give()
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert dispatcher.load() == NOTHING

@@ -114,3 +114,103 @@ def test_one_id_is_here_once() -> None:
     for name in ("a", "b"):
         with pytest.raises(ValueError, match="already here"):
             queue.offer(ticket(name))
+
+
+def of(tenant: str, name: str, priority: Priority = INTERACTIVE, *, weight: int = 60_000, prefill: int = 100) -> Ticket:
+    return Ticket(name, priority, 10, tenant, weight, prefill, 0)
+
+
+def test_tenants_take_turns_whatever_one_of_them_sends() -> None:
+    """Proves that the second tenant's first request goes in second although a hundred came before it."""
+    queue = queue_of(*(of("loud", f"l{number}") for number in range(100)), of("quiet", "q1"), of("quiet", "q2"))
+    queue.resize(QueueLimits(100, 7))
+    assert names(queue.admit()) == ["l0", "q1", "l1", "q2", "l2", "l3"]
+
+
+def test_weights_decide_the_turns() -> None:
+    """Proves that a tenant with three times the quota gets in three times as often."""
+    queue = queue_of(
+        *(of("small", f"s{number}", weight=10_000) for number in range(9)),
+        *(of("large", f"l{number}", weight=30_000) for number in range(9)),
+    )
+    queue.resize(QueueLimits(100, 9))
+    assert [name[0] for name in names(queue.admit())].count("l") == 6
+
+
+def test_a_class_still_overtakes_whatever_the_tenants_had() -> None:
+    """Proves that fairness is inside a class: interactive of the busiest tenant goes before anybody's batch."""
+    queue = queue_of(of("quiet", "b1", BATCH), *(of("loud", f"i{number}") for number in range(3)), sequences_max=5)
+    assert names(queue.admit()) == ["i0", "i1", "i2", "b1"]
+
+
+def test_prefill_inside_is_limited_and_never_zero() -> None:
+    """Proves that requests wait outside while enough prefill is inside, that there always is one whatever its size,
+    that a first token makes room, and that a probe does not wait."""
+    queue = AdmissionQueue(QueueLimits(100, 9, 0, prefill_milli_mu=250))
+    for name, prefill in (("huge", 10_000), ("b", 100), ("c", 100), ("d", 100), ("e", 100)):
+        assert queue.offer(of("t", name, prefill=prefill)).accepted
+    assert names(queue.admit()) == ["huge"]
+    queue.offer(of("", "probe", SYSTEM))
+    assert names(queue.admit()) == ["probe"]
+    assert queue.admit() == ()
+    queue.started("huge")
+    assert names(queue.admit()) == ["b", "c", "d"]
+    queue.started("b")
+    queue.started("b")
+    assert names(queue.admit()) == ["e"]
+    for name in ("huge", "b", "c", "d", "e", "probe"):
+        assert queue.leave(name)
+    assert queue.offer(of("t", "next")).accepted
+    assert names(queue.admit()) == ["next"]
+
+
+def test_who_ended_without_a_token_makes_room() -> None:
+    """Proves that a cancelled prompt does not hold others up for ever."""
+    queue = AdmissionQueue(QueueLimits(100, 9, 0, prefill_milli_mu=250))
+    queue.offer(of("t", "a", prefill=300))
+    queue.offer(of("t", "b", prefill=300))
+    assert names(queue.admit()) == ["a"]
+    queue.leave("a")
+    assert names(queue.admit()) == ["b"]
+
+
+def test_who_waits_for_room_is_not_overtaken_by_newcomers() -> None:
+    """Proves that a long prompt at the head keeps its place although tenants come that are further behind."""
+    queue = queue_of(ticket("inside", kv_tokens=60), sequences_max=9, kv=100)
+    queue.admit()
+    queue.offer(Ticket("long", INTERACTIVE, 80, "a", 1_000, 1_000, 0))
+    assert queue.admit() == ()
+    queue.offer(Ticket("short", INTERACTIVE, 10, "b", 1_000, 10, 0))
+    queue.offer(Ticket("nightly", BATCH, 10, "b", 1_000, 10, 0))
+    assert queue.admit() == ()
+    queue.leave("inside")
+    assert names(queue.admit()) == ["long", "short", "nightly"]
+
+
+def test_an_aggressor_does_not_push_others_out_of_the_queue() -> None:
+    """Proves that a full queue takes from the tenant furthest above its fair part, and that nobody displaces back."""
+    queue = queue_of(ticket("running", kv_tokens=0), queued_max=6, sequences_max=2)
+    queue.admit()
+    for number in range(6):
+        assert queue.offer(of("loud", f"l{number}")).accepted
+    assert queue.offer(of("loud", "l6")) == Offer(accepted=False)
+    for number, gone in enumerate(("l5", "l4", "l3")):
+        assert queue.offer(of("quiet", f"q{number}")) == Offer(accepted=True, displaced=of("loud", gone))
+    assert queue.offer(of("quiet", "q3")) == Offer(accepted=False)
+    assert queue.offer(of("loud", "l7")) == Offer(accepted=False)
+    assert queue.offer(of("third", "t0", weight=1)).accepted, "everybody may have one"
+
+
+def test_a_long_queue_of_many_tenants_costs_logarithmically() -> None:
+    """Proves that a full queue with hundreds of tenants and thousands of requests works through them in turns, with a
+    state that does not outgrow them."""
+    queue = AdmissionQueue(QueueLimits(4_000, 2))
+    for number in range(8_000):
+        queue.offer(of(f"t{number % 400}", f"r{number}"))
+    assert queue.waiting == 4_000
+    seen: list[str] = []
+    while queue.waiting:
+        (admitted,) = queue.admit()
+        seen.append(admitted.tenant_id)
+        queue.leave(admitted.request_id)
+    assert all(len(set(seen[start : start + 400])) == 400 for start in range(0, 4_000, 400))
