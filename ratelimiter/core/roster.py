@@ -67,6 +67,8 @@ class Roster:
         if self._live is None:
             live = [session for session in self._sessions.values() if not session.retired]
             self._live = sorted(live, key=lambda session: session.router_id)
+            for position, session in enumerate(self._live):
+                session.position = position
         return self._live
 
     def enter(self, router_id: str, incarnation_id: str) -> tuple[Session, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from common.clock import MonotonicNs
@@ -136,6 +136,8 @@ class Session:
         expires_ns: When everything it was given so far has ended; renewed by every report.
         wants: As last reported.
         shelves: Its tables by shard.
+        next_shard: Where the next report's turn begins, where one report could not look at all of them; else None.
+        position: Where it stands among the live sessions, which the roster keeps in order.
     """
 
     def __init__(self, router_id: str, incarnation_id: str, holdings: Holdings) -> None:
@@ -147,6 +149,8 @@ class Session:
         self.expires_ns = MonotonicNs(0)
         self.wants: Mapping[Workload, Want] = {}
         self.shelves: dict[int, Shelf] = {}
+        self.next_shard: int | None = None
+        self.position = 0
         self._holdings = holdings
         self._noted: dict[Workload, int] = {}
         self._none_ends_before_ns = _NEVER
@@ -158,9 +162,10 @@ class Session:
             shelf = self.shelves[shard] = Shelf(self._holdings)
         return shelf
 
-    def tables(self) -> Iterator[Table]:
-        """The newest table of every shard that this leader issued."""
-        return (shelf.table for _, shelf in sorted(self.shelves.items()) if shelf.table is not None)
+    def shards_in_turn(self) -> list[int]:
+        """Its shards, beginning with `next_shard`, which is None afterwards."""
+        first, self.next_shard = self.next_shard or 0, None
+        return sorted(self.shelves, key=lambda shard: (shard < first, shard))
 
     @property
     def holds_something(self) -> bool:

@@ -245,6 +245,23 @@ def test_only_the_shard_that_changes_is_made_anew() -> None:
     assert len(second.renewed) == SHARDS - 1
 
 
+def test_very_many_workloads_are_spread_over_some_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that one report looks at a bounded number of workloads, and that a few of them have all tables."""
+    monkeypatch.setattr("ratelimiter.core.lease._LOOKED_AT_MAX", 100)
+    limiter = Limiter(7, Terms(LEASE_S * NS_PER_S, burst_window_s=30))
+    quotas = {Workload("m", f"t{number}"): Quota(Rate(QUOTA), Rate(QUOTA)) for number in range(500)}
+    limiter.set_quotas(quotas)
+    applied: dict[int, Version] = {}
+    for number in range(1, 8):
+        answer = limiter.report(Report("a", "1", number, applied, {}), at(number))
+        assert sum(len(table.leases) for table in answer.tables) <= 120
+        applied |= {table.shard: table.version for table in answer.tables}
+    assert len(applied) == SHARDS
+    limiter.set_quotas({workload: Quota(Rate(QUOTA // 2), Rate(0)) for workload in quotas})
+    answer = limiter.report(Report("a", "1", 8, applied, {}), at(8))
+    assert len(answer.tables) + len(answer.renewed) < SHARDS, "what may be too much now is not renewed unseen"
+
+
 def test_nobody_is_left_with_nothing_while_a_quota_shrinks() -> None:
     """Proves that routers keep their parts of a smaller quota at once, each out of what it holds already."""
     limiter = new_limiter()
