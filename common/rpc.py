@@ -173,6 +173,7 @@ class GrpcServer:
         config: Where to listen.
         telemetry: Joins traces.
         reuse_port: Lets several processes of one host share the port.
+        own_port: Listens on a free port as well, which no other process shares.
         interceptors: Further interceptors, run inside the error interceptor: what they raise is translated too.
         message_bytes_max: Largest request that is taken.
     """
@@ -183,6 +184,7 @@ class GrpcServer:
         telemetry: Telemetry,
         *,
         reuse_port: bool = False,
+        own_port: bool = False,
         interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
         message_bytes_max: int = MESSAGE_BYTES_MAX,
     ) -> None:
@@ -193,7 +195,10 @@ class GrpcServer:
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._names: list[str] = [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        self._own_port = own_port
         self.address = ""
+        self.own_address = ""
+        """host:port that reaches this very process, once it listens; `address` may be shared."""
 
     def add(self, add_to_server: Callable[[Any, Any], None], servicer: object, name: str) -> None:
         """Registers a service.
@@ -221,10 +226,12 @@ class GrpcServer:
             port = self._server.add_insecure_port(target)
         except RuntimeError as error:
             raise InvalidArgumentError(f"cannot listen on {target}: is the port taken? Set grpc_port") from error
+        own_port = self._server.add_insecure_port(f"{self._config.bind_host}:0") if self._own_port else port
         await self._server.start()
         for name in ("", *self._names):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self.address = f"{self._config.reachable_host}:{port}"
+        self.own_address = f"{self._config.reachable_host}:{own_port}"
         return self.address
 
     async def set_serving(self, serving: bool) -> None:

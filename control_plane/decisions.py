@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from common.decisions import Collected, collect_decisions
+from common.decisions import Collected, collect_decisions, nothing_remembered
 from control_plane.core import check
 from fairlead.admin.v1 import admin_pb2
-from fairlead.errors import FairleadError, InvalidArgumentError, NotFoundError, Reason, UnavailableError
+from fairlead.errors import FairleadError, InvalidArgumentError, Reason, UnavailableError
 from fairlead.inference.v1 import decision_pb2, decision_pb2_grpc
 
 
@@ -46,13 +46,10 @@ class DecisionService(decision_pb2_grpc.DecisionServiceServicer):
 
 
 def _nothing(request_id: str, found: Collected, asked: int) -> FairleadError:
-    silent = ", ".join(found.silent_router_ids)
     if len(found.silent_router_ids) == asked:
         return UnavailableError(
-            f"no router could be asked about {request_id} ({silent}): see that they run, and that they were started "
-            "with the same key_pepper_file as the control plane",
+            f"no router could be asked about {request_id} ({', '.join(found.silent_router_ids)}): see that they run, "
+            "and that they were started with the same key_pepper_file as the control plane",
             reason=Reason.NOT_READY,
         )
-    missing = f"; {silent} could not be asked and may know it" if silent else ""
-    memory = found.memory or f"no router remembers the request {request_id}"
-    return NotFoundError(f"{memory}{missing}", metadata={"silent_router_ids": silent} if silent else {})
+    return nothing_remembered(request_id, asked, found)

@@ -178,14 +178,19 @@ class Explanation:
 
 
 def explanation_from(messages: Iterable[decision_pb2.Decision], silent_routers: Iterable[str]) -> Explanation:
-    """Translates what routers answered, and puts the newest first.
+    """Translates what routers answered, each decision once, and puts the newest first.
 
     Args:
         messages: Decisions of any number of routers, one or more.
         silent_routers: Routers that did not answer.
     """
-    decisions = sorted(map(_decision, messages), key=lambda decision: decision.arrive_time, reverse=True)
-    return Explanation(tuple(decisions), tuple(silent_routers))
+    # Routers that were asked themselves and through each other tell the same twice.
+    each = {
+        (decision.router_id, decision.tenant_id, decision.arrive_time): decision
+        for decision in map(_decision, messages)
+    }
+    newest_first = sorted(each.values(), key=lambda decision: decision.arrive_time, reverse=True)
+    return Explanation(tuple(newest_first), tuple(dict.fromkeys(silent_routers)))
 
 
 def _decision(message: decision_pb2.Decision) -> Decision:

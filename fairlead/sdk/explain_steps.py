@@ -39,6 +39,7 @@ def explain(
     timeout_s = min(deadline_s or ROUTER_TIMEOUT_S, ROUTER_TIMEOUT_S)
     decisions: list[decision_pb2.Decision] = []
     silent: dict[str, FairleadError] = {}
+    unheard: list[str] = []
     nothing: NotFoundError | None = None
     for address in addresses:
         try:
@@ -51,8 +52,9 @@ def explain(
             if not isinstance(answer, decision_pb2.GetDecisionResponse):
                 raise TypeError(f"the transport answered GetDecision with {type(answer).__name__}")
             decisions += answer.decisions
+            unheard += answer.silent_router_ids
     if decisions:
-        return explanation_from(decisions, silent)
+        return explanation_from(decisions, [*silent, *unheard])
     if nothing is not None:
         missing = f"; {', '.join(silent)} could not be asked and may know it" if silent else ""
         raise NotFoundError(f"{nothing.message}{missing}", reason=nothing.reason, metadata=nothing.metadata)

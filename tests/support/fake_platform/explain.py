@@ -22,7 +22,8 @@ async def found(
         if decision.request_id == request.request_id and tenant_id in ("", decision.tenant_id)
     ]
     if not matching:
-        await abort(context, NotFoundError(f"{request.request_id} is not among the newest 4,096 requests"))
+        metadata = {"decisions_kept_max": "4096"}
+        await abort(context, NotFoundError(f"{request.request_id} is not among the newest requests", metadata=metadata))
     matching.sort(key=lambda decision: decision.arrive_time.ToNanoseconds(), reverse=True)
     return decision_pb2.GetDecisionResponse(decisions=matching)
 

@@ -15,6 +15,7 @@ from common.rpc import GrpcServer, channel
 from common.telemetry import Telemetry
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
 from fairlead.errors import InternalError, InvalidArgumentError, Reason, UnavailableError, from_rpc_error
+from tests.support.ports import free_port
 
 NAME = "fairlead.engine.v1.EngineService"
 
@@ -94,3 +95,36 @@ async def test_a_taken_port_is_named(server: GrpcServer) -> None:
     second = GrpcServer(config, Telemetry("test", config))
     with pytest.raises(InvalidArgumentError, match=str(port)):
         await second.start()
+
+
+class Named(engine_pb2_grpc.EngineServiceServicer):
+    """Says in its errors which process it is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    async def Drain(self, request: engine_pb2.DrainRequest, context: Any) -> engine_pb2.DrainResponse:
+        raise InvalidArgumentError(self._name)
+
+
+async def test_each_of_several_on_one_port_has_a_port_of_its_own() -> None:
+    """Processes that share a port can be told apart: a call to an own address reaches that very one."""
+    port = free_port()
+    config = CommonConfig(grpc_port=port)
+    servers = {}
+    for name in ("first", "second"):
+        servers[name] = GrpcServer(config, Telemetry("test", config), reuse_port=True, own_port=True)
+        servers[name].add(engine_pb2_grpc.add_EngineServiceServicer_to_server, Named(name), NAME)
+        assert await servers[name].start() == f"127.0.0.1:{port}"
+    for name, running in servers.items():
+        async with channel(running.own_address) as link:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await engine_pb2_grpc.EngineServiceStub(link).Drain(engine_pb2.DrainRequest(), timeout=5.0)
+        assert caught.value.details() == name
+    for running in servers.values():
+        await running.drain_and_stop(0)
+
+
+async def test_a_port_nobody_shares_is_its_own(server: GrpcServer) -> None:
+    """Without a second port both addresses are the same."""
+    assert server.own_address == server.address

@@ -77,6 +77,12 @@ def test_nobody_remembering_is_not_nobody_answering() -> None:
         client(Routers(*(UnauthenticatedError("this key is unknown") for _ in range(3)))).explain("q")
 
 
+def test_what_two_routers_tell_is_told_once() -> None:
+    """Routers ask each other too: the same decision from two of them is one."""
+    explanation = client(Routers(refused("q"), refused("q"), completed("q", arrive_s=200))).explain("q")
+    assert [decision.outcome for decision in explanation.decisions] == [Outcome.REFUSED, Outcome.COMPLETED]
+
+
 def test_an_empty_id_is_refused_before_anything_is_sent() -> None:
     """The mistake is named."""
     routers = Routers()
