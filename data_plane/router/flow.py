@@ -35,6 +35,7 @@ from data_plane.router.core.demand import Demand
 from data_plane.router.core.holds import Hold, Holds
 from data_plane.router.core.idempotency import IdempotencyWindow
 from data_plane.router.core.pricing import Pricing
+from data_plane.router.core.usage import Counts
 from data_plane.router.core.validate import is_request_id
 from data_plane.router.exchange import Call, Delta, Event, Finished, Receipt
 from data_plane.router.usage_desk import UsageDesk
@@ -336,7 +337,7 @@ class Exchange:
         self._flow.attempts.settled(order.model.model_id, total, now_ns)
         receipt.usage = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens)
         receipt.cost = cost
-        books.usage.settled(order.bucket, receipt.usage, cost)
+        books.usage.settled(order.bucket, Counts(1, *receipt.usage, cost.prefill_milli_mu, cost.decode_milli_mu))
         receipt.quota = books.holds.view(order.bucket, now_ns)
         return pb.Cost(
             estimated_milli_mu=receipt.estimated_milli_mu,

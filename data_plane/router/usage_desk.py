@@ -6,7 +6,6 @@ from common.clock import Clock
 from data_plane.router.core.holds import BucketKey
 from data_plane.router.core.usage import Counts, UsageBook
 from data_plane.router.usage_journal import UsageJournal
-from model_units.cost import Cost
 
 
 class UsageDesk:
@@ -26,16 +25,14 @@ class UsageDesk:
         self.journal = journal
         self._clock = clock
 
-    def settled(self, bucket: BucketKey, usage: tuple[int, int, int], cost: Cost) -> None:
+    def settled(self, bucket: BucketKey, counts: Counts) -> None:
         """Counts one settlement. Never raises.
 
         Args:
             bucket: Who pays for what.
-            usage: Input, cached input and output tokens.
-            cost: What was charged.
+            counts: Of this one request.
         """
         hour = self.book.hour_of(self._clock.wall_ns())
-        counts = Counts(1, *usage, cost.prefill_milli_mu, cost.decode_milli_mu)
         if self.journal is not None:
             self.journal.append(hour, *bucket, counts)
         self.book.add(hour, *bucket, counts, self._clock.monotonic_ns())
