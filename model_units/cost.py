@@ -63,15 +63,12 @@ class Cost(NamedTuple):
     Attributes:
         prefill_milli_mu: Reading the prompt, mMU, 0 or more.
         decode_milli_mu: Producing the output, mMU, 0 or more.
+        total_milli_mu: Both parts: what quota, billing and autoscaling count.
     """
 
     prefill_milli_mu: MilliModelUnits
     decode_milli_mu: MilliModelUnits
-
-    @property
-    def total_milli_mu(self) -> MilliModelUnits:
-        """Both parts: what quota, billing and autoscaling count."""
-        return self[0] + self[1]  # type: ignore[return-value]  # calling the new type is a call for nothing
+    total_milli_mu: MilliModelUnits
 
 
 class CostForm(enum.Enum):
@@ -287,6 +284,13 @@ def cost(
         and 0 <= images <= IMAGES_MAX
     ):
         raise _refusal(input_tokens, output_tokens, cached_input_tokens, images)
+    return cost_in_range(profile, input_tokens, output_tokens, cached_input_tokens, images)
+
+
+def cost_in_range(
+    profile: CostProfile, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0, images: int = 0
+) -> Cost:
+    """Prices a request whose counts are known to be in their ranges; arguments and result as in `cost`."""
     uncached = input_tokens - cached_input_tokens
     # I^2 - H^2 as a product of whole numbers: exact, where the difference of two large floats is not.
     prefill_s = profile.a * uncached + profile.d * (uncached * (input_tokens + cached_input_tokens))
@@ -294,11 +298,10 @@ def cost(
         prefill_s += profile.image_s * images
     contexts = 2 * input_tokens if profile.form is _PRODUCT else 2 * input_tokens + output_tokens
     decode_s = profile.b * output_tokens + profile.g * (output_tokens * contexts) / 2
-    # `units.from_replica_seconds` twice, in place: its calls would be a third of the whole.
-    return Cost(
-        ceil(prefill_s * MILLI_PER_REPLICA_SECOND - ROUNDING_NOISE),  # type: ignore[arg-type]  # erased at run time
-        ceil(decode_s * MILLI_PER_REPLICA_SECOND - ROUNDING_NOISE),  # type: ignore[arg-type]
-    )
+    # `units.from_replica_seconds` twice, in place, and the tuple without its own constructor: each is half the whole.
+    prefill = ceil(prefill_s * MILLI_PER_REPLICA_SECOND - ROUNDING_NOISE)
+    decode = ceil(decode_s * MILLI_PER_REPLICA_SECOND - ROUNDING_NOISE)
+    return _new_tuple(Cost, (prefill, decode, prefill + decode))
 
 
 def decode_shape(profile: CostProfile, input_tokens: int) -> tuple[float, float]:
@@ -336,6 +339,7 @@ def image_cpu_seconds(profile: CostProfile, images: int) -> float:
 
 
 _SHAPE_MAX: Final = 1e9  # keeps the shape finite where a profile says that a decode step itself costs next to nothing
+_new_tuple: Final = tuple.__new__
 _PRODUCT: Final = CostForm.PRODUCT  # a global is found faster than a member of an enum, and prices are on the hot path
 
 

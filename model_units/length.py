@@ -52,14 +52,6 @@ class _Means:
     unlearned: float = 1.0
     observations: int = _PRIOR_OBSERVATIONS
 
-    def learn(self, weight: float, length: float) -> None:
-        count = self.observations = self.observations + 1
-        step = 1.0 / count if count < _STEADY_OBSERVATIONS else _WEIGHT
-        self.weight += step * (weight - self.weight)
-        self.weighted_length += step * (weight * length - self.weighted_length)
-        self.square += step * (length * length - self.square)
-        self.unlearned *= 1.0 - step
-
 
 class OutputLengthEstimator:
     """Running means of output lengths per (tenant, model), which begin at those of the model's other tenants.
@@ -136,8 +128,14 @@ class OutputLengthEstimator:
         pair = self._pairs.get(key)
         if pair is None:
             pair = self._pairs[key] = _Means()
-        model.learn(linear, length)
-        pair.learn(linear, length)
+        weighted, square = linear * length, length * length
+        for means in (model, pair):
+            count = means.observations = means.observations + 1
+            step = 1.0 / count if count < _STEADY_OBSERVATIONS else _WEIGHT
+            means.weight += step * (linear - means.weight)
+            means.weighted_length += step * (weighted - means.weighted_length)
+            means.square += step * (square - means.square)
+            means.unlearned *= 1.0 - step
         self._models.move_to_end(model_id)
         self._pairs.move_to_end(key)
         if len(self._pairs) > self._keys_max:

@@ -37,7 +37,8 @@ class BytesPerToken:
         if models_max < 1:
             raise ValueError("models_max must be 1 or more")
         self._models_max = models_max
-        self._means: dict[str, tuple[float, float, int]] = {}  # mean bytes, mean tokens, observations
+        # Mean bytes, mean tokens, observations, and the ratio they make.
+        self._means: dict[str, tuple[float, float, int, float]] = {}
 
     def ratio(self, model_id: str, *, start: float) -> float:
         """Bytes per token of this model.
@@ -47,10 +48,7 @@ class BytesPerToken:
             start: The ratio before anything was observed (`Model.bytes_per_token`); out of 0.1 to 100 it is clamped.
         """
         means = self._means.get(model_id)
-        ratio = start if means is None else means[0] / means[1]
-        if _RATIO_MIN <= ratio <= _RATIO_MAX:
-            return ratio
-        return min(_RATIO_MAX, max(_RATIO_MIN, ratio)) if math.isfinite(ratio) else 4.0
+        return _clamped(start) if means is None else means[3]
 
     def estimate_tokens(self, model_id: str, prompt_bytes: int, *, start: float) -> Tokens:
         """Estimated tokens of a prompt.
@@ -63,7 +61,8 @@ class BytesPerToken:
         Returns:
             1 or more: even an empty prompt has its start token.
         """
-        tokens = _ceil(prompt_bytes / self.ratio(model_id, start=start))
+        means = self._means.get(model_id)
+        tokens = _ceil(prompt_bytes / (_clamped(start) if means is None else means[3]))
         return tokens if tokens > 1 else 1  # type: ignore[return-value]  # calling the new type is a call for nothing
 
     def observe(self, model_id: str, *, prompt_bytes: int, input_tokens: int, start: float) -> None:
@@ -80,14 +79,19 @@ class BytesPerToken:
         before = self._means.pop(model_id, None)
         if before is None:
             tokens = max(_START_TOKENS, float(input_tokens))
-            before = (self.ratio(model_id, start=start) * tokens, tokens, _START_OBSERVATIONS)
-        mean_bytes, mean_tokens, count = before
+            before = (_clamped(start) * tokens, tokens, _START_OBSERVATIONS, 0.0)
+        mean_bytes, mean_tokens, count, _ = before
         count += 1
         weight = 1.0 / count if count < _STEADY_OBSERVATIONS else _WEIGHT
-        self._means[model_id] = (
-            mean_bytes + weight * (prompt_bytes - mean_bytes),
-            mean_tokens + weight * (input_tokens - mean_tokens),
-            count,
-        )
+        mean_bytes += weight * (prompt_bytes - mean_bytes)
+        mean_tokens += weight * (input_tokens - mean_tokens)
+        ratio = mean_bytes / mean_tokens
+        if not _RATIO_MIN <= ratio <= _RATIO_MAX:
+            ratio = _clamped(ratio)
+        self._means[model_id] = (mean_bytes, mean_tokens, count, ratio)
         if len(self._means) > self._models_max:
             del self._means[next(iter(self._means))]
+
+
+def _clamped(ratio: float) -> float:
+    return min(_RATIO_MAX, max(_RATIO_MIN, ratio)) if math.isfinite(ratio) else 4.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from data_plane.router.core.holds import BucketKey, Hold, Holds, LeaseTerms, Refusal, Refused
 
 SECOND = 1_000_000_000
-KEYS: tuple[BucketKey, ...] = (("a", "m"), ("b", "m"))
+KEYS: tuple[BucketKey, ...] = (("a", "m"), ("b", "m"), ("c", "m"))
+# Two tables, the first with two leases.
+SHARDS = {KEYS[0]: 0, KEYS[1]: 0, KEYS[2]: 1}
 MINUTE = 60 * SECOND
 
 amounts = st.integers(0, 40_000)
@@ -43,7 +46,7 @@ class NaiveBucket:
 
 
 class HoldsMachine(RuleBasedStateMachine):
-    """Random traffic and lease changes over two buckets."""
+    """Random traffic, lease changes, renewals and expiries over three buckets in two tables."""
 
     open_holds: Bundle[tuple[BucketKey, Hold]] = Bundle("open_holds")
 
@@ -52,18 +55,20 @@ class HoldsMachine(RuleBasedStateMachine):
         self.holds = Holds()
         self.naive: dict[BucketKey, NaiveBucket] = {}
         self.now_ns = 0
-        self.expires_ns = 0
+        self.expires_ns = {0: 0, 1: 0}
         self.admitted: dict[BucketKey, list[tuple[int, int]]] = {key: [] for key in KEYS}
 
-    @initialize(first=terms, second=terms, seconds=st.integers(0, 30))
-    def start(self, first: LeaseTerms, second: LeaseTerms, seconds: int) -> None:
-        self.apply({KEYS[0]: first, KEYS[1]: second}, seconds)
+    @initialize(first=terms, second=terms, third=terms, seconds=st.integers(0, 30))
+    def start(self, first: LeaseTerms, second: LeaseTerms, third: LeaseTerms, seconds: int) -> None:
+        self.apply(0, {KEYS[0]: first, KEYS[1]: second}, seconds)
+        self.apply(1, {KEYS[2]: third}, seconds)
 
-    def apply(self, leases: dict[BucketKey, LeaseTerms], seconds: int) -> None:
-        self.expires_ns = self.now_ns + seconds * SECOND
-        self.holds.apply(leases, expires_ns=self.expires_ns, now_ns=self.now_ns)
+    def apply(self, shard: int, leases: dict[BucketKey, LeaseTerms], seconds: int) -> None:
+        expires_ns = self.expires_ns[shard] = self.now_ns + seconds * SECOND
+        self.holds.apply(leases, expires_ns=expires_ns, now_ns=self.now_ns, shard_number=shard)
         for key, bucket in self.naive.items():
-            bucket.lease = leases.get(key)
+            if SHARDS[key] == shard:
+                bucket.lease = leases.get(key)
         for key, lease in leases.items():
             known = self.naive.get(key)
             if known is None:
@@ -74,53 +79,68 @@ class HoldsMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(KEYS), lease=terms, others=st.booleans(), seconds=st.integers(-5, 30))
     def new_table(self, key: BucketKey, lease: LeaseTerms, others: bool, seconds: int) -> None:
-        leases = {key: lease}
+        leases, shard = {key: lease}, SHARDS[key]
         if others:
-            leases |= {each: naive.lease for each, naive in self.naive.items() if naive.lease and each != key}
-        self.apply(leases, seconds)
+            known = {each: naive.lease for each, naive in self.naive.items() if SHARDS[each] == shard}
+            leases = {each: terms for each, terms in known.items() if terms is not None} | leases
+        self.apply(shard, leases, seconds)
+
+    @rule(shard=st.sampled_from([0, 1]), seconds=st.integers(-5, 30))
+    def renew(self, shard: int, seconds: int) -> None:
+        """What has run meanwhile at the safe rate stays so; from now on the lease runs, if it does."""
+        expires_ns = self.now_ns + seconds * SECOND
+        self.holds.renew(shard, expires_ns=expires_ns, now_ns=self.now_ns)
+        self.expires_ns[shard] = max(self.expires_ns[shard], expires_ns)
 
     @rule(nanoseconds=st.integers(0, 20 * SECOND))
     def wait(self, nanoseconds: int) -> None:
         after = self.now_ns + nanoseconds
-        for bucket in self.naive.values():
+        for key, bucket in self.naive.items():
             if bucket.lease is not None:
-                leased = max(0, min(after, self.expires_ns) - self.now_ns)
+                leased = max(0, min(after, self.expires_ns[SHARDS[key]]) - self.now_ns)
                 rate, safe = bucket.lease.rate_milli_mu_per_minute, bucket.lease.safe_rate_milli_mu_per_minute
                 bucket.flow(Fraction(rate * leased + safe * (nanoseconds - leased), MINUTE))
         self.now_ns = after
 
-    @rule(target=open_holds, key=st.sampled_from(KEYS), amount=amounts)
-    def hold(self, key: BucketKey, amount: int) -> Any:
+    @rule(target=open_holds, key=st.sampled_from(KEYS), amount=amounts, reserve_share=st.sampled_from([0.0, 0.2]))
+    def hold(self, key: BucketKey, amount: int, reserve_share: float) -> Any:
         naive = self.naive[key]
-        answer = self.holds.hold(key, amount, self.now_ns)
+        answer = self.holds.hold(key, amount, self.now_ns, reserve_share=reserve_share)
         burst = naive.lease.burst_milli_mu if naive.lease else 0
+        needed = min(burst, amount + int(burst * reserve_share))
         if isinstance(answer, Hold):
             assert naive.lease is not None
             assert amount <= burst
-            assert naive.level >= amount
+            assert naive.level >= needed
             naive.level -= amount
             naive.held += amount
             self.admitted[key].append((self.now_ns, amount))
             return key, answer
-        self._check_refusal(naive, answer, amount, burst)
-        return None
-
-    def _check_refusal(self, naive: NaiveBucket, answer: Refused, amount: int, burst: int) -> None:
         if naive.lease is None or (burst == 0 and amount):
             assert answer.refusal is Refusal.NO_LEASE
         elif amount > burst:
             assert answer == Refused(Refusal.TOO_SMALL, None)
         else:
-            assert naive.level < amount
-            held_back = naive.level + naive.held >= amount
+            assert naive.level < needed
+            held_back = naive.level + naive.held >= needed
             assert answer.refusal is (Refusal.HELD if held_back else Refusal.USED_UP)
-            if answer.retry_after_s is not None:
-                leased = self.now_ns < self.expires_ns
-                lease = naive.lease
-                rate = lease.rate_milli_mu_per_minute if leased else lease.safe_rate_milli_mu_per_minute
-                refilled = Fraction(round(answer.retry_after_s * SECOND)) * rate / MINUTE
-                assert naive.level + refilled >= amount
-                assert naive.level + refilled - amount <= Fraction(rate, MINUTE) + Fraction(1, 1000)
+            self._check_retry(key, amount, reserve_share, answer.retry_after_s)
+        return None
+
+    def _check_retry(self, key: BucketKey, amount: int, reserve_share: float, retry_after_s: float | None) -> None:
+        """Waiting so long lets the same request in if nothing else happens; a nanosecond less does not."""
+        lease, leased = self.naive[key].lease, self.now_ns < self.expires_ns[SHARDS[key]]
+        assert lease is not None
+        rate = lease.rate_milli_mu_per_minute if leased else lease.safe_rate_milli_mu_per_minute
+        assert (retry_after_s is None) == (rate == 0)
+        if retry_after_s is None:
+            return
+        there_ns = self.now_ns + round(retry_after_s * SECOND)
+        for at_ns, admitted in ((there_ns - 1, False), (there_ns, True)):
+            future = copy.deepcopy(self.holds)
+            if leased:
+                future.renew(SHARDS[key], expires_ns=there_ns + 1, now_ns=self.now_ns)
+            assert isinstance(future.hold(key, amount, at_ns, reserve_share=reserve_share), Hold) == admitted
 
     @rule(held=open_holds, more=amounts)
     def extend(self, held: tuple[BucketKey, Hold] | None, more: int) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 NS_PER_MINUTE: Final = 60_000_000_000
 _NS_PER_S: Final = 1_000_000_000
@@ -71,16 +71,17 @@ class Refused:
 
     Attributes:
         refusal: Why.
-        retry_after_s: After this long the same hold succeeds if nothing else happens; None where time does not help.
+        retry_after_s: After this long, and not a nanosecond earlier, the same hold succeeds by the refill alone while
+            the lease is renewed; None where time does not help. Where quota is held by requests in flight it is the
+            latest: whatever one of them gives back brings it forward, and how much that is shows when it ends.
     """
 
     refusal: Refusal
     retry_after_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class BucketView:
-    """A bucket at one moment.
+class BucketView(NamedTuple):
+    """A bucket at one moment. A tuple, because every request looks twice.
 
     Attributes:
         level_milli_mu: What could be held now; negative is debt.
@@ -129,34 +130,48 @@ class _Shard:
 
 
 class _Bucket:
-    __slots__ = ("absent_since_ns", "at_ns", "held", "level", "open_holds", "settled", "shard", "terms")
+    __slots__ = ("absent_since_ns", "at_ns", "cap", "held", "level", "open_holds", "settled", "shard", "terms")
 
     def __init__(self, shard: _Shard, terms: LeaseTerms, now_ns: int) -> None:
         self.shard = shard
-        self.terms: LeaseTerms | None = terms
-        self.level = terms.burst_milli_mu * NS_PER_MINUTE
+        self.grant(terms)
+        self.level = self.cap
         self.at_ns = now_ns
         self.held = 0
         self.settled = 0
         self.open_holds = 0
         self.absent_since_ns = 0
 
+    def grant(self, terms: LeaseTerms | None) -> None:
+        self.terms = terms
+        # Most the level is filled up to, in its own unit.
+        self.cap = terms.burst_milli_mu * NS_PER_MINUTE if terms else 0
+
     def refill(self, now_ns: int) -> None:
-        if now_ns <= self.at_ns:
+        elapsed_ns = now_ns - self.at_ns
+        if elapsed_ns <= 0:
             return
-        if self.terms is not None:
-            leased_ns = max(0, min(now_ns, self.shard.expires_ns) - self.at_ns)
-            safe_ns = now_ns - self.at_ns - leased_ns
-            flowed = (
-                self.terms.rate_milli_mu_per_minute * leased_ns + self.terms.safe_rate_milli_mu_per_minute * safe_ns
-            )
-            self.add(flowed)
+        terms = self.terms
+        if terms is not None:
+            expires_ns = self.shard.expires_ns
+            if now_ns <= expires_ns:
+                flowed = terms.rate_milli_mu_per_minute * elapsed_ns
+            else:
+                leased_ns = max(0, expires_ns - self.at_ns)
+                safe_ns = elapsed_ns - leased_ns
+                flowed = terms.rate_milli_mu_per_minute * leased_ns + terms.safe_rate_milli_mu_per_minute * safe_ns
+            level = self.level
+            if level < self.cap:
+                level += flowed
+                self.level = level if level < self.cap else self.cap
         self.at_ns = now_ns
 
-    def add(self, scaled: int) -> None:
-        cap = (self.terms.burst_milli_mu if self.terms else 0) * NS_PER_MINUTE
-        # A level above the cap can only be left from a lease that was taken away; it is not topped up.
-        self.level = max(self.level, min(self.level + scaled, cap)) if scaled >= 0 else self.level + scaled
+    def fill(self, scaled: int) -> None:
+        """Adds 0 or more, up to the cap, as `refill` does. A level above it can only be left from a lease that was
+        taken away; it is not topped up."""
+        if self.level < self.cap:
+            level = self.level + scaled
+            self.level = level if level < self.cap else self.cap
 
 
 class Holds:
@@ -200,7 +215,8 @@ class Holds:
             if key in leases:
                 continue
             if bucket.terms is not None:
-                bucket.terms, bucket.absent_since_ns = None, now_ns
+                bucket.grant(None)
+                bucket.absent_since_ns = now_ns
             elif not bucket.open_holds and now_ns - bucket.absent_since_ns > _FORGET_AFTER_NS:
                 del self._buckets[key], shard.buckets[key]
         shard.expires_ns = expires_ns
@@ -212,8 +228,8 @@ class Holds:
                 known.refill(now_ns)
                 del known.shard.buckets[key]
                 known.shard = shard
-            known.terms = terms
-            known.level = min(known.level, terms.burst_milli_mu * NS_PER_MINUTE)
+            known.grant(terms)
+            known.level = min(known.level, known.cap)
             shard.buckets[key] = known
 
     def renew(self, shard_number: int, *, expires_ns: int, now_ns: int) -> None:
@@ -246,13 +262,15 @@ class Holds:
         bucket = self._buckets.get(key)
         if bucket is None or bucket.terms is None:
             return Refused(Refusal.NO_LEASE, None)
-        terms = bucket.terms
-        if amount_milli_mu > terms.burst_milli_mu:
-            return Refused(Refusal.NO_LEASE if not terms.burst_milli_mu else Refusal.TOO_SMALL, None)
+        burst = bucket.terms.burst_milli_mu
+        if amount_milli_mu > burst:
+            return Refused(Refusal.TOO_SMALL if burst else Refusal.NO_LEASE, None)
         bucket.refill(now_ns)
-        needed = min(terms.burst_milli_mu, amount_milli_mu + int(terms.burst_milli_mu * reserve_share))
+        needed = amount_milli_mu
+        if reserve_share:
+            needed = min(burst, needed + int(burst * reserve_share))
         if bucket.level < needed * NS_PER_MINUTE:
-            return self._refused(bucket, terms, needed, now_ns)
+            return self._refused(bucket, bucket.terms, needed, now_ns)
         bucket.level -= amount_milli_mu * NS_PER_MINUTE
         bucket.held += amount_milli_mu
         bucket.open_holds += 1
@@ -267,7 +285,9 @@ class Holds:
             more_milli_mu: 0 or more.
             now_ns: Monotonic now.
         """
-        bucket = self._open(hold)
+        if not hold.open:
+            raise _ended_twice()
+        bucket = hold._bucket
         bucket.refill(now_ns)
         bucket.level -= more_milli_mu * NS_PER_MINUTE
         bucket.held += more_milli_mu
@@ -281,15 +301,21 @@ class Holds:
             cost_milli_mu: True cost, 0 or more.
             now_ns: Monotonic now.
         """
-        bucket = self._open(hold)
+        if not hold.open:
+            raise _ended_twice()
         hold.open = False
+        bucket = hold._bucket
         bucket.refill(now_ns)
         bucket.held -= hold.amount_milli_mu
         bucket.open_holds -= 1
         bucket.settled += cost_milli_mu
         self._open_total -= 1
         self._settled_total += cost_milli_mu
-        bucket.add((hold.amount_milli_mu - cost_milli_mu) * NS_PER_MINUTE)
+        rest = hold.amount_milli_mu - cost_milli_mu
+        if rest < 0:
+            bucket.level += rest * NS_PER_MINUTE
+        else:
+            bucket.fill(rest * NS_PER_MINUTE)
 
     def refund(self, hold: Hold, now_ns: int) -> None:
         """Ends a hold for which no work was delivered."""
@@ -300,19 +326,25 @@ class Holds:
         bucket = self._buckets.get(key)
         if bucket is None:
             return BucketView(0, 0, 0, 0, 0, 0)
-        bucket.refill(now_ns)
+        if now_ns > bucket.at_ns:
+            bucket.refill(now_ns)
         terms = bucket.terms
         level = bucket.level // NS_PER_MINUTE
-        return BucketView(
-            level_milli_mu=level if terms else min(0, level),
-            held_milli_mu=bucket.held,
-            settled_milli_mu=bucket.settled,
-            burst_milli_mu=terms.burst_milli_mu if terms else 0,
-            rate_milli_mu_per_minute=self._rate(bucket, terms, now_ns) if terms else 0,
-            open_holds=bucket.open_holds,
-            quota_milli_mu_per_minute=terms.quota_milli_mu_per_minute if terms else 0,
-            expired=terms is not None and now_ns >= bucket.shard.expires_ns,
+        if terms is None:
+            return BucketView(min(0, level), bucket.held, bucket.settled, 0, 0, bucket.open_holds)
+        expired = now_ns >= bucket.shard.expires_ns
+        values = (
+            level,
+            bucket.held,
+            bucket.settled,
+            terms.burst_milli_mu,
+            terms.safe_rate_milli_mu_per_minute if expired else terms.rate_milli_mu_per_minute,
+            bucket.open_holds,
+            terms.quota_milli_mu_per_minute,
+            expired,
         )
+        # The constructor of a named tuple is a call more.
+        return tuple.__new__(BucketView, values)
 
     def held(self) -> dict[BucketKey, int]:
         """What requests in flight hold, by bucket; buckets without any are left out."""
@@ -320,9 +352,7 @@ class Holds:
 
     def rates(self, now_ns: int) -> dict[BucketKey, int]:
         """The refill in force, mMU per minute by bucket; buckets without a lease are left out."""
-        return {
-            key: self._rate(bucket, bucket.terms, now_ns) for key, bucket in self._buckets.items() if bucket.terms
-        }
+        return {key: self._rate(bucket, bucket.terms, now_ns) for key, bucket in self._buckets.items() if bucket.terms}
 
     @staticmethod
     def _rate(bucket: _Bucket, terms: LeaseTerms, now_ns: int) -> int:
@@ -337,8 +367,6 @@ class Holds:
         rate = self._rate(bucket, terms, now_ns)
         return Refused(refusal, -(-missing // rate) / _NS_PER_S if rate > 0 else None)
 
-    @staticmethod
-    def _open(hold: Hold) -> _Bucket:
-        if not hold.open:
-            raise RuntimeError("a hold ends exactly once")
-        return hold._bucket
+
+def _ended_twice() -> RuntimeError:
+    return RuntimeError("a hold ends exactly once")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from model_units.cost import TOKENS_MAX, Cost, CostProfile, cost, decode_shape
+from model_units.cost import TOKENS_MAX, Cost, CostProfile, cost_in_range, decode_shape
 from model_units.length import OutputLengthEstimator
 from model_units.text import BytesPerToken
 
 # What a chat template adds around each turn: role markers and separators, 3 to 5 tokens in the Llama and ChatML
 # templates. The learned bytes-per-token ratio absorbs the rest.
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 4
+
+_new_tuple: Final = tuple.__new__  # a named tuple's own constructor is a call more
 
 
 class Price(NamedTuple):
@@ -79,7 +81,9 @@ class Pricing:
         if not runs_to_max:
             shape = decode_shape(profile, input_tokens)
             output_tokens = self._lengths.estimate(tenant_id, model_id, max_tokens=max_tokens, shape=shape)
-        return Price(input_tokens, output_tokens, settled(profile, input_tokens, output_tokens, 0))
+        priced_tokens = output_tokens if output_tokens < TOKENS_MAX else TOKENS_MAX
+        price = (input_tokens, output_tokens, cost_in_range(profile, input_tokens, priced_tokens))
+        return _new_tuple(Price, price)
 
     def observe(
         self,
@@ -113,11 +117,10 @@ def settled(profile: CostProfile, input_tokens: int, output_tokens: int, cached_
         output_tokens: Output tokens.
         cached_input_tokens: The part of the prompt found in a cache.
     """
-    read = _clamped(input_tokens)
-    cached = cached_input_tokens
-    if not 0 <= cached <= read:
-        cached = read if cached > 0 else 0
-    return cost(profile, input_tokens=read, output_tokens=_clamped(output_tokens), cached_input_tokens=cached)
+    if not (0 <= cached_input_tokens <= input_tokens <= TOKENS_MAX and 0 <= output_tokens <= TOKENS_MAX):
+        input_tokens, output_tokens = _clamped(input_tokens), _clamped(output_tokens)
+        cached_input_tokens = min(max(0, cached_input_tokens), input_tokens)
+    return cost_in_range(profile, input_tokens, output_tokens, cached_input_tokens)
 
 
 def _clamped(tokens: int) -> int:

@@ -140,11 +140,11 @@ def test_the_price_is_the_plain_one_to_the_last_milli_mu(
 ) -> None:
     """Any counts, nonsense included, cost what the formula says; the total is the sum of the parts."""
     settled = pricing.settled(profile, read, made, cached)
-    assert settled == plain_settled(profile, read, made, cached)
+    assert settled[:2] == plain_settled(profile, read, made, cached)
     assert settled.total_milli_mu == settled.prefill_milli_mu + settled.decode_milli_mu
     if 0 <= cached <= read <= TOKENS_MAX and 0 <= made <= TOKENS_MAX:
         asked = cost(profile, input_tokens=read, output_tokens=made, cached_input_tokens=cached)
-        assert asked == plain_cost(profile, read, made, cached)
+        assert asked[:2] == plain_cost(profile, read, made, cached)
 
 
 _steps = st.tuples(
@@ -181,7 +181,7 @@ def test_estimates_are_the_plain_ones_after_any_history(
             runs_to_max=False,
             bytes_per_token_start=start,
         )
-        assert price == plain.estimate(used, pair, size, messages, limit, start)
+        assert (*price[:2], price.cost[:2]) == plain.estimate(used, pair, size, messages, limit, start)
         for _ in range(times):
             prices.observe(
                 used,
@@ -219,7 +219,7 @@ def test_a_price_knows_its_profile_only() -> None:
             runs_to_max=True,
             bytes_per_token_start=4.0,
         )
-        assert price.cost == plain_cost(profile, 1_000, 100, 0)
+        assert price.cost[:2] == plain_cost(profile, 1_000, 100, 0)
         seen.append(price.cost)
     assert seen[0] == seen[2] != seen[1]
 
