@@ -23,8 +23,8 @@ from fairlead.cli.policy_files import PolicyFile, read_policies
 from fairlead.cli.policy_forms import TIER_DEFAULT, WEIGHT_DEFAULT, form_of, policy_text
 from fairlead.errors import FairleadError, InvalidArgumentError
 
-# A hundred thousand quotas are written in some two thousand transactions.
-APPLY_TIMEOUT_S: Final = 120.0
+# A hundred thousand quotas are written in some two thousand transactions, one after the other.
+APPLY_TIMEOUT_S: Final = 300.0
 # A terminal's worth: -o json has all.
 _CHANGES_SHOWN_MAX: Final = 200
 _NAMED_MAX: Final = 5

@@ -133,6 +133,35 @@ def test_deleting_asks_and_no_means_no(terminal, platform: FakePlatform) -> None
     assert "alpha" not in platform.control.tenants
 
 
+def test_a_policy_file_is_shown_in_colour_and_asks_before_it_deletes(
+    terminal, platform: FakePlatform, tmp_path: Path
+) -> None:
+    """What would change is green, yellow and red; n leaves everything as it was, y applies it."""
+    sold = platform.control.reservations["tiny", "alpha"]
+    platform.control.tenants["beta"] = type(platform.control.tenants["alpha"])(tenant_id="beta")
+    platform.control.reservations["tiny", "old"] = type(sold)(
+        tenant_id="old", model_id="tiny", reserved_milli_mu_per_minute=1_000, etag="1"
+    )
+    (tmp_path / "quotas.toml").write_text(
+        "".join(f'[[quota]]\ntenant = "{name}"\nmodel = "tiny"\nreserved = 20\n' for name in ("alpha", "beta"))
+    )
+    line = ("quota", "apply", "quotas.toml", "--delete-others")
+    tried = terminal(*line, "--dry-run")
+    assert tried.end() == 0
+    for colour, text in ((32, "+ beta on tiny"), (33, "~ alpha on tiny"), (31, "- old on tiny")):
+        assert f"\x1b[{colour}m{text}" in tried._shown, tried._shown
+    refused = terminal(*line)
+    refused.wait_for("Delete the quotas of old on tiny? These tenants lose access. [y/N]")
+    refused.type("n\n")
+    assert refused.end() == 130
+    assert set(platform.control.reservations) == {("tiny", "alpha"), ("tiny", "old")}
+    agreed = terminal(*line)
+    agreed.wait_for("[y/N]")
+    agreed.type("y\n")
+    assert agreed.end() == 0
+    assert set(platform.control.reservations) == {("tiny", "alpha"), ("tiny", "beta")}
+
+
 def test_a_conversation_turn_by_turn(terminal, platform: FakePlatform) -> None:
     """Each turn carries the whole conversation and one session; Ctrl-D ends it."""
     talk = terminal("chat", "--max-tokens", "2")
