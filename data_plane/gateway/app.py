@@ -181,7 +181,7 @@ class Gateway:
 
     async def _decision(self, request: web.Request) -> web.StreamResponse:
         wanted = decision_pb2.GetDecisionRequest(request_id=request.match_info["id"])
-        found = self._decisions.find(wanted, request.headers.get("Authorization"))
+        found = await self._decisions.explain(wanted, request.headers.get("Authorization"))
         return self._found(request, render.message(found))
 
     def _found(self, request: web.Request, body: bytes) -> web.Response:

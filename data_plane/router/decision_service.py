@@ -8,6 +8,7 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
 from common.clock import Clock
+from common.decisions import KEPT_MAX
 from common.platform_token import is_platform
 from data_plane.router.admission import Admission
 from data_plane.router.core.accounts import Outcome
@@ -15,6 +16,7 @@ from data_plane.router.core.decisions import DecisionLog
 from data_plane.router.core.holds import BucketView
 from data_plane.router.exchange import Receipt, Try
 from data_plane.router.metadata import authorization
+from data_plane.router.peers import Peers
 from fairlead.errors import InvalidArgumentError, NotFoundError
 from fairlead.inference.v1 import decision_pb2 as pb
 from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2
@@ -41,16 +43,37 @@ class Decisions:
         token: The platform's own, which opens every tenant's requests.
         clock: Monotonic time.
         router_id: This router.
+        peers: The other routers, or None for none.
     """
 
     def __init__(
-        self, kept: DecisionLog[Receipt], admission: Admission, token: str, clock: Clock, *, router_id: str
+        self,
+        kept: DecisionLog[Receipt],
+        admission: Admission,
+        token: str,
+        clock: Clock,
+        *,
+        router_id: str,
+        peers: Peers | None = None,
     ) -> None:
         self._kept = kept
         self._admission = admission
         self._token = token
         self._clock = clock
         self._router_id = router_id
+        self._peers = peers
+
+    async def explain(self, request: pb.GetDecisionRequest, authorization: str | None) -> pb.GetDecisionResponse:
+        """As `find`, with what the other routers remember of a tenant's request; the platform asks each by itself."""
+        if self._peers is None or is_platform(authorization, self._token):
+            return self.find(request, authorization)
+        try:
+            own = list(self.find(request, authorization).decisions)
+        except NotFoundError:
+            own = []
+        tenant_id = self._admission.authenticate(authorization).tenant_id
+        whole = await self._peers.complete(request.request_id, tenant_id, own, self._kept.kept_max)
+        return pb.GetDecisionResponse(decisions=whole.decisions, silent_router_ids=whole.silent_router_ids)
 
     def find(self, request: pb.GetDecisionRequest, authorization: str | None) -> pb.GetDecisionResponse:
         """Explains a request.
@@ -74,7 +97,8 @@ class Decisions:
         if not found:
             raise NotFoundError(
                 f"this router remembers no request {request.request_id[:128]!r} of yours: it may have been served by "
-                "another router, or too long ago"
+                "another router, or too long ago",
+                metadata={KEPT_MAX: str(self._kept.kept_max)},
             )
         return pb.GetDecisionResponse(decisions=[self._decision(receipt) for receipt in found])
 
@@ -119,7 +143,7 @@ class DecisionService(decision_pb2_grpc.DecisionServiceServicer):
 
     async def GetDecision(self, request: pb.GetDecisionRequest, context: ServicerContext) -> pb.GetDecisionResponse:
         """See decision.proto."""
-        return self._decisions.find(request, authorization(context))
+        return await self._decisions.explain(request, authorization(context))
 
 
 def _price(decision: pb.Decision, receipt: Receipt) -> None:

@@ -14,6 +14,7 @@ from common import keys
 from common.clock import Clock, SystemClock
 from common.etcd_store import EtcdStore
 from common.logs import get_logger
+from common.mirror import Mirror
 from common.ops import OpsServer
 from common.platform_token import platform_token
 from common.registration import Registration
@@ -43,6 +44,7 @@ from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.limiter_client import LimiterClient
 from data_plane.router.load import LoadWatch
 from data_plane.router.metrics import RouterCollector
+from data_plane.router.peers import Peers
 from data_plane.router.service import SERVICE_NAME, InferenceService
 from data_plane.router.state import RouterState
 from data_plane.router.tables import Tables
@@ -76,6 +78,7 @@ class Router:
         clock: Time.
         router_id: This router, as decisions name it.
         journal: Where settlements survive the process, or None for nowhere.
+        peers: The other routers, asked for decisions too, or None for none.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Router:
         clock: Clock,
         router_id: str = SERVICE,
         journal: UsageJournal | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.tables = tables
         self.holds, self.demand, self.fleet = Holds(), Demand(), Fleet()
@@ -122,7 +126,7 @@ class Router:
         log_: DecisionLog[Receipt] = DecisionLog(config.decisions_kept_max)
         self.usage = UsageDesk(clock, journal)
         books = Books(self.accounts, self.holds, self.demand, self.pricing, answers, log_, self.usage)
-        self.decisions = Decisions(log_, admission, platform_token(pepper), clock, router_id=router_id)
+        self.decisions = Decisions(log_, admission, platform_token(pepper), clock, router_id=router_id, peers=peers)
         self.flow = Flow(admission=admission, attempts=attempts, books=books, tracer=telemetry.tracer, clock=clock)
         self._clock = clock
 
@@ -164,6 +168,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     state_dir = Path(config.state_dir) if config.state_dir else None
     state = RouterState(store, router_id=router_id, state_dir=state_dir, clock=clock)
     journal = UsageJournal(state_dir, router_id=router_id, incarnation_id=incarnation_id) if state_dir else None
+    routers = Mirror(store, f"{keys.SERVICES}{SERVICE}/", admin_pb2.ServiceInstance.FromString)
     router = Router(
         config,
         tables=state.tables(),
@@ -173,6 +178,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         clock=clock,
         router_id=router_id,
         journal=journal,
+        peers=Peers(lambda: routers.items, platform_token(pepper), router_id=router_id),
     )
     publisher = UsagePublisher(
         router.usage, store, clock, router_id=router_id, incarnation_id=incarnation_id, state_dir=state_dir
@@ -207,9 +213,8 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     doors = FrontDoors(config, router, telemetry, clock, state.missing)
     try:
         async with asyncio.TaskGroup() as tasks:
-            background = [
-                tasks.create_task(run()) for run in (state.run, watch.run, router.desk.run, limiter.run, publisher.run)
-            ]
+            parts = (state, routers, watch, router.desk, limiter, publisher)
+            background = [tasks.create_task(part.run()) for part in parts]
             await doors.serve(stop, store, router_id, leases=leases, tasks=tasks)
             for task in background:
                 task.cancel()
@@ -245,7 +250,7 @@ class FrontDoors:
         self._missing = missing
         self._opened = False
         self._draining = False
-        self._grpc = GrpcServer(config, telemetry, reuse_port=True)
+        self._grpc = GrpcServer(config, telemetry, reuse_port=True, own_port=True)
         servicer = InferenceService(router.flow, router.tables, router.pricing, clock)
         self._grpc.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
         explainer = DecisionService(router.decisions)
@@ -283,7 +288,7 @@ class FrontDoors:
             me = admin_pb2.ServiceInstance(
                 service=SERVICE,
                 instance_id=router_id,
-                address=grpc_address,
+                address=self._grpc.own_address,
                 ops_address=ops_address,
                 pid=os.getpid(),
             )

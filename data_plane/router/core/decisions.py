@@ -53,6 +53,11 @@ class DecisionLog(Generic[R]):
         """Whether anything is kept."""
         return self._tenants.kept_max > 0
 
+    @property
+    def kept_max(self) -> int:
+        """Most requests of known tenants that are kept."""
+        return self._tenants.kept_max
+
     def remember(self, record: R) -> None:
         """Keeps a request; what is written into it later shows in what is found."""
         if self.enabled:

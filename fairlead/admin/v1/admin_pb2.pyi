@@ -1222,7 +1222,7 @@ class ServiceInstance(_message.Message):
     instance_id: _builtins.str
     """Unique per process, stable over restarts where a name was configured."""
     address: _builtins.str
-    """host:port of its gRPC server."""
+    """host:port of its gRPC server; a router's own one, where several share the port that tenants call."""
     ops_address: _builtins.str
     """host:port of its /livez, /readyz and /metrics."""
     leader: _builtins.bool

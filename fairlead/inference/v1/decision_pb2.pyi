@@ -99,7 +99,7 @@ class GetDecisionResponse(_message.Message):
 
     @_builtins.property
     def silent_router_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Routers that could not be asked; a decision may be missing because of them. Only from the control plane."""
+        """Routers that could not be asked; a decision may be missing because of them."""
 
     def __init__(
         self,
