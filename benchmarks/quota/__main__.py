@@ -10,7 +10,6 @@ bar that is missed is reported as missed; nothing stops at one.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import sys
 import time
 import traceback
@@ -21,14 +20,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.quota import follow, neighbours, rivals, steady
+from benchmarks.quota import cores, follow, neighbours, rivals, steady
 from benchmarks.quota.bench import TENANTS, Bench
 from benchmarks.quota.remote import client
 from benchmarks.quota.site import MODEL, site
-from benchmarks.report import Report
+from benchmarks.report import Bar, Report
 
-CORES: Final = ("isolation", "decision", "allocator")
-_PHASES: Final = ("live", *CORES)
+_PHASES: Final = ("live", *cores.CORES)
 
 
 async def _live(report: Report, console: Console, progress: Progress) -> None:
@@ -54,9 +52,10 @@ async def _phases(bench: Bench) -> None:
         steady.close_books(bench, await bench.site.snapshots())
 
     phases: tuple[Callable[[], Awaitable[None]], ...] = (
+        lambda: follow.capacity(bench),
         steadily,
         lambda: neighbours.measure(bench, request_milli_mu),
-        lambda: follow.measure(bench),
+        lambda: follow.owners(bench),
         close_books,
         lambda: rivals.measure(bench),
     )
@@ -64,9 +63,14 @@ async def _phases(bench: Bench) -> None:
         try:
             await phase()
         except Exception:  # noqa: BLE001  # what a phase could not measure must not hide what the others do
-            bench.console.print(f"[red]{escape(traceback.format_exc())}[/]")
-            bench.report.add("phases_failed", bench.report.metrics.get("phases_failed", 0.0) + 1)
+            _failed(bench.report, bench.console)
             await bench.drain((*TENANTS, *follow.OWNERS))
+
+
+def _failed(report: Report, console: Console) -> None:
+    """Says why a phase could not be measured, and counts it."""
+    console.print(f"[red]{escape(traceback.format_exc())}[/]")
+    report.add("phases_failed", report.metrics.get("phases_failed", 0.0) + 1, Bar(0.0))
 
 
 def main() -> None:
@@ -79,13 +83,15 @@ def main() -> None:
     report, start_s = Report("quota"), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        if "live" in wanted:
-            asyncio.run(_live(report, console, progress))
-        for name in (name for name in CORES if name in wanted):
+        for name in (name for name in _PHASES if name in wanted):
             task = progress.add_task(name, total=None)
-            module = importlib.import_module(f"benchmarks.quota.{name}")
-            console.print(module.DEFINITION)
-            module.measure(report, console)
+            try:
+                if name == "live":
+                    asyncio.run(_live(report, console, progress))
+                else:
+                    cores.measure(name, report, console)
+            except Exception:  # noqa: BLE001  # what has been measured is reported whatever happens to the rest
+                _failed(report, console)
             progress.remove_task(task)
     report.add("wall_s", time.monotonic() - start_s)
     console.print(f"written to {report.publish(console)}")

@@ -19,8 +19,8 @@ from benchmarks.report import Report
 
 TENANTS: Final = tuple(f"tenant-{number}" for number in range(1, 9))
 STREAMS: Final = 128
-QUOTA: Final = 10_000
-"""mMU per minute of each tenant: about four requests a second, which two cores carry for eight tenants."""
+QUOTA: Final = 16_000
+"""mMU per minute of each tenant: three to four requests a second, which two cores carry for eight tenants."""
 _FIRST_QUOTA: Final = 500
 _LEARNING_S: Final = 6.0
 _DRAIN_S_MAX: Final = 30.0

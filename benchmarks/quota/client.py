@@ -28,7 +28,9 @@ from fairlead.errors import UnavailableError, from_rpc_error
 from fairlead.inference.v1 import inference_pb2 as pb
 from fairlead.inference.v1 import inference_pb2_grpc
 
-POOL: Final = 480
+POOL: Final = 1_500
+"""Used in turn, so that a prompt has usually left the replicas' prefix caches, or went to another one, when it comes
+again."""
 REQUEST_TIMEOUT_S: Final = 60.0
 # A refused stream comes back when it was told to; refused again, it waits twice as long, and it remembers: a hundred
 # streams behind a quota for four are refused whatever they do, and each refusal costs the machine that is measured.
@@ -61,6 +63,7 @@ class Tenants:
             for item in items
         ]
         self._source = source
+        self._turn = 0
         self._channels: list[grpc.aio.Channel] = []
         self._stubs: list[Any] = []
         self._streams: dict[str, list[asyncio.Task[None]]] = {}
@@ -105,31 +108,35 @@ class Tenants:
 
     async def _once(self, tenant: str, router: int) -> bool:
         try:
-            return await self._send(tenant, router) is None
+            return await self._send(tenant, router, self._next()) is None
         except UnavailableError:
             return False
 
     async def _stream(self, tenant: str, number: int) -> None:
-        router, backoff_s = number % len(self._stubs), RETRY_S_MIN
+        router, backoff_s, item = number % len(self._stubs), RETRY_S_MIN, self._next()
         while number < self._wanted[tenant]:
             try:
-                wait_s = await self._send(tenant, router)
+                wait_s = await self._send(tenant, router, item)
             except UnavailableError:
                 # This router is gone: the next one takes the stream, as a load balancer would have it.
                 router, wait_s = (router + 1) % len(self._stubs), 0.2
             if wait_s is None:
-                backoff_s = max(RETRY_S_MIN, backoff_s / 2)
+                backoff_s, item = max(RETRY_S_MIN, backoff_s / 2), self._next()
                 continue
             await asyncio.sleep(min(RETRY_S_MAX, max(wait_s, backoff_s)) * self._source.uniform(1.0, 1.1))
             backoff_s = min(RETRY_S_MAX, backoff_s * 2)
 
-    async def _send(self, tenant: str, router: int) -> float | None:
+    def _next(self) -> tuple[Item, pb.GenerateRequest]:
+        self._turn += 1
+        return self._requests[self._turn % len(self._requests)]
+
+    async def _send(self, tenant: str, router: int, what: tuple[Item, pb.GenerateRequest]) -> float | None:
         """Sends one request and notes its end; returns how long to wait if it was refused.
 
         Raises:
             UnavailableError: The router cannot be reached.
         """
-        item, request = self._requests[self._source.randrange(len(self._requests))]
+        item, request = what
         sent_s, first_s, tokens = time.monotonic(), 0.0, 0
         self.in_flight += 1
         try:

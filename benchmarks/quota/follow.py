@@ -30,26 +30,22 @@ _BORROWER_RESERVED: Final = 19_000
 _CEILING: Final = 80_000
 _OWNER_STREAMS: Final = 64
 _PAUSE_S: Final = 1.0
+_NOTHING: Final = 1  # the smallest reservation there is
 
-DEFINITIONS: Final = f"""\
-[bold]An owner comes back[/]: {REPETITIONS} owners are idle, half of their reservations is lent to a tenant that wants
-it all. One after the other opens {_OWNER_STREAMS} streams; from there until its leases at all routers add up to its
-reservation; bar <= 2 s. Beside it what it was admitted in its first two seconds, over what two seconds are worth.
+CAPACITY: Final = f"""\
 [bold]Capacity lost[/]: {REPETITIONS} times one of {REPLICAS} replicas is ended (SIGTERM and SIGKILL in turn) and
 brought back; every tenant's quota depends on it. From the moment the store shows it gone until every router applies
 leases of the new quotas; the largest of {REPETITIONS}; bar <= 2 s."""
 
-
-async def measure(bench: Bench) -> None:
-    """Runs both phases, without any other load."""
-    bench.console.print(DEFINITIONS)
-    await _owners(bench)
-    await _capacity(bench)
+OWNERS_BACK: Final = f"""\
+[bold]An owner comes back[/]: {REPETITIONS} owners are idle, half of their reservations is lent to a tenant that wants
+it all. One after the other opens {_OWNER_STREAMS} streams; from there until its leases at all routers add up to its
+reservation; bar <= 2 s. Beside it what it was admitted in its first two seconds, over what two seconds are worth."""
 
 
-async def _capacity(bench: Bench) -> None:
-    await bench.site.set_utilization(MODEL.target_utilization)
-    await bench.reserve(dict.fromkeys(OWNERS, 0))
+async def capacity(bench: Bench) -> None:
+    """Loses replicas and brings them back, before there was any load: what tenants wanted lately moves quotas too."""
+    bench.console.print(CAPACITY)
     await bench.reserve(dict.fromkeys(TENANTS, 10_000), _HAVE)
     await _until_leased(bench.site, lambda sums: _near(sums, _HAVE // len(TENANTS)))
     task = bench.progress.add_task("replicas lost", total=REPETITIONS)
@@ -85,9 +81,11 @@ def _near(sums: Mapping[str, int], quota: int) -> bool:
     return all(_CLOSE * quota <= sums.get(tenant, 0) <= quota for tenant in TENANTS)
 
 
-async def _owners(bench: Bench) -> None:
+async def owners(bench: Bench) -> None:
+    """Brings back one owner after the other."""
+    bench.console.print(OWNERS_BACK)
     site, borrower = bench.site, TENANTS[0]
-    await bench.reserve(dict.fromkeys(TENANTS, 0))
+    await bench.reserve(dict.fromkeys(TENANTS, _NOTHING))
     await site.set_utilization(_UTILIZATION)
     await bench.reserve(dict.fromkeys(OWNERS, _RESERVED))
     await bench.reserve({borrower: _BORROWER_RESERVED}, _CEILING)

@@ -8,10 +8,10 @@ from benchmarks.quota.bench import QUOTA, TENANTS, Bench
 from benchmarks.quota.books import percentile
 from benchmarks.report import Bar
 
-AGGRESSOR_QUOTA: Final = 40_000
+AGGRESSOR_QUOTA: Final = 4 * QUOTA
 OFFERED: Final = (1.0, 10.0, 1.0, 10.0)
 OTHERS_OFFERED: Final = 0.6
-WINDOW_S: Final = 22.0
+WINDOW_S: Final = 20.0
 _SETTLING_S: Final = 3.0
 
 DEFINITIONS: Final = f"""\

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 from benchmarks.quota.books import Snapshot, parse
@@ -42,6 +43,7 @@ MODEL: Final = admin_pb2.Model(
 ROUTER: Final = "data_plane.router"
 START_S_MAX: Final = 90.0
 _POLL_S: Final = 0.1
+_PAGE_S_MAX: Final = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Site:
 
         async def ready() -> bool:
             with contextlib.suppress(OSError):
-                return (await http_get(address.ops, "/readyz"))[0] == 200
+                return (await http_get(address.ops, "/readyz"))[0] == HTTPStatus.OK
             return False
 
         await self.until(ready, f"router-{number + 1}", self.routers[number])
@@ -153,19 +155,20 @@ class Site:
         await self.admin.call("UpdateModel", admin_pb2.UpdateModelRequest(model=model))
 
     async def snapshots(self) -> dict[int, Snapshot]:
-        """The books of every router that answers, by its number."""
-        numbers = [number for number, router in enumerate(self.routers) if router.running]
-        found = await asyncio.gather(*(self.snapshot(number) for number in numbers))
-        return {number: snapshot for number, snapshot in zip(numbers, found, strict=True) if snapshot is not None}
+        """The books of every router that runs, by its number, read at about the same time.
 
-    async def snapshot(self, number: int) -> Snapshot | None:
-        """The books of one router; None when it does not answer."""
+        Raises:
+            OSError: One does not answer.
+        """
+        numbers = [number for number, router in enumerate(self.routers) if router.running]
+        return dict(zip(numbers, await asyncio.gather(*map(self._snapshot, numbers)), strict=True))
+
+    async def _snapshot(self, number: int) -> Snapshot:
         before_s = time.monotonic()
-        try:
-            status, text = await http_get(self.addresses[number].ops, "/metrics")
-        except OSError:
-            return None
-        return parse(text, (before_s + time.monotonic()) / 2) if status == 200 else None
+        status, text = await http_get(self.addresses[number].ops, "/metrics")
+        if status != HTTPStatus.OK:
+            raise ConnectionError(f"router-{number + 1} answers {status} instead of its metrics:\n{text[-500:]}")
+        return parse(text, (before_s + time.monotonic()) / 2)
 
     async def until(self, there: Any, what: str, process: Process | None = None, limit_s: float = START_S_MAX) -> None:
         """Waits until `there()` says so.
@@ -269,7 +272,7 @@ async def http_get(address: str, path: str) -> tuple[int, str]:
         OSError: Nobody answers.
     """
     host, _, port = address.rpartition(":")
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(_PAGE_S_MAX):
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             writer.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())

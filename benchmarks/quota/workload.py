@@ -1,7 +1,7 @@
 """What the tenants ask for: requests whose true length is known here and to nobody else.
 
-A simulated engine ends an answer where its text says so. Seeds are tried until the answer ends within a token of the
-length that was drawn, so neither `max_tokens` nor `ignore_end_token` gives the length away: the router has to estimate.
+A simulated engine ends an answer where its text says so. Seeds are tried until the answer ends near the length that was
+drawn, so neither `max_tokens` nor `ignore_end_token` gives the length away: the router has to estimate.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ chat traffic (recorded outputs have a standard deviation of 0.8 to 1.3 in logari
 OUTPUT_TOKENS_MEAN: Final = OUTPUT_TOKENS_MEDIAN * math.exp(OUTPUT_SIGMA**2 / 2)
 MAX_TOKENS: Final = 4 * round(OUTPUT_TOKENS_MEAN)
 """What clients set: four times what they usually get. No drawn length is above it, so nothing ends there."""
-_INPUT_TOKENS_MAX: Final = 500  # below the engine's shareable piece: every prompt is computed, none is found in a cache
+_INPUT_TOKENS_MAX: Final = 500
 
 _TRACE_S: Final = 600.0
-_TOLERANCE_TOKENS: Final = 1
+_TOLERANCE: Final = 0.05  # of a length, and at least one token
 _WORDS: Final = (
     "the",
     "of",
@@ -98,10 +98,11 @@ def _item(input_tokens: int, output_tokens: int, source: random.Random) -> Item:
     size = input_tokens * BYTES_PER_TOKEN
     prompt = f"{source.getrandbits(48):012x} " + " ".join(source.choices(_WORDS, k=size // 2 + 1))
     prompt = prompt[:size]
+    tolerance = max(1, round(_TOLERANCE * output_tokens))
     while True:
         seed = source.getrandbits(32) or 1
-        found = OutputText(prompt, max_tokens=output_tokens + _TOLERANCE_TOKENS + 1, seed=seed).tokens
-        if abs(found - output_tokens) <= _TOLERANCE_TOKENS:
+        found = OutputText(prompt, max_tokens=output_tokens + tolerance + 1, seed=seed).tokens
+        if abs(found - output_tokens) <= tolerance and found < MAX_TOKENS:
             return Item(prompt, seed, found)
 
 

@@ -1,0 +1,37 @@
+"""The cores by themselves: isolation in the simulator, the router's decision, the allocator's round."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.console import Console
+
+from benchmarks.report import Bar, Report
+
+CORES: Final = ("isolation", "decision", "allocator")
+"""Modules beside this one; `measure()` of each returns its metrics by name, and may take a console for tables."""
+
+BARS: Final[Mapping[str, Bar]] = {
+    "router_cpu_per_decision_us": Bar(20.0),
+    "allocator_round_s": Bar(1.0),
+    # Per tenant at 5,000 against 1,250: 1 would be linear; a sort's share and colder caches are granted.
+    "allocator_cost_per_tenant_ratio": Bar(1.3),
+    "isolation_ttft_p95_ratio": Bar(1.10),
+}
+
+
+def measure(name: str, report: Report, console: Console) -> None:
+    """Measures one core and adds what it found.
+
+    Args:
+        name: One of CORES.
+        report: Where results go.
+        console: Where its tables go.
+    """
+    work: Any = importlib.import_module(f"benchmarks.quota.{name}").measure
+    found: Mapping[str, float] = work(console) if inspect.signature(work).parameters else work()
+    for metric, value in found.items():
+        report.add(metric, value, BARS.get(metric))
