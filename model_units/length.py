@@ -72,6 +72,7 @@ class OutputLengthEstimator:
         # Both in order of the last observation.
         self._pairs: OrderedDict[tuple[str, str], _Means] = OrderedDict()
         self._models: OrderedDict[str, _Means] = OrderedDict()
+        self._newest_model: str | None = None
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -136,7 +137,9 @@ class OutputLengthEstimator:
             means.weighted_length += step * (weighted - means.weighted_length)
             means.square += step * (square - means.square)
             means.unlearned *= 1.0 - step
-        self._models.move_to_end(model_id)
+        if model_id != self._newest_model:
+            self._newest_model = model_id
+            self._models.move_to_end(model_id)
         self._pairs.move_to_end(key)
         if len(self._pairs) > self._keys_max:
             self._pairs.popitem(last=False)
