@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from capacity.core.fair_share import WEIGHT_MAX
 from capacity.core.values import Headroom, Reservation, utilization_ppm
 from capacity.core.what_if import Change
-from capacity.translate import POLICIES, TIER_MAX, reservation_from
+from capacity.translate import POLICIES, RATE_MAX_MILLI_MU_PER_MINUTE, TIER_MAX, reservation_from
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2
 from fairlead.errors import InvalidArgumentError
 from model_units.units import MilliModelUnitsPerMinute as Rate
 
 # The limits of what can be stored, as the admin API has them.
-RATE_MAX_MILLI_MU_PER_MINUTE = 10**12
 REPLICAS_MAX = 10_000
 UTILIZATION_MIN = 0.001
 _NAME_CHARACTERS_MAX = 255

@@ -20,6 +20,8 @@ SHARDS_MAX = 256
 TENANTS_PER_SHARD_MAX = 512
 # Telemetry worth a write: a change by more than one part in this many.
 _NOTABLE_PARTS = 16
+# Every rate is in range where it comes in, but at a tiny target utilisation what it takes may be in no range.
+_INT64_MAX = (1 << 63) - 1
 
 Decision = tuple[str, int, int, int, int]
 
@@ -121,7 +123,7 @@ def target_from(record: capacity_pb2.CapacityTarget) -> StoredTarget:
 
 def target_of(ledger: ModelLedger) -> StoredTarget:
     """What the autoscaler should hold for one model."""
-    return StoredTarget(ledger.target, ledger.floor, ledger.used)
+    return StoredTarget(*(min(rate, _INT64_MAX) for rate in (ledger.target, ledger.floor, ledger.used)))
 
 
 def tables_of(quotas: Quotas, *, shards_stored: int) -> Iterator[tuple[int, Table]]:

@@ -27,14 +27,21 @@ from model_units.units import MilliModelUnitsPerMinute as Rate
 DEFAULT_TIER = 5
 DEFAULT_WEIGHT = 1
 TIER_MAX = 9
+# The most of any rate, as the admin API has it: sums over a million tenants stay in 64 bits.
+RATE_MAX_MILLI_MU_PER_MINUTE = 10**12
 POLICIES = {admin_pb2.Headroom.ValueType(policy.value): policy for policy in Headroom}
 
 
 def replica_from(record: engine_pb2.Replica) -> Replica:
     """A replica's record; anything but READY is no capacity."""
     ready = record.state == engine_pb2.REPLICA_STATE_READY
-    capacity = Rate(max(0, record.capacity_milli_mu_per_minute))
+    capacity = rate_from(record.capacity_milli_mu_per_minute)
     return Replica(record.replica_id, record.model_id, capacity, ready, record.host, record.rack)
+
+
+def rate_from(value: int) -> Rate:
+    """A rate that somebody sent or stored, brought into range."""
+    return Rate(min(max(0, value), RATE_MAX_MILLI_MU_PER_MINUTE))
 
 
 def model_from(record: admin_pb2.Model) -> Model:
@@ -57,19 +64,18 @@ def reservation_from(record: admin_pb2.Reservation) -> Reservation:
     return Reservation(
         tenant_id=record.tenant_id,
         model_id=record.model_id,
-        reserved=Rate(max(0, record.reserved_milli_mu_per_minute)),
-        ceiling=Rate(max(0, record.burst_ceiling_milli_mu_per_minute)),
+        reserved=rate_from(record.reserved_milli_mu_per_minute),
+        ceiling=rate_from(record.burst_ceiling_milli_mu_per_minute),
         tier=min(max(1, record.tier), TIER_MAX) if record.tier else DEFAULT_TIER,
         weight=min(max(1, record.weight), WEIGHT_MAX) if record.weight else DEFAULT_WEIGHT,
     )
 
 
 def demand_from(wants: Iterable[quota_pb2.Want]) -> ModelDemand:
-    """The limiter's report; negative rates count as none."""
+    """The limiter's report, by model and tenant; rates are brought into range."""
     demand: dict[str, dict[str, Demand]] = {}
     for want in wants:
-        wanted, used = want.wants_milli_mu_per_minute, want.used_milli_mu_per_minute
-        row = Demand(Rate(wanted if wanted > 0 else 0), Rate(used if used > 0 else 0))
+        row = Demand(rate_from(want.wants_milli_mu_per_minute), rate_from(want.used_milli_mu_per_minute))
         demand.setdefault(want.model_id, {})[want.tenant_id] = row
     return demand
 
