@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -119,8 +120,8 @@ def traffic(
     if spec.workload == SYNTHETIC:
         rate = spec.requests_per_s
         if spec.load:
-            generator = Random(1)
-            drawn = [_lengths(spec, generator) for _ in range(_SAMPLES)]
+            # Tenants of one entry differ in their names and times alone.
+            drawn = _sample(spec.input_tokens, spec.input_sigma, spec.output_tokens, spec.output_sigma)
             rate = _requests_per_s(spec.load, capacity, profile, drawn)
         _check_rate(spec, rate, duration_s)
         return _bounded(_synthetic(spec, rate, random), spec)
@@ -132,7 +133,7 @@ def traffic(
     scale = spec.rate_scale
     if spec.load:
         every = max(1, len(requests) // _SAMPLES)
-        rate = _requests_per_s(spec.load, capacity, profile, [_pair(each) for each in requests[::every]])
+        rate = _requests_per_s(spec.load, capacity, profile, tuple(_pair(each) for each in requests[::every]))
         scale = rate * workload.duration_s / len(requests)
     _check_rate(spec, len(requests) / workload.duration_s * scale, duration_s)
     note([*workload.notes, *_played(workload, scale, spec, duration_s)])
@@ -152,7 +153,7 @@ def _drawn(
             path, seed=seed, start_s=spec.offset_s, duration_s=_SAMPLE_S, requests_per_s=_SAMPLE_RATE
         )
         requests = _of_client(sample, spec)
-        rate = _requests_per_s(spec.load, capacity, profile, [_pair(each) for each in requests])
+        rate = _requests_per_s(spec.load, capacity, profile, tuple(_pair(each) for each in requests))
         rate *= len(sample.requests) / len(requests)
     scale = 1.0 if spec.load else spec.rate_scale
     workload = open_workload(
@@ -209,9 +210,14 @@ def _bounded(arrivals: Iterator[Arrival], spec: TenantSpec) -> Iterator[Arrival]
         yield arrival._replace(at_s=at_s) if spec.start_s else arrival
 
 
-def _requests_per_s(load: float, capacity: int, profile: CostProfile, lengths: Sequence[tuple[int, int]]) -> float:
-    costs = [cost(profile, input_tokens=read, output_tokens=made).total_milli_mu for read, made in lengths]
-    return load * capacity / 60.0 * len(costs) / sum(costs)
+def _requests_per_s(load: float, capacity: int, profile: CostProfile, lengths: tuple[tuple[int, int], ...]) -> float:
+    return load * capacity / 60.0 * len(lengths) / _total_milli_mu(profile, lengths)
+
+
+@functools.lru_cache(maxsize=64)
+def _total_milli_mu(profile: CostProfile, lengths: tuple[tuple[int, int], ...]) -> int:
+    """Kept, because thousands of tenants play a few workloads."""
+    return sum(cost(profile, input_tokens=read, output_tokens=made).total_milli_mu for read, made in lengths)
 
 
 def _repeated(
@@ -240,13 +246,24 @@ def _synthetic(spec: TenantSpec, rate: float, random: Random) -> Iterator[Arriva
     at_s = 0.0
     while True:
         at_s += random.expovariate(rate)
-        read, made = _lengths(spec, random)
+        read, made = _lengths(spec.input_tokens, spec.input_sigma, spec.output_tokens, spec.output_sigma, random)
         yield Arrival(at_s, read, made)
 
 
-def _lengths(spec: TenantSpec, random: Random) -> tuple[int, int]:
-    read = spec.input_tokens * math.exp(random.gauss(0.0, spec.input_sigma))
-    made = spec.output_tokens * math.exp(random.gauss(0.0, spec.output_sigma))
+@functools.lru_cache(maxsize=64)
+def _sample(
+    input_tokens: int, input_sigma: float, output_tokens: int, output_sigma: float
+) -> tuple[tuple[int, int], ...]:
+    """Lengths as a synthetic workload draws them, always the same ones."""
+    random = Random(1)
+    return tuple(_lengths(input_tokens, input_sigma, output_tokens, output_sigma, random) for _ in range(_SAMPLES))
+
+
+def _lengths(
+    input_tokens: int, input_sigma: float, output_tokens: int, output_sigma: float, random: Random
+) -> tuple[int, int]:
+    read = input_tokens * math.exp(random.gauss(0.0, input_sigma))
+    made = output_tokens * math.exp(random.gauss(0.0, output_sigma))
     return _tokens(read), _tokens(made)
 
 
