@@ -378,3 +378,28 @@ async def test_nothing_is_sent_before_the_first_token(http: aiohttp.ClientSessio
     response = await task
     assert response.status == 200
     assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_every_answer_names_its_request_and_can_be_explained(http: aiohttp.ClientSession) -> None:
+    """Answers and errors of every kind carry an id; under it the tenant learns why, and another tenant nothing."""
+    url = "/v1/chat/completions"
+    for body, status, reason in (
+        (json.dumps(chat()).encode(), 200, ""),
+        (b"{", 400, "INVALID_ARGUMENT"),
+        (b"x" * 300_000, 413, "INVALID_ARGUMENT"),
+        (json.dumps(chat(model="none")).encode(), 404, "UNKNOWN_MODEL"),
+    ):
+        async with http.post(url, data=body, headers={"x-request-id": "mine"}) as answer:
+            name = answer.headers["x-fairlead-request-id"]
+            assert (answer.status, answer.headers["x-request-id"]) == (status, "mine")
+            if status != 200:
+                assert (await answer.json(content_type=None))["error"]["request_id"] == name
+        async with http.get(f"/v1/requests/{name}/decision") as answer:
+            (decision,) = (await answer.json())["decisions"]
+            assert (decision["request_id"], decision.get("reason", "")) == (name, reason)
+        other = {"Authorization": f"Bearer {OTHER_KEY}"}
+        async with http.get(f"/v1/requests/{name}/decision", headers=other) as answer:
+            assert answer.status == 404
+    for path in ("/v1/models", "/v1/models/none", "/nowhere", url):
+        async with http.get(path) as answer:
+            assert answer.headers["x-request-id"]
