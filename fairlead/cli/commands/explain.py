@@ -47,7 +47,7 @@ def explain(invocation: Invocation, request_id: str, tenant: str | None) -> None
         explanation = _ask(invocation, request_id, tenant)
     except NotFoundError as error:
         raise NotFoundError(
-            f"{error.message}: check the id, and ask soon, as routers remember their newest requests only",
+            f"{error.message}: check the id, and ask soon after the request",
             reason=error.reason,
             metadata=error.metadata,
         ) from None

@@ -16,7 +16,7 @@ import click
 from fairlead.admin.v1 import usage_pb2
 from fairlead.cli.app import Invocation, pass_invocation, root
 from fairlead.cli.candidates import model_ids, tenant_ids
-from fairlead.cli.output import Column, Output, Row, bar, mu
+from fairlead.cli.output import Column, Output, Row, bar
 from fairlead.cli.periods import period
 from fairlead.cli.usage_rows import FORMATS, UsageExport, by_tenant_and_model, mu_of, share, write
 from fairlead.errors import InvalidArgumentError
@@ -27,6 +27,11 @@ PROGRESS_ROWS = 500
 """Rows between two looks at how far an export is."""
 
 
+def _mu(value: int) -> str:
+    """A charge to the last digit: small ones would vanish."""
+    return f"{value / 1000:,.3f}"
+
+
 COLUMNS = (
     Column("tenant_id", "tenant"),
     Column("model_id", "model"),
@@ -34,9 +39,9 @@ COLUMNS = (
     Column("input_tokens", "tokens in", number=True),
     Column("cached_input_tokens", "cached", number=True),
     Column("output_tokens", "tokens out", number=True),
-    Column("prefill_milli_mu", "prefill MU", mu),
-    Column("decode_milli_mu", "decode MU", mu),
-    Column("milli_mu", "MU", mu),
+    Column("prefill_milli_mu", "prefill MU", _mu, number=True),
+    Column("decode_milli_mu", "decode MU", _mu, number=True),
+    Column("milli_mu", "MU", _mu, number=True),
     Column("share", "share", lambda value: "" if value is None else bar(value, 1.0, 12)),
 )
 

@@ -74,7 +74,7 @@ def test_what_nobody_remembers_is_not_found(command: Command) -> None:
     """Exit code 5, how much routers remember, and what to do."""
     message = command.error("explain", "nothing", exit_code=5)
     assert "not among the newest" in message
-    assert "check the id, and ask soon" in message
+    assert "check the id, and ask soon after" in message
 
 
 def test_a_refused_request_says_how_to_explain_it(command: Command, platform: FakePlatform) -> None:
