@@ -9,6 +9,7 @@ control side are not simulated: there is one leader from beginning to end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -27,6 +28,8 @@ from simulation.router import Router
 # The services' default settings: ratelimiter/config.py and capacity/config.py.
 _TERMS: Final = Terms(lease_ns=10 * NS_PER_S, burst_window_s=30)
 _REPORT_INTERVAL_S: Final = 1.0
+# The router's own: data_plane/router/limiter_client.py.
+_EARLY_INTERVAL_S: Final = 0.2
 _DEBOUNCE_S: Final = 0.1
 _TICK_S: Final = 1.0
 _DEMAND_INTERVAL_S: Final = 1.0
@@ -129,9 +132,12 @@ class RateLimiter:
         self._told: Mapping[Workload, Want] = {}
         self._told_ns = 0
         self._tick_planned = False
+        self._turns = {router.router_id: 0 for router in routers}
+        self._reported_ns = dict.fromkeys(self._turns, 0)
         allocator.feed(self)
         for router in routers:
-            loop.after(random.uniform(0.0, _REPORT_INTERVAL_S), self._report, router)
+            self._plan(router, random.uniform(0.0, _REPORT_INTERVAL_S))
+            router.demand.on_notable(partial(self._hurry, router))
         loop.after(0.0, self._regular)
         loop.after(0.0, self._tell_demand)
 
@@ -147,9 +153,22 @@ class RateLimiter:
         self._limiter.set_quotas(quotas)
         self._soon()
 
-    def _report(self, router: Router) -> None:
+    def _plan(self, router: Router, seconds: float) -> None:
+        """The next report comes then, and none that was planned before."""
+        self._turns[router.router_id] += 1
+        self._loop.after(seconds, self._report, (router, self._turns[router.router_id]))
+
+    def _hurry(self, router: Router) -> None:
+        """What a router has to say cannot wait for its turn."""
+        since_s = (self._loop.now_ns - self._reported_ns[router.router_id]) / NS_PER_S
+        self._plan(router, max(0.0, _EARLY_INTERVAL_S - since_s))
+
+    def _report(self, planned: tuple[Router, int]) -> None:
         """A router says what it wants and gets its leases."""
-        now_ns = self._loop.now_ns
+        router, turn = planned
+        if turn != self._turns[router.router_id]:
+            return
+        now_ns = self._reported_ns[router.router_id] = self._loop.now_ns
         rows = router.demand.report(now_ns, held=router.holds.held(), waiting=router.batch.waiting())
         wants = {
             Workload(row.model_id, row.tenant_id): Want(
@@ -165,7 +184,7 @@ class RateLimiter:
         wall_ns = self._loop.wall_ns()
         router.desk.answer(answer_to(answer, [table_to(table, wall_ns) for table in answer.tables]))
         self._soon()
-        self._loop.after(_REPORT_INTERVAL_S * self._random.uniform(0.9, 1.0), self._report, router)
+        self._plan(router, _REPORT_INTERVAL_S * self._random.uniform(0.9, 1.0))
 
     def _deliver(self, table: Table) -> None:
         self._routers[table.router_id].desk.take(table_to(table, self._loop.wall_ns()))
