@@ -176,8 +176,12 @@ class AgentQueueModel(RuleBasedStateMachine):
         if head.ticket.priority is Priority.SYSTEM:
             return True
         ordinary = [each for each in inside if each.ticket.priority is not Priority.SYSTEM]
-        prefill = sum(each.ticket.prefill_milli_mu for each in ordinary if not each.produced)
-        return len(ordinary) < SEQUENCES_MAX - 1 and prefill < PREFILL
+        prefilling = [each.ticket for each in ordinary if not each.produced]
+        own = sum(each.prefill_milli_mu for each in prefilling if each.tenant_id == head.ticket.tenant_id)
+        here = self.waiting(Priority.BATCH) + self.waiting(Priority.INTERACTIVE) + ordinary
+        alone = len({each.ticket.tenant_id for each in here}) == 1
+        prefill = sum(each.prefill_milli_mu for each in prefilling)
+        return len(ordinary) < SEQUENCES_MAX - 1 and prefill < PREFILL and (alone or own < PREFILL / 2)
 
     def has_room(self, head: Known) -> bool:
         inside = self.inside()

@@ -7,7 +7,9 @@ before interactive before batch; inside a class the tenants take turns by virtua
 - a sequence slot is free; one is kept for system requests (health probes), which get in although the engine is full;
 - prefill inside, of requests that have no token yet, is below its limit. An engine computes prompts in the order they
   came, so what is inside already is what nobody can overtake: a little keeps it busy, more only delays others. The
-  size of who comes next does not matter, so there always is one inside, and a long prompt waits no longer than a short;
+  size of who comes next does not matter, so there always is one inside, and a long prompt waits no longer than a short.
+  Where several tenants are here, the next in line has less than half of the limit inside, so that a burst of one leaves
+  room for who comes;
 - its estimated tokens fit into the KV cache beside those of the requests inside. The head of a class that waits for
   room is not overtaken by its class or a lower one until it is in, so a long prompt does not starve.
 
@@ -20,6 +22,7 @@ because each tenant has one request here.
 from __future__ import annotations
 
 import enum
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,8 +31,8 @@ from model_units.units import MilliModelUnitsPerMinute, served_in
 
 PREFILL_INSIDE_S: Final = 0.2
 """Prefill without a token yet that is let into an engine, in seconds of the replica's capacity. Less leaves the engine
-idle between steps, more delays other tenants. A saturated simulated H100 with prompts of 3,000 tokens serves 0.9 % less
-than without a limit at 0.2 s, 1.3 % at 0.15 s and 2.5 % at 0.1 s."""
+idle between steps, more delays other tenants. A saturated simulated H100 with prompts of 3,000 tokens serves 1.0 % less
+than without a limit at 0.2 s, 1.3 % at 0.15 s and 2.5 % at 0.1 s (benchmarks/quota/isolation.py has the other side)."""
 
 
 class Priority(enum.IntEnum):
@@ -50,7 +53,8 @@ class QueueLimits:
             are two or more.
         kv_capacity_tokens: KV cache of the engine; 0 where it does not tell, which turns this limit off.
         prefill_milli_mu: Nobody is let in while batch and interactive requests inside that have no token yet cost this
-            much prefill or more, mMU; 0 turns this limit off.
+            much prefill or more, nor while those of the own tenant cost half of it, if it is not alone here, mMU; 0
+            turns this limit off.
     """
 
     queued_max: int
@@ -120,8 +124,10 @@ class AdmissionQueue:
         self._inside: dict[str, Ticket] = {}
         self._kv_inside = 0
         self._system_inside = 0
-        self._prefilling: dict[str, int] = {}
+        self._prefilling: dict[str, Ticket] = {}
         self._prefill_inside = 0
+        self._prefill_of: Counter[str] = Counter()  # by tenant
+        self._here: Counter[str] = Counter()  # batch and interactive requests by tenant
 
     @property
     def waiting(self) -> int:
@@ -160,6 +166,8 @@ class AdmissionQueue:
             self.leave(displaced.request_id)
         self._arrivals += 1
         self._waiting[ticket.request_id] = ticket
+        if ticket.priority is not Priority.SYSTEM:
+            self._here[ticket.tenant_id] += 1
         self._lines[ticket.priority].join(ticket, self._arrivals)
         return Offer(accepted=True, displaced=displaced)
 
@@ -178,14 +186,18 @@ class AdmissionQueue:
             if ticket.priority is Priority.SYSTEM:
                 self._system_inside += 1
             else:
-                self._prefilling[ticket.request_id] = ticket.prefill_milli_mu
+                self._prefilling[ticket.request_id] = ticket
                 self._prefill_inside += ticket.prefill_milli_mu
+                self._prefill_of[ticket.tenant_id] += ticket.prefill_milli_mu
             admitted.append(ticket)
         return tuple(admitted)
 
     def started(self, request_id: str) -> None:
         """A request inside has its first token; others may fit now. Saying it again does nothing."""
-        self._prefill_inside -= self._prefilling.pop(request_id, 0)
+        ticket = self._prefilling.pop(request_id, None)
+        if ticket is not None:
+            self._prefill_inside -= ticket.prefill_milli_mu
+            _take(self._prefill_of, ticket.tenant_id, ticket.prefill_milli_mu)
 
     def leave(self, request_id: str, *, decode_milli_mu: int = 0) -> bool:
         """Ends a request, wherever it is and however it ended; False when it is not here.
@@ -198,15 +210,21 @@ class AdmissionQueue:
         ticket = self._waiting.pop(request_id, None)
         if ticket is not None:
             self._lines[ticket.priority].leave(ticket)
+            self._gone(ticket)
             return True
         inside = self._inside.pop(request_id, None)
         if inside is None:
             return False
+        self._gone(inside)
         self.started(request_id)
         self._lines[inside.priority].end(inside, decode_milli_mu)
         self._kv_inside -= inside.kv_tokens
         self._system_inside -= inside.priority is Priority.SYSTEM
         return True
+
+    def _gone(self, ticket: Ticket) -> None:
+        if ticket.priority is not Priority.SYSTEM:
+            _take(self._here, ticket.tenant_id, 1)
 
     def _full(self) -> bool:
         """Whether one more would have to wait behind a full queue; who can go in at once does not count as waiting."""
@@ -242,7 +260,10 @@ class AdmissionQueue:
         """Whether the engine takes one more of this class, of whatever size."""
         if len(self._inside) >= self._limits.sequences_max:
             return False
-        return ticket.priority is Priority.SYSTEM or self._takes_ordinary()
+        if ticket.priority is Priority.SYSTEM:
+            return True
+        own, limit = self._prefill_of[ticket.tenant_id], self._limits.prefill_milli_mu
+        return self._takes_ordinary() and (len(self._here) == 1 or limit == 0 or 2 * own < limit)
 
     def _has_room(self, ticket: Ticket) -> bool:
         """Whether its tokens fit into the cache."""
@@ -251,3 +272,10 @@ class AdmissionQueue:
         capacity = self._limits.kv_capacity_tokens
         # Who is alone is let in whatever its size: the engine itself says whether it can take it.
         return capacity == 0 or not self._inside or self._kv_inside + ticket.kv_tokens <= capacity
+
+
+def _take(counts: Counter[str], tenant_id: str, number: int) -> None:
+    """Takes from a count that is forgotten at 0."""
+    counts[tenant_id] -= number
+    if counts[tenant_id] <= 0:
+        del counts[tenant_id]

@@ -214,3 +214,24 @@ def test_a_long_queue_of_many_tenants_costs_logarithmically() -> None:
         seen.append(admitted.tenant_id)
         queue.leave(admitted.request_id)
     assert all(len(set(seen[start : start + 400])) == 400 for start in range(0, 4_000, 400))
+
+
+def test_a_burst_leaves_half_of_the_prefill_to_who_comes() -> None:
+    """Proves that a tenant alone may fill the limit, and that where others are here it stops at half of it."""
+    queue = AdmissionQueue(QueueLimits(100, 9, 0, prefill_milli_mu=400))
+    for number in range(3):
+        queue.offer(of("loud", f"l{number}"))
+    assert names(queue.admit()) == ["l0", "l1", "l2"]
+    queue.offer(of("quiet", "q0"))
+    queue.offer(of("loud", "l3"))
+    assert names(queue.admit()) == ["q0"]
+    queue.started("l0")
+    assert queue.admit() == (), "two hundred of its own are inside"
+    queue.started("l1")
+    assert names(queue.admit()) == ["l3"]
+    queue.started("l2")
+    queue.started("l3")
+    queue.leave("q0")
+    for number in range(4, 8):
+        queue.offer(of("loud", f"l{number}"))
+    assert len(queue.admit()) == 4, "alone again"
