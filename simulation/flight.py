@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from data_plane.router.core.holds import BucketKey, Hold
 from data_plane.router.core.loads import Dispatch
 from data_plane.router.core.pricing import Price
-from engines.agent.core.queue import Priority
+from engines.agent.core.queue import Priority, Ticket
 from simulation.books import TenantBook
 from simulation.kernel import NS_PER_S
 from simulation.scenario import TenantSpec
@@ -136,3 +136,20 @@ class Flight:
         self.delivered = 0
         self.cached = 0
         self.ended = False
+
+    def ticket(self, kv_tokens: int) -> Ticket:
+        """What an agent's queue gets of this attempt.
+
+        Args:
+            kv_tokens: The agent's estimate of prompt and output.
+        """
+        cost = self.price.cost
+        return Ticket(
+            self.key,
+            self.tenant.priority,
+            kv_tokens,
+            self.tenant.id,
+            self.weight,
+            cost.prefill_milli_mu,
+            cost.decode_milli_mu,
+        )

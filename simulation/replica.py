@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from data_plane.router.core.loads import Report
 from engines.agent.core.load import LoadAccount, UtilizationWindow
-from engines.agent.core.queue import AdmissionQueue, QueueLimits, Ticket, prefill_limit
+from engines.agent.core.queue import AdmissionQueue, QueueLimits, prefill_limit
 from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS, Hardware
 from engines.simulated.host import FINISH_S, INGEST_S, TOKEN_S
 from engines.simulated.step_machine import StepMachine
@@ -224,17 +224,7 @@ class Replica:
         model_id = self._terms.model_id
         tokens_in = self._ratios.estimate_tokens(model_id, flight.prompt_bytes, start=_BYTES_PER_TOKEN_START)
         tokens_out = self._lengths.estimate(tenant.id, model_id, max_tokens=flight.max_tokens)
-        offer = self._queue.offer(
-            Ticket(
-                flight.key,
-                tenant.priority,
-                tokens_in + tokens_out,
-                tenant.id,
-                flight.weight,
-                cost.prefill_milli_mu,
-                cost.decode_milli_mu,
-            )
-        )
+        offer = self._queue.offer(flight.ticket(tokens_in + tokens_out))
         if not offer.accepted:
             router.failed(flight, Reason.QUEUE_FULL)
             return
