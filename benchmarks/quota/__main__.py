@@ -13,7 +13,7 @@ import asyncio
 import sys
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console
@@ -26,45 +26,31 @@ from benchmarks.quota.remote import client
 from benchmarks.quota.site import MODEL, site
 from benchmarks.report import Bar, Report
 
-_PHASES: Final = ("live", *cores.CORES)
+LIVE: Final[Mapping[str, Callable[[Bench], Awaitable[None]]]] = {
+    "capacity": follow.capacity,
+    "steady": steady.measure,
+    "neighbours": neighbours.measure,
+    "owners": follow.owners,
+    "books": steady.close_books,
+    "rivals": rivals.measure,
+}
+"""Phases on the live set-up, in order."""
 
 
-async def _live(report: Report, console: Console, progress: Progress) -> None:
-    """Everything that runs on the live set-up."""
+async def _live(wanted: Sequence[str], report: Report, console: Console, progress: Progress) -> None:
+    """The phases that run on the live set-up, whatever becomes of those before."""
     task = progress.add_task("starting", total=None)
     async with site((*TENANTS, *follow.OWNERS)) as running:
         await running.start_routers()
         async with client(running.keys, MODEL.model_id, running.log_dir / "client.log") as tenants:
             progress.remove_task(task)
             bench = Bench(running, tenants, report, console, progress)
-            await _phases(bench)
-
-
-async def _phases(bench: Bench) -> None:
-    """Every phase, whatever becomes of those before it."""
-    request_milli_mu = 50.0
-
-    async def steadily() -> None:
-        nonlocal request_milli_mu
-        request_milli_mu = await steady.measure(bench)
-
-    async def close_books() -> None:
-        steady.close_books(bench, await bench.site.snapshots())
-
-    phases: tuple[Callable[[], Awaitable[None]], ...] = (
-        lambda: follow.capacity(bench),
-        steadily,
-        lambda: neighbours.measure(bench, request_milli_mu),
-        lambda: follow.owners(bench),
-        close_books,
-        lambda: rivals.measure(bench),
-    )
-    for phase in phases:
-        try:
-            await phase()
-        except Exception:  # noqa: BLE001  # what a phase could not measure must not hide what the others do
-            _failed(bench.report, bench.console)
-            await bench.drain((*TENANTS, *follow.OWNERS))
+            for name in wanted:
+                try:
+                    await LIVE[name](bench)
+                except Exception:  # noqa: BLE001  # what a phase could not measure must not hide what the others do
+                    _failed(report, console)
+                    await bench.drain((*TENANTS, *follow.OWNERS))
 
 
 def _failed(report: Report, console: Console) -> None:
@@ -75,22 +61,25 @@ def _failed(report: Report, console: Console) -> None:
 
 def main() -> None:
     """Measures what is named on the command line (everything when nothing is), prints and writes the report."""
-    wanted = sys.argv[1:] or _PHASES
-    unknown = set(wanted) - set(_PHASES)
-    if unknown:
-        sys.exit(f"{', '.join(sorted(unknown))}: unknown; known: {', '.join(_PHASES)}")
+    known = (*LIVE, *cores.CORES)
+    wanted = sys.argv[1:] or known
+    if unknown := set(wanted) - set(known):
+        sys.exit(f"{', '.join(sorted(unknown))}: unknown; known: {', '.join(known)}")
     console = Console() if sys.stdout.isatty() else Console(width=140)
     report, start_s = Report("quota"), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        for name in (name for name in _PHASES if name in wanted):
+        live = [name for name in LIVE if name in wanted]
+        if live:
+            try:
+                asyncio.run(_live(live, report, console, progress))
+            except Exception:  # noqa: BLE001  # what has been measured is reported whatever happens to the rest
+                _failed(report, console)
+        for name in (name for name in cores.CORES if name in wanted):
             task = progress.add_task(name, total=None)
             try:
-                if name == "live":
-                    asyncio.run(_live(report, console, progress))
-                else:
-                    cores.measure(name, report, console)
-            except Exception:  # noqa: BLE001  # what has been measured is reported whatever happens to the rest
+                cores.measure(name, report, console)
+            except Exception:  # noqa: BLE001  # as above
                 _failed(report, console)
             progress.remove_task(task)
     report.add("wall_s", time.monotonic() - start_s)

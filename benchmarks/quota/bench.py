@@ -37,6 +37,7 @@ class Bench:
         console: Where definitions and remarks go.
         progress: Where the time goes.
         samples: Every admitted request since the routers were started.
+        more_clients: Other client processes that run now; their CPU time counts as this benchmark's.
     """
 
     site: Site
@@ -45,6 +46,7 @@ class Bench:
     console: Console
     progress: Progress
     samples: list[Sample] = field(default_factory=list)
+    more_clients: list[Client] = field(default_factory=list)
 
     async def wait(self, what: str, seconds: float) -> None:
         """Waits and shows it."""
@@ -113,7 +115,7 @@ class Bench:
 
     def cpu_s(self) -> float:
         """CPU time of everything that runs for this benchmark, seconds; what has ended is not in it."""
-        return sum(process.cpu_s() for process in self.site.processes) + self.client.cpu_s()
+        return sum(each.cpu_s() for each in (*self.site.processes, self.client, *self.more_clients))
 
 
 @dataclass(slots=True)

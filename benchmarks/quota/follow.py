@@ -106,6 +106,8 @@ async def owners(bench: Bench) -> None:
         bench.progress.advance(task)
     bench.progress.remove_task(task)
     await bench.drain((borrower, *OWNERS))
+    await bench.reserve(dict.fromkeys(OWNERS, _NOTHING))
+    await site.set_utilization(MODEL.target_utilization)
     bench.report.add("owner_back_max_s", max(times), Bar(2.0))
     bench.report.add("owner_back_median_s", sorted(times)[len(times) // 2])
     bench.report.add("owner_admitted_in_2s_over_reservation_min", min(admitted), Bar(1.0, at_most=False))

@@ -2,53 +2,69 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Final
 
-from benchmarks.quota.bench import QUOTA, TENANTS, Bench
+from benchmarks.quota.bench import QUOTA, TENANTS, Bench, Machine
 from benchmarks.quota.books import percentile
+from benchmarks.quota.remote import Client, client
+from benchmarks.quota.site import MODEL
+from benchmarks.quota.workload import lengths
 from benchmarks.report import Bar
+from model_units.cost import cost
+from model_units.profiles import built_in_profiles
 
-AGGRESSOR_QUOTA: Final = 4 * QUOTA
+_DRAWN: Final = 4_000
 OFFERED: Final = (1.0, 10.0, 1.0, 10.0)
 OTHERS_OFFERED: Final = 0.6
 WINDOW_S: Final = 20.0
 _SETTLING_S: Final = 3.0
 
 DEFINITIONS: Final = f"""\
-[bold]Neighbours[/]: one tenant with four times the others' quota sends 1, 10, 1 and 10 times what that quota carries,
-at random times; the other {len(TENANTS) - 1} send {OTHERS_OFFERED:g} of theirs throughout. Their p95 time to first
-token in the windows of {WINDOW_S:g} s at ten times, over that at one; bar <= 1.25."""
+[bold]Neighbours[/]: one tenant sends 1, 10, 1 and 10 times what its quota carries, at random times and from a process
+of its own; the other {len(TENANTS) - 1} send {OTHERS_OFFERED:g} of theirs throughout. Their p95 time to first token in
+the windows of {WINDOW_S:g} s at ten times, over that at one; bar <= 1.25."""
 
 
-async def measure(bench: Bench, request_milli_mu: float) -> None:
-    """Runs the four windows.
-
-    Args:
-        bench: The run.
-        request_milli_mu: What a request costs on average.
-    """
+async def measure(bench: Bench) -> None:
+    """Runs the four windows."""
     bench.console.print(DEFINITIONS)
+    site = bench.site
+    await bench.reserve(dict.fromkeys(TENANTS, QUOTA))
+    addresses = [address.grpc for address in site.addresses]
+    await bench.client.routers(addresses)
+    async with client(site.keys, MODEL.model_id, site.log_dir / "aggressor.log") as aggressor:
+        await aggressor.routers(addresses)
+        bench.more_clients = [aggressor]
+        await _windows(bench, aggressor)
+        bench.more_clients = []
+
+
+async def _windows(bench: Bench, attacker: Client) -> None:
     aggressor, *others = TENANTS
-    await bench.site.set_utilization(0.8)
-    await bench.reserve(dict.fromkeys(others, QUOTA))
-    await bench.reserve({aggressor: AGGRESSOR_QUOTA})
-    await bench.client.routers([address.grpc for address in bench.site.addresses])
-    await bench.client.arrivals(dict.fromkeys(others, OTHERS_OFFERED * QUOTA / 60 / request_milli_mu))
+    carried_per_s = QUOTA / 60 / _request_milli_mu()
+    await bench.client.arrivals(dict.fromkeys(others, OTHERS_OFFERED * carried_per_s))
     first_tokens: dict[float, list[float]] = {times: [] for times in OFFERED}
     by_window: list[float] = []
+    own: list[float] = []
     refused = sent = 0
     for times in OFFERED:
-        await bench.client.arrivals({aggressor: times * AGGRESSOR_QUOTA / 60 / request_milli_mu})
+        await attacker.arrivals({aggressor: times * carried_per_s})
         await bench.wait(f"aggressor at {times:g}x", _SETTLING_S)
         await bench.collect()
+        machine = Machine(bench)
         await bench.wait(f"aggressor at {times:g}x", WINDOW_S)
         ended = await bench.collect()
-        found = [s.ttft_s for s in ended.samples if s.tenant != aggressor and s.ttft_s is not None]
+        bench.samples += (await attacker.ended()).samples
+        found = [sample.ttft_s for sample in ended.samples if sample.ttft_s is not None]
         first_tokens[times] += found
         by_window.append(percentile(found, 0.95))
         refused += sum(ended.refused[tenant] for tenant in others)
-        sent += sum(sample.tenant != aggressor for sample in ended.samples)
+        sent += len(ended.samples)
+        own.append(machine.shares()[1])
+    await attacker.arrivals({aggressor: 0.0})
     await bench.drain()
+    bench.samples += (await attacker.ended()).samples
     calm, attacked = percentile(first_tokens[1.0], 0.95), percentile(first_tokens[10.0], 0.95)
     bench.report.add("live_neighbours_ttft_p95_at_1x_ms", 1e3 * calm)
     bench.report.add("live_neighbours_ttft_p95_at_10x_ms", 1e3 * attacked)
@@ -56,4 +72,13 @@ async def measure(bench: Bench, request_milli_mu: float) -> None:
     pairs = [attacked_ / calm_ for calm_, attacked_ in zip(by_window[::2], by_window[1::2], strict=True)]
     bench.report.add("live_neighbours_ttft_p95_ratio_pairs_min", min(pairs))
     bench.report.add("live_neighbours_ttft_p95_ratio_pairs_max", max(pairs))
+    bench.report.add("live_neighbours_own_cpu_at_1x_percent", 50 * (own[0] + own[2]))
+    bench.report.add("live_neighbours_own_cpu_at_10x_percent", 50 * (own[1] + own[3]))
     bench.report.add("live_neighbours_refused_percent", 100 * refused / max(1, refused + sent))
+
+
+def _request_milli_mu() -> float:
+    """What a request costs on average, mMU."""
+    profile = built_in_profiles().resolve("", MODEL.engine.hardware)
+    drawn = lengths(_DRAWN, Random(0))
+    return sum(cost(profile, input_tokens=into, output_tokens=out).total_milli_mu for into, out in drawn) / _DRAWN

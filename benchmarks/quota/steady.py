@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.quota import rates
 from benchmarks.quota.bench import QUOTA, STREAMS, TENANTS, Bench, Machine
-from benchmarks.quota.books import Snapshot, lease_sums, percentile, shares
+from benchmarks.quota.books import lease_sums, percentile, shares
 from benchmarks.quota.remote import Sample
 from benchmarks.quota.site import MODEL, ROUTERS
 from benchmarks.report import Bar
@@ -36,26 +36,21 @@ DEFINITIONS: Final = f"""\
                        reports) after the kill; bar <= 2 %: what is missing there for good is 0 (whole_again_s)"""
 
 
-async def measure(bench: Bench) -> float:
-    """Runs both phases.
-
-    Returns:
-        What a request costs on average, mMU.
-    """
+async def measure(bench: Bench) -> None:
+    """Runs both phases."""
     bench.console.print(DEFINITIONS)
     await bench.load(_SETTLING_S)
     machine, begun = Machine(bench), len(bench.samples)
     readings = await bench.readings("steady", WINDOW_S, EVERY_S)
     busy, own = machine.shares()
     ended = await bench.collect()
-    mean_cost = _steady(bench, readings, bench.samples[begun:], ended.refused)
+    _steady(bench, readings, bench.samples[begun:], ended.refused)
     bench.report.add("steady_machine_busy_percent", 100 * busy)
     bench.report.add("steady_own_cpu_percent", 100 * own, Bar(80.0))
     await _killed(bench)
-    return mean_cost
 
 
-def _steady(bench: Bench, readings: rates.Readings, samples: Sequence[Sample], refused: Counter[str]) -> float:
+def _steady(bench: Bench, readings: rates.Readings, samples: Sequence[Sample], refused: Counter[str]) -> None:
     report = bench.report
     admitted, settled = rates.admitted_shares(readings, QUOTAS), rates.settled_shares(readings, QUOTAS)
     done = [sample for sample in samples if sample.outcome == "ok"]
@@ -73,7 +68,6 @@ def _steady(bench: Bench, readings: rates.Readings, samples: Sequence[Sample], r
     report.add("steady_output_tokens_per_s", sum(sample.output_tokens for sample in done) / WINDOW_S)
     report.add("steady_ttft_p95_ms", 1e3 * percentile((s.ttft_s for s in done if s.ttft_s is not None), 0.95))
     report.add("estimated_over_settled", sum(s.estimated for s in done) / max(1, sum(s.settled for s in done)))
-    return sum(sample.settled for sample in done) / max(1, len(done))
 
 
 async def _killed(bench: Bench) -> None:
@@ -113,14 +107,14 @@ def _whole_again_s(killed_s: float, readings: rates.Readings) -> float:
     return float("nan")
 
 
-def close_books(bench: Bench, after: Mapping[int, Snapshot]) -> None:
+async def close_books(bench: Bench) -> None:
     """Closes the books of the routers that still run, against what clients were told and what engines counted.
 
     Args:
-        bench: The run, with every sample since those routers started.
-        after: Their books, with nothing in flight.
+        bench: The run, with every sample since those routers started, and nothing in flight.
     """
-    report, profile = bench.report, profile_in_force()
+    after = await bench.site.snapshots()
+    report, profile = bench.report, built_in_profiles().resolve("", MODEL.engine.hardware)
     told = [sample for sample in bench.samples if sample.router in after]
     settled = sum(sum(book.settled.values()) for book in after.values())
     recomputed = sum(_true_cost(profile, sample) for sample in told if sample.outcome == "ok")
@@ -133,11 +127,6 @@ def close_books(bench: Bench, after: Mapping[int, Snapshot]) -> None:
     report.add("held_milli_mu_at_end", sum(sum(book.held.values()) for book in after.values()), Bar(0.0))
     completed = sum(book.ended.get("completed", 0) for book in after.values())
     report.add("completed_minus_told", abs(completed - sum(s.outcome == "ok" for s in told)), Bar(0.0))
-
-
-def profile_in_force() -> CostProfile:
-    """What prices the requests."""
-    return built_in_profiles().resolve("", MODEL.engine.hardware)
 
 
 def _true_cost(profile: CostProfile, sample: Sample) -> int:
