@@ -172,8 +172,10 @@ class Admission:
             receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
 
     def _fits(self, bucket: BucketKey, amount_milli_mu: int, now_ns: int) -> bool:
-        """Whether waiting can help at all."""
-        return amount_milli_mu <= self._holds.view(bucket, now_ns).burst_milli_mu
+        """Whether waiting can help at all: with no lease yet, or with a larger part of the quota, it may."""
+        view = self._holds.view(bucket, now_ns)
+        rate, quota = view.rate_milli_mu_per_minute, view.quota_milli_mu_per_minute
+        return not rate or amount_milli_mu * rate <= view.burst_milli_mu * max(rate, quota)
 
 
 def _refused(refused: Refused, bucket: BucketKey, amount_milli_mu: int, quota: BucketView) -> QuotaExceededError:

@@ -39,7 +39,7 @@ from data_plane.router.core.usage import Counts
 from data_plane.router.core.validate import is_request_id
 from data_plane.router.exchange import Call, Delta, Event, Finished, Receipt
 from data_plane.router.usage_desk import UsageDesk
-from fairlead.errors import FairleadError, InvalidArgumentError, Reason
+from fairlead.errors import FairleadError, InvalidArgumentError, Reason, UnavailableError
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.length import next_covered_tokens
 
@@ -50,6 +50,10 @@ _FINGERPRINT_BYTES = 16
 
 # A cancellation this close to the deadline is the deadline: the caller's timer and ours run side by side.
 _DEADLINE_SLACK_NS = 20_000_000
+
+# Why batch is not served that may pass by itself, and how long it waits where nobody has said.
+_WORTH_WAITING = (Reason.NO_REPLICA, Reason.QUEUE_FULL)
+_REPLICA_PAUSE_S = 2.0
 
 # The relay ends at the deadline by itself; this is for a request that is stuck elsewhere.
 _DEADLINE_GRACE_S = 0.15
@@ -228,20 +232,39 @@ class Exchange:
                 yield answer.finished
                 return
         try:
-            self._hold = await flow.admission.hold(order, receipt)
-            self._covered_tokens = order.price.output_tokens
             self._texts = [] if named else None
-            relay = Relay(order, receipt, span)
-            async with aclosing(flow.attempts.run(relay)) as messages:
-                async for message in messages:
-                    if message.output_tokens or message.text:
-                        yield self._delivered(order, message.text, message.output_tokens, started_ns)
-                    if message.finish_reason:
-                        yield self._finished(order, message.finish_reason, message.usage)
+            while self._usage is None:
+                self._hold = await flow.admission.hold(order, receipt)
+                self._covered_tokens = order.price.output_tokens
+                try:
+                    async with aclosing(flow.attempts.run(Relay(order, receipt, span))) as messages:
+                        async for message in messages:
+                            if message.output_tokens or message.text:
+                                yield self._delivered(order, message.text, message.output_tokens, started_ns)
+                            if message.finish_reason:
+                                yield self._finished(order, message.finish_reason, message.usage)
+                except UnavailableError as error:
+                    await self._wait_for_replica(order, error)
         finally:
             if named:
                 # Harmless after `finish`; everything else may be tried again under the same id.
                 flow.books.answers.abandon(order.tenant_id, receipt.request_id)
+
+    async def _wait_for_replica(self, order: Order, error: UnavailableError) -> None:
+        """Batch that found every replica gone or full gives its hold back, waits, and is admitted anew.
+
+        Raises:
+            UnavailableError: It is not for this request to wait, or its deadline comes first.
+        """
+        now_ns = self._flow.clock.monotonic_ns()
+        pause_s = error.retry_after_s or _REPLICA_PAUSE_S
+        patient = order.checked.priority == pb.PRIORITY_BATCH and not self.receipt.output_tokens
+        if error.reason not in _WORTH_WAITING or not patient or now_ns + pause_s * NS_PER_S >= order.deadline_ns:
+            raise error
+        assert self._hold is not None
+        self._flow.books.holds.refund(self._hold, now_ns)
+        self._hold = None
+        await asyncio.sleep(pause_s)
 
     def _arm_deadline(self, order: Order) -> None:
         """Ends the task that serves this request soon after its deadline, even when it is stuck writing."""

@@ -360,6 +360,33 @@ async def test_batch_waits_for_quota_instead_of_being_refused() -> None:
     assert lab.received_equals_finished()
 
 
+async def test_batch_waits_while_every_replica_is_full() -> None:
+    """Batch gives its hold back while it waits, and is served once there is room; interactive is told at once."""
+    lab = RouterLab(["r1"])
+    full = Script(fail_before=QuotaExceededError("full", reason=Reason.QUEUE_FULL, retry_after_s=0.01))
+    lab.upstream.scripts["r1"] = full
+    assert (await refused(lab)).reason is Reason.QUEUE_FULL
+    waiting = asyncio.create_task(run(lab, prompt_request(priority=pb.PRIORITY_BATCH)))
+    calls = len(lab.upstream.calls)
+    await eventually(lambda: len(lab.upstream.calls) > calls + 2)
+    lab.upstream.scripts["r1"] = Script()
+    assert (await waiting)[0] == "Hello world"
+    assert lab.received_equals_finished()
+
+
+async def test_batch_waits_for_its_first_lease() -> None:
+    """A tenant whose lease has not come yet has its batch wait; its interactive request is refused."""
+    lab = RouterLab(["r1"])
+    lab.router.holds.apply({}, expires_ns=lab.clock.monotonic_ns(), now_ns=lab.clock.monotonic_ns())
+    assert (await refused(lab)).reason is Reason.QUOTA_USED_UP
+    desk = asyncio.create_task(lab.router.desk.run())
+    waiting = asyncio.create_task(run(lab, prompt_request(priority=pb.PRIORITY_BATCH)))
+    await eventually(lambda: lab.router.desk.waiting())
+    lab.lease(600_000, 1_000)
+    assert (await waiting)[0] == "Hello world"
+    desk.cancel()
+
+
 async def test_batch_ends_at_its_deadline() -> None:
     """A batch request whose quota does not come back ends as a refusal at its deadline, holding nothing."""
     lab = RouterLab(["r1"], rate=1, burst=20)
