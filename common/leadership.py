@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from common import keys
 from common.clock import NS_PER_S, Clock, SystemClock
 from common.logs import get_logger
-from common.store import Entry, Epoch, Expect, Store
+from common.store import CompactedError, Epoch, Expect, Store
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import NotLeaderError, UnavailableError
 
@@ -124,16 +124,17 @@ class Election:
 
     async def _wait_vacancy(self) -> None:
         """Returns when the leader's key may be gone, or in time to renew the candidate's own lease."""
-        holder: Entry | None = await self._store.get(self._key)
-        if holder is None:
+        listing = await self._store.list(self._key)
+        if not any(entry.key == self._key for entry in listing.entries):
             return
-        watch = self._store.watch(self._key, after_revision=holder.revision)
+        # From the present on: the history since the leader was elected may be compacted away.
+        watch = self._store.watch(self._key, after_revision=listing.revision)
         try:
             async with asyncio.timeout(self._ttl_s / 3):
                 async for changes in watch:
                     if any(change.value is None for change in changes):
                         return
-        except TimeoutError:
+        except (TimeoutError, CompactedError):
             return
         finally:
             await watch.aclose()  # type: ignore[attr-defined]  # every Store.watch is an async generator

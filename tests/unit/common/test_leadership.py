@@ -64,3 +64,23 @@ async def test_a_leader_doubts_itself_on_its_own_clock() -> None:
     assert not election.is_leader
     assert election.epoch == 0
     task.cancel()
+
+
+async def test_a_standby_outlives_compaction() -> None:
+    """The history since the leader's election is compacted away: the standby waits on, and takes over when it is time."""
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    first, second = candidate(store, "a", clock), candidate(store, "b", clock)
+    one = asyncio.create_task(first.run())
+    await first.wait_leader()
+    two = asyncio.create_task(second.run())
+    for _ in range(3):
+        await asyncio.sleep(0.02)
+        await store.put("/p/a", b"something else")
+        await store.compact()
+    await asyncio.sleep(0.02)
+    assert not two.done()
+    one.cancel()
+    await asyncio.wait([one])
+    await eventually(lambda: second.is_leader)
+    two.cancel()
