@@ -67,7 +67,7 @@ async def test_a_leader_doubts_itself_on_its_own_clock() -> None:
 
 
 async def test_a_standby_outlives_compaction() -> None:
-    """The history since the leader's election is compacted away: the standby waits on, and takes over when it is time."""
+    """The history since the leader's election is compacted away: the standby waits on and takes over in time."""
     clock = FakeClock()
     store = MemoryStore(clock)
     first, second = candidate(store, "a", clock), candidate(store, "b", clock)
