@@ -115,7 +115,8 @@ class Bench:
 
     def cpu_s(self) -> float:
         """CPU time of everything that runs for this benchmark, seconds; what has ended is not in it."""
-        return sum(each.cpu_s() for each in (*self.site.processes, self.client, *self.more_clients))
+        clients = sum(each.cpu_s() for each in (self.client, *self.more_clients))
+        return clients + sum(process.cpu_s() for process in self.site.processes)
 
 
 @dataclass(slots=True)

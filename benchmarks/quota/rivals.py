@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from rich.table import Table
+
 from benchmarks.quota import rates
 from benchmarks.quota.bench import STREAMS, TENANTS, Bench
+from benchmarks.quota.remote import Ended
 from benchmarks.quota.rival_router import COUNTER, RULES
 from benchmarks.quota.steady import EVERY_S, QUOTAS
 
@@ -39,15 +42,40 @@ async def measure(bench: Bench) -> None:
             await bench.load(_SETTLING_S)
         readings = await bench.readings(f"rule {rule}", WINDOW_S, EVERY_S)
         ended = await bench.collect()
-        _add(bench, rule, readings, sum(ended.refused.values()))
+        _add(bench, rule, readings, ended)
         await bench.drain()
+    bench.console.print(_side_by_side(bench))
 
 
-def _add(bench: Bench, rule: str, readings: rates.Readings, refused: int) -> None:
+def _side_by_side(bench: Bench) -> Table:
+    """Fairlead, where it was measured in this run, and the rivals."""
+    table = Table(title="rules of admission, percent", title_justify="left")
+    for column in (
+        "rule",
+        "settled over quota, all",
+        "worst tenant and minute",
+        "usable share, worst tenant",
+        "truncated",
+    ):
+        table.add_column(column, justify="left" if column == "rule" else "right")
+    names = (
+        "settled_over_quota_total_percent",
+        "settled_over_quota_worst_tenant_and_minute_percent",
+        "usable_share_worst_tenant_percent",
+        "truncated_streams",
+    )
+    for rule, prefix in (("fairlead", ""), *((rule, f"{rule}_") for rule in RULES)):
+        values = [bench.report.metrics.get(prefix + name) for name in names]
+        table.add_row(rule, *("-" if value is None else f"{value:,.1f}" for value in values))
+    return table
+
+
+def _add(bench: Bench, rule: str, readings: rates.Readings, ended: Ended) -> None:
     admitted = rates.mean_shares(readings, QUOTAS)
     worst = rates.worst_window(readings, QUOTAS, 60.0)
     report = bench.report
     report.add(f"{rule}_settled_over_quota_total_percent", 100 * (rates.total(admitted, QUOTAS) - 1))
     report.add(f"{rule}_settled_over_quota_worst_tenant_and_minute_percent", 100 * (max(worst.values()) - 1))
     report.add(f"{rule}_usable_share_worst_tenant_percent", 100 * min(admitted.values()))
-    report.add(f"{rule}_refused", refused)
+    report.add(f"{rule}_truncated_streams", sum(each.outcome == "ok" and not each.complete for each in ended.samples))
+    report.add(f"{rule}_refused", sum(ended.refused.values()))
