@@ -18,6 +18,7 @@ from capacity.core.caution import Caution
 from capacity.translate import replica_from
 from common.clock import MonotonicNs
 from fairlead.engine.v1 import engine_pb2
+from model_units.units import MilliModelUnits
 from ratelimiter.core.lease import Limiter, Terms
 from ratelimiter.core.notable import differs_notably
 from ratelimiter.core.values import Quota, Report, Table, Version, Want, Workload
@@ -26,7 +27,7 @@ from simulation.kernel import NS_PER_S, Loop
 from simulation.router import Router
 
 # The services' default settings: ratelimiter/config.py and capacity/config.py.
-_TERMS: Final = Terms(lease_ns=10 * NS_PER_S, burst_window_s=30)
+_TERMS: Final = Terms(lease_ns=10 * NS_PER_S, burst_window_s=30, burst_min=MilliModelUnits(2000))
 _REPORT_INTERVAL_S: Final = 1.0
 # The router's own: data_plane/router/limiter_client.py.
 _EARLY_INTERVAL_S: Final = 0.2

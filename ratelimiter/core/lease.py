@@ -62,10 +62,13 @@ class Terms:
     Attributes:
         lease_ns: How long a lease runs.
         burst_window_s: Burst = rate x this, seconds.
+        burst_min: Least burst at each router, as far as the whole quota saves up that much in a burst window: what is
+            left of a small quota when it is split over routers must still hold a request.
     """
 
     lease_ns: int
     burst_window_s: int
+    burst_min: MilliModelUnits
 
 
 class Limiter:
@@ -300,8 +303,9 @@ class Limiter:
         quota = self._quotas[workload]
         # The outstanding rates never exceed the quota, so safe rates in this proportion never exceed the guarantee.
         safe_rate = quota.guaranteed * rate // quota.granted
-        burst = MilliModelUnits(rate * self._terms.burst_window_s // 60)
-        return Lease(Rate(rate), burst, Rate(safe_rate), quota.granted)
+        window_s = self._terms.burst_window_s
+        burst = max(rate * window_s // 60, min(self._terms.burst_min, quota.granted * window_s // 60))
+        return Lease(Rate(rate), MilliModelUnits(burst), Rate(safe_rate), quota.granted)
 
     def _rate_for(self, session: Session, shard: int, workload: Workload) -> int:
         """What a router may be granted now: its target, as far as the others do not hold it, or it holds it itself."""

@@ -103,7 +103,7 @@ class LimiterMachine(RuleBasedStateMachine):
             self.restart(router_id)
 
     def new_limiter(self) -> Limiter:
-        return Limiter(self.epoch, Terms(LEASE_NS, burst_window_s=30))
+        return Limiter(self.epoch, Terms(LEASE_NS, burst_window_s=30, burst_min=MilliModelUnits(2000)))
 
     def ns(self) -> MonotonicNs:
         return MonotonicNs(self.now)

@@ -23,7 +23,7 @@ def at(seconds: float) -> MonotonicNs:
 
 
 def new_limiter(quota: int = QUOTA, guaranteed: int | None = None, epoch: int = 7) -> Limiter:
-    limiter = Limiter(epoch, Terms(LEASE_S * NS_PER_S, burst_window_s=30))
+    limiter = Limiter(epoch, Terms(LEASE_S * NS_PER_S, burst_window_s=30, burst_min=MilliModelUnits(2000)))
     limiter.set_quotas({W: Quota(Rate(quota), Rate(quota if guaranteed is None else guaranteed))})
     return limiter
 
@@ -232,7 +232,7 @@ def test_an_unacknowledged_table_is_sent_again() -> None:
 
 def test_only_the_shard_that_changes_is_made_anew() -> None:
     """Proves the cost of a change: one table of one shard, however many tenants there are."""
-    limiter = Limiter(7, Terms(LEASE_S * NS_PER_S, burst_window_s=30))
+    limiter = Limiter(7, Terms(LEASE_S * NS_PER_S, burst_window_s=30, burst_min=MilliModelUnits(2000)))
     quotas = {Workload("m", f"t{number}"): Quota(Rate(QUOTA), Rate(QUOTA)) for number in range(500)}
     limiter.set_quotas(quotas)
     first = limiter.report(Report("a", "1", 1, {}, {}), at(0))
@@ -248,7 +248,7 @@ def test_only_the_shard_that_changes_is_made_anew() -> None:
 def test_very_many_workloads_are_spread_over_some_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proves that one report looks at a bounded number of workloads, and that a few of them have all tables."""
     monkeypatch.setattr("ratelimiter.core.lease._LOOKED_AT_MAX", 100)
-    limiter = Limiter(7, Terms(LEASE_S * NS_PER_S, burst_window_s=30))
+    limiter = Limiter(7, Terms(LEASE_S * NS_PER_S, burst_window_s=30, burst_min=MilliModelUnits(2000)))
     quotas = {Workload("m", f"t{number}"): Quota(Rate(QUOTA), Rate(QUOTA)) for number in range(500)}
     limiter.set_quotas(quotas)
     applied: dict[int, Version] = {}
@@ -376,6 +376,19 @@ def test_burst_and_safe_rate_follow_the_rate() -> None:
     leases = [a.table.leases[W], b.table.leases[W]]
     assert [lease.burst for lease in leases] == [30_000, 15_000]
     assert [lease.safe_rate for lease in leases] == [40_000, 20_000]
+
+
+def test_a_small_quota_still_holds_a_request_at_every_router() -> None:
+    """Proves the least burst: 2 MU at each of three routers, never more than the whole quota saves up in 30 s."""
+    for quota, least in ((6_000, 2_000), (1_200, 600)):
+        limiter = new_limiter(quota=quota)
+        routers = [Router(limiter, name) for name in "abc"]
+        for second in range(4):
+            for router in routers:
+                router.report(quota // 6, second)
+        for router in routers:
+            assert router.table
+            assert router.table.leases[W].burst == least
 
 
 def test_demand_is_the_sum_over_live_routers() -> None:
