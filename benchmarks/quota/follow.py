@@ -84,11 +84,21 @@ def _near(sums: Mapping[str, int], quota: int) -> bool:
 async def owners(bench: Bench) -> None:
     """Brings back one owner after the other."""
     bench.console.print(OWNERS_BACK)
+    try:
+        await _one_after_the_other(bench)
+    finally:
+        await bench.drain((TENANTS[0], *OWNERS))
+        await bench.reserve(dict.fromkeys(OWNERS, _NOTHING))
+        await bench.site.set_utilization(MODEL.target_utilization)
+
+
+async def _one_after_the_other(bench: Bench) -> None:
     site, borrower = bench.site, TENANTS[0]
     await bench.reserve(dict.fromkeys(TENANTS, _NOTHING))
     await site.set_utilization(_UTILIZATION)
     await bench.reserve(dict.fromkeys(OWNERS, _RESERVED))
     await bench.reserve({borrower: _BORROWER_RESERVED}, _CEILING)
+    await bench.client.routers([address.grpc for address in site.addresses])
     await bench.client.streams({borrower: STREAMS})
     lent = _RESERVED * 3 // 4
     task = bench.progress.add_task("owners come back", total=REPETITIONS)
@@ -105,9 +115,6 @@ async def owners(bench: Bench) -> None:
         await bench.client.streams({owner: 0})
         bench.progress.advance(task)
     bench.progress.remove_task(task)
-    await bench.drain((borrower, *OWNERS))
-    await bench.reserve(dict.fromkeys(OWNERS, _NOTHING))
-    await site.set_utilization(MODEL.target_utilization)
     bench.report.add("owner_back_max_s", max(times), Bar(2.0))
     bench.report.add("owner_back_median_s", sorted(times)[len(times) // 2])
     bench.report.add("owner_admitted_in_2s_over_reservation_min", min(admitted), Bar(1.0, at_most=False))
