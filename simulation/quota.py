@@ -13,8 +13,9 @@ from functools import partial
 from random import Random
 from typing import Final
 
-from capacity.core.allocate import Demand, Model, ModelLedger, Replica, Reservation, allocate
 from capacity.core.caution import Caution
+from capacity.core.live import LiveLedgers
+from capacity.core.values import Demand, Model, ModelLedger, Reservation
 from capacity.translate import replica_from
 from common.clock import MonotonicNs
 from fairlead.engine.v1 import engine_pb2
@@ -52,14 +53,16 @@ class Allocator:
 
     def __init__(self, loop: Loop, models: Sequence[Model], reservations: Sequence[Reservation]) -> None:
         self._loop = loop
-        self._models = models
-        self._reservations = reservations
-        self._replicas: dict[str, Replica] = {}
-        self._demand: Mapping[tuple[str, str], Demand] = {}
+        self._live = LiveLedgers()
+        for model in models:
+            self._live.set_model(model.model_id, model)
+        for reservation in reservations:
+            self._live.set_reservation(reservation.model_id, reservation.tenant_id, reservation)
         self._caution = Caution(MonotonicNs(0))
         self._round_planned = False
         self._limiters: list[RateLimiter] = []
-        self._granted: dict[Workload, Quota] = {}
+        self._granted: dict[str, dict[Workload, Quota]] = {}
+        self._fed: dict[Workload, Quota] = {}
         self.ledgers: dict[str, ModelLedger] = {}
         loop.after(0.0, self._regular)
 
@@ -69,16 +72,12 @@ class Allocator:
 
     def on_record(self, replica_id: str, record: engine_pb2.Replica | None) -> None:
         """The store's watch on replicas."""
-        if record is None:
-            self._replicas.pop(replica_id, None)
-        else:
-            self._replicas[replica_id] = replica_from(record)
+        self._live.set_replica(replica_id, None if record is None else replica_from(record))
         self._soon()
 
-    def take_demand(self, demand: Mapping[tuple[str, str], Demand]) -> None:
-        """The limiter's report."""
-        if demand != self._demand:
-            self._demand = demand
+    def take_demand(self, demand: Mapping[str, Mapping[str, Demand]]) -> None:
+        """The limiter's report, by model and tenant."""
+        if self._live.set_demand(demand):
             self._soon()
 
     def _soon(self) -> None:
@@ -92,20 +91,27 @@ class Allocator:
 
     def _round(self, _: object) -> None:
         self._round_planned = False
-        ledgers = allocate(self._replicas.values(), self._models, self._reservations, self._demand)
-        self.ledgers = {ledger.model_id: ledger for ledger in ledgers}
+        now = MonotonicNs(self._loop.now_ns)
+        for model_id in self._live.changed(now):
+            self._live.compute(model_id, now)
         quotas: dict[Workload, Quota] = {}
-        for ledger in ledgers:
-            mine = {w: quota for w, quota in self._granted.items() if w.model_id == ledger.model_id}
-            granted = sum(quota.granted for quota in mine.values())
-            if self._caution.doubts(ledger.model_id, ledger.have, granted, MonotonicNs(self._loop.now_ns)):
+        for ledger in self._live.ledgers:
+            before = self._granted.get(ledger.model_id, {})
+            granted = sum(quota.granted for quota in before.values())
+            doubted = self._caution.doubts(ledger.model_id, ledger.have, granted, now)
+            if doubted or self.ledgers.get(ledger.model_id) is ledger:
+                quotas |= before
+            else:
+                mine = {
+                    Workload(ledger.model_id, row.tenant_id): Quota(row.granted, row.guaranteed)
+                    for row in ledger.quotas
+                    if row.granted > 0
+                }
+                self._granted[ledger.model_id] = mine
+                self.ledgers[ledger.model_id] = ledger
                 quotas |= mine
-                continue
-            for row in ledger.quotas:
-                if row.granted > 0:
-                    quotas[Workload(ledger.model_id, row.tenant_id)] = Quota(row.granted, row.guaranteed)
-        if quotas != self._granted:
-            self._granted = quotas
+        if quotas != self._fed:
+            self._fed = quotas
             for limiter in self._limiters:
                 limiter.take_quotas(quotas)
 
@@ -212,7 +218,8 @@ class RateLimiter:
             old = self._loop.now_ns - self._told_ns >= _DEMAND_INTERVAL_S * NS_PER_S
             if old or differs_notably(self._told, demand):
                 self._told, self._told_ns = demand, self._loop.now_ns
-                self._allocator.take_demand(
-                    {(w.model_id, w.tenant_id): Demand(d.wants, d.used) for w, d in demand.items()}
-                )
+                by_model: dict[str, dict[str, Demand]] = {}
+                for workload, want in demand.items():
+                    by_model.setdefault(workload.model_id, {})[workload.tenant_id] = Demand(want.wants, want.used)
+                self._allocator.take_demand(by_model)
         self._loop.after(_DEMAND_LOOK_S, self._tell_demand)
