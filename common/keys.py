@@ -24,6 +24,7 @@ CALIBRATIONS = PREFIX + "calibrations/"
 DRIFT = PREFIX + "drift/"
 EVENTS = PREFIX + "events/"
 USAGE = PREFIX + "usage/"
+USAGE_STATES = PREFIX + "usage_state/"
 
 
 def _part(text: str) -> str:
@@ -116,6 +117,11 @@ def event(event_id: str) -> str:
 def usage(hour: str, router_id: str, incarnation_id: str, shard: int) -> str:
     """Key of an admin.UsageTable; `hour` is UTC, as 2026-11-22T19, so that keys sort by time."""
     return f"{USAGE}{_part(hour)}/{_part(router_id)}/{_part(incarnation_id)}/{shard}"
+
+
+def usage_state(router_id: str, incarnation_id: str) -> str:
+    """Key of an admin.UsageState."""
+    return f"{USAGE_STATES}{_part(router_id)}/{_part(incarnation_id)}"
 
 
 def tenant_shard(tenant_id: str, shards: int) -> int:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61irlead/admin/v1/usage.proto\x12\x11\x66\x61irlead.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x01\n\x08UsageRow\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12(\n\x04hour\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08requests\x18\x04 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\x12\x18\n\x10prefill_milli_mu\x18\x08 \x01(\x03\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\t \x01(\x03\"\xcb\x01\n\nUsageTable\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eincarnation_id\x18\x02 \x01(\t\x12(\n\x04hour\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05shard\x18\x04 \x01(\x05\x12)\n\x04rows\x18\x05 \x03(\x0b\x32\x1b.fairlead.admin.v1.UsageRow\x12.\n\nwrite_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x01\n\x12\x45xportUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x10\n\x08model_id\x18\x04 \x01(\t\"y\n\x13\x45xportUsageResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.fairlead.admin.v1.UsageRow\x12\x37\n\x13\x63omplete_until_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2n\n\x0cUsageService\x12^\n\x0b\x45xportUsage\x12%.fairlead.admin.v1.ExportUsageRequest\x1a&.fairlead.admin.v1.ExportUsageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61irlead/admin/v1/usage.proto\x12\x11\x66\x61irlead.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\x01\n\x08UsageRow\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12(\n\x04hour\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08requests\x18\x04 \x01(\x03\x12\x14\n\x0cinput_tokens\x18\x05 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x06 \x01(\x03\x12\x15\n\routput_tokens\x18\x07 \x01(\x03\x12\x18\n\x10prefill_milli_mu\x18\x08 \x01(\x03\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\t \x01(\x03\"\xcb\x01\n\nUsageTable\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eincarnation_id\x18\x02 \x01(\t\x12(\n\x04hour\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05shard\x18\x04 \x01(\x05\x12)\n\x04rows\x18\x05 \x03(\x0b\x32\x1b.fairlead.admin.v1.UsageRow\x12.\n\nwrite_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"}\n\nUsageState\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0eincarnation_id\x18\x02 \x01(\t\x12\x35\n\x11stored_until_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\"\x97\x01\n\x12\x45xportUsageRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x10\n\x08model_id\x18\x04 \x01(\t\"y\n\x13\x45xportUsageResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.fairlead.admin.v1.UsageRow\x12\x37\n\x13\x63omplete_until_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2n\n\x0cUsageService\x12^\n\x0b\x45xportUsage\x12%.fairlead.admin.v1.ExportUsageRequest\x1a&.fairlead.admin.v1.ExportUsageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGEROW']._serialized_end=318
   _globals['_USAGETABLE']._serialized_start=321
   _globals['_USAGETABLE']._serialized_end=524
-  _globals['_EXPORTUSAGEREQUEST']._serialized_start=527
-  _globals['_EXPORTUSAGEREQUEST']._serialized_end=678
-  _globals['_EXPORTUSAGERESPONSE']._serialized_start=680
-  _globals['_EXPORTUSAGERESPONSE']._serialized_end=801
-  _globals['_USAGESERVICE']._serialized_start=803
-  _globals['_USAGESERVICE']._serialized_end=913
+  _globals['_USAGESTATE']._serialized_start=526
+  _globals['_USAGESTATE']._serialized_end=651
+  _globals['_EXPORTUSAGEREQUEST']._serialized_start=654
+  _globals['_EXPORTUSAGEREQUEST']._serialized_end=805
+  _globals['_EXPORTUSAGERESPONSE']._serialized_start=807
+  _globals['_EXPORTUSAGERESPONSE']._serialized_end=928
+  _globals['_USAGESERVICE']._serialized_start=930
+  _globals['_USAGESERVICE']._serialized_end=1040
 # @@protoc_insertion_point(module_scope)

@@ -126,6 +126,44 @@ class UsageTable(_message.Message):
 Global___UsageTable: _TypeAlias = UsageTable  # noqa: Y015
 
 @_typing.final
+class UsageState(_message.Message):
+    """How far one router process is with storing what it settled: the value at
+    /fairlead/v1/usage_state/{router}/{incarnation}.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_ID_FIELD_NUMBER: _builtins.int
+    STORED_UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    router_id: _builtins.str
+    """The router."""
+    incarnation_id: _builtins.str
+    """The process."""
+    final: _builtins.bool
+    """Whether the process has ended and nothing of it is left to store."""
+    @_builtins.property
+    def stored_until_time(self) -> _timestamp_pb2.Timestamp:
+        """Everything that the process settled before this time is stored; by the router's clock."""
+
+    def __init__(
+        self,
+        *,
+        router_id: _builtins.str = ...,
+        incarnation_id: _builtins.str = ...,
+        stored_until_time: _timestamp_pb2.Timestamp | None = ...,
+        final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stored_until_time", b"stored_until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "incarnation_id", b"incarnation_id", "router_id", b"router_id", "stored_until_time", b"stored_until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageState: _TypeAlias = UsageState  # noqa: Y015
+
+@_typing.final
 class ExportUsageRequest(_message.Message):
     """Asks for usage."""
 
@@ -177,8 +215,8 @@ class ExportUsageResponse(_message.Message):
 
     @_builtins.property
     def complete_until_time(self) -> _timestamp_pb2.Timestamp:
-        """Up to when every router had written its usage when the answer was made: later settlements may be missing. Set on the
-        first message.
+        """Up to when every router had stored its usage when the answer was made: later settlements may be missing. Set on the
+        first message; unset where nobody can know it.
         """
 
     def __init__(
