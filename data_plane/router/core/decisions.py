@@ -1,19 +1,24 @@
 """The newest decisions, kept so that people can ask why.
 
-A ring of the last requests, found by request id. One id may occur several times: tenants name their requests as they
-like, and a client may send one again. Requests of callers nobody knows go into a ring of their own, a tenth as large,
-so that a flood without keys cannot wash away what tenants may ask for.
+The last requests of every tenant, found by request id. There is one bound for all of them; once it is reached, the
+tenant with most makes room, so that each of n tenants keeps its newest 1/n of it however loud the others are. One id
+may occur several times: tenants name their requests as they like, and a client may send one again. Requests of callers
+nobody knows have a bound of their own, a tenth as large, so that a flood without keys washes away nothing of tenants.
 
 Remembering keeps a reference and nothing more; whoever asks pays for making sense of it.
 """
 
 from __future__ import annotations
 
-from array import array
+from collections import OrderedDict
 from typing import Final, Generic, Protocol, TypeVar
 
 STRANGERS_SHARE: Final = 10
-"""The ring of unknown callers is this many times smaller than that of tenants."""
+"""So many times fewer requests of unknown callers are kept than of tenants."""
+
+SAME_ID_MAX: Final = 32
+"""Newest requests that are kept of one tenant under one id: a client that retries for ever under one id pushes out
+nothing else, and looking it up stays cheap."""
 
 FOUND_MAX: Final = 100
 """Most decisions found under one id: at about 2 kB each an answer stays far below a gRPC message's limit."""
@@ -42,8 +47,8 @@ class DecisionLog(Generic[R]):
     """
 
     def __init__(self, kept_max: int) -> None:
-        self._tenants: _Ring[R] = _Ring(kept_max)
-        self._strangers: _Ring[R] = _Ring(-(-kept_max // STRANGERS_SHARE))
+        self._tenants: _Shared[R] = _Shared(kept_max)
+        self._strangers: _Shared[R] = _Shared(-(-kept_max // STRANGERS_SHARE))
 
     def __len__(self) -> int:
         return len(self._tenants) + len(self._strangers)
@@ -64,59 +69,121 @@ class DecisionLog(Generic[R]):
             (self._tenants if record.tenant_id else self._strangers).add(record)
 
     def find(self, request_id: str, tenant_id: str | None) -> list[R]:
-        """Looks an id up.
+        """Looks an id up: in no time for one tenant, with one look at each of them for everybody.
 
         Args:
             request_id: The id.
             tenant_id: Only this tenant's requests; None for everybody's, unknown callers' included.
 
         Returns:
-            What is kept of it, newest first within a ring; at most FOUND_MAX.
+            What is kept of it, newest first, tenants' before unknown callers'; at most FOUND_MAX.
         """
-        found = self._tenants.find(request_id, tenant_id)
-        if tenant_id is None:
-            found += self._strangers.find(request_id, None)
-        return found[:FOUND_MAX]
+        if tenant_id is not None:
+            return self._tenants.find(request_id, tenant_id)
+        return (self._tenants.find_all(request_id) + self._strangers.find_all(request_id))[:FOUND_MAX]
 
 
-class _Ring(Generic[R]):
-    """The last `kept_max` records; those of one id are chained from the newest to the oldest by their numbers."""
+class _Tenant(Generic[R]):
+    """One tenant's records by their numbers, oldest first, and the numbers under each id, oldest first."""
 
-    __slots__ = ("_added", "_newest", "_older", "_records", "kept_max")
+    __slots__ = ("numbers", "records")
+
+    def __init__(self) -> None:
+        self.records: OrderedDict[int, R] = OrderedDict()
+        self.numbers: dict[str, tuple[int, ...]] = {}
+
+    def add(self, number: int, record: R) -> None:
+        self.records[number] = record
+        self.numbers[record.request_id] = (*self.numbers.get(record.request_id, ()), number)
+
+    def drop_oldest(self) -> None:
+        _, record = self.records.popitem(last=False)
+        # The oldest of all is the oldest under its id.
+        self._drop_first(record.request_id)
+
+    def drop_oldest_of(self, request_id: str) -> None:
+        del self.records[self.numbers[request_id][0]]
+        self._drop_first(request_id)
+
+    def find(self, request_id: str) -> list[tuple[int, R]]:
+        return [(number, self.records[number]) for number in reversed(self.numbers.get(request_id, ()))]
+
+    def _drop_first(self, request_id: str) -> None:
+        left = self.numbers[request_id][1:]
+        if left:
+            self.numbers[request_id] = left
+        else:
+            del self.numbers[request_id]
+
+
+class _Shared(Generic[R]):
+    """At most `kept_max` records of all tenants together; whoever has most makes room."""
+
+    __slots__ = ("_added", "_by_count", "_kept", "_most", "_tenants", "kept_max")
 
     def __init__(self, kept_max: int) -> None:
         self.kept_max = kept_max
-        self._records: list[R] = []
-        self._older = array("q")
-        self._newest: dict[str, int] = {}
+        self._tenants: dict[str, _Tenant[R]] = {}
+        # The tenants with so many records, in the order in which they came to have them.
+        self._by_count: dict[int, OrderedDict[str, None]] = {}
+        self._most = 0
+        self._kept = 0
         self._added = 0
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._kept
 
     def add(self, record: R) -> None:
-        number, newest = self._added, self._newest
-        self._added = number + 1
-        older = newest.get(record.request_id, -1)
-        newest[record.request_id] = number
-        if number < self.kept_max:
-            self._records.append(record)
-            self._older.append(older)
+        tenant_id = record.tenant_id
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            tenant = self._tenants[tenant_id] = _Tenant()
+        self._added += 1
+        before = len(tenant.records)
+        if len(tenant.numbers.get(record.request_id, ())) >= SAME_ID_MAX:
+            tenant.drop_oldest_of(record.request_id)
+            tenant.add(self._added, record)
             return
-        place = number % self.kept_max
-        gone = self._records[place].request_id
-        if newest.get(gone) == number - self.kept_max:
-            del newest[gone]
-        self._records[place] = record
-        self._older[place] = older
+        tenant.add(self._added, record)
+        if self._kept == self.kept_max and before == self._most:
+            # Nobody has more: this tenant makes room for itself.
+            tenant.drop_oldest()
+            return
+        self._moved(tenant_id, before, before + 1)
+        if self._kept < self.kept_max:
+            self._kept += 1
+            return
+        # Of several the one that came to have so many first: never the one that has just come.
+        largest_id = next(iter(self._by_count[self._most]))
+        self._tenants[largest_id].drop_oldest()
+        self._moved(largest_id, self._most, self._most - 1)
 
-    def find(self, request_id: str, tenant_id: str | None) -> list[R]:
-        found: list[R] = []
-        number = self._newest.get(request_id, -1)
-        oldest = max(0, self._added - self.kept_max)
-        while number >= oldest and len(found) < FOUND_MAX:
-            record = self._records[number % self.kept_max]
-            if tenant_id is None or record.tenant_id == tenant_id:
-                found.append(record)
-            number = self._older[number % self.kept_max]
-        return found
+    def find(self, request_id: str, tenant_id: str) -> list[R]:
+        tenant = self._tenants.get(tenant_id)
+        return [] if tenant is None else [record for _, record in tenant.find(request_id)]
+
+    def find_all(self, request_id: str) -> list[R]:
+        holders = [tenant for tenant in self._tenants.values() if request_id in tenant.numbers]
+        found = [each for tenant in holders for each in tenant.find(request_id)]
+        found.sort(key=lambda each: each[0], reverse=True)
+        return [record for _, record in found[:FOUND_MAX]]
+
+    def _moved(self, tenant_id: str, before: int, after: int) -> None:
+        by_count = self._by_count
+        if before:
+            level = by_count[before]
+            del level[tenant_id]
+            if not level:
+                del by_count[before]
+        if after:
+            into = by_count.get(after)
+            if into is None:
+                into = by_count[after] = OrderedDict()
+            into[tenant_id] = None
+        else:
+            del self._tenants[tenant_id]
+        # A count moves by one, so the largest does too.
+        if after > self._most:
+            self._most = after
+        elif before == self._most and before not in by_count:
+            self._most = after

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from common.clock import FakeClock
 from common.platform_token import platform_token
 from data_plane.router.config import RouterConfig
-from data_plane.router.core.decisions import FOUND_MAX, DecisionLog
-from data_plane.router.exchange import Call
+from data_plane.router.core.decisions import FOUND_MAX, SAME_ID_MAX, DecisionLog
+from data_plane.router.exchange import Call, Receipt
 from fairlead.errors import (
     FairleadError,
     InvalidArgumentError,
@@ -38,35 +38,96 @@ class Record:
     tenant_id: str
 
 
-asked = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["", "t", "u"])), max_size=60)
+asked = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["", "t", "u", "v"])), max_size=80)
+
+
+class NaiveShare:
+    """The rule in plain words: over the bound, the oldest of whoever has most goes, of whoever has had so many longest."""
+
+    def __init__(self, kept_max: int) -> None:
+        self.kept_max = kept_max
+        self.records: list[Record] = []
+        self.since: dict[str, int] = {}
+        self.step = 0
+
+    def _count(self, tenant_id: str) -> int:
+        return sum(each.tenant_id == tenant_id for each in self.records)
+
+    def add(self, record: Record) -> None:
+        if self.kept_max == 0:
+            return
+        self.step += 1
+        self.records.append(record)
+        owner = record.tenant_id
+        if len(self.records) <= self.kept_max:
+            self.since[owner] = self.step
+            return
+        most = max(self._count(each.tenant_id) for each in self.records)
+        largest = {each.tenant_id for each in self.records if self._count(each.tenant_id) == most}
+        alone = largest == {owner}
+        self.since[owner] = self.since.get(owner, 0) if alone else self.step
+        loser = min(largest, key=lambda each: self.since[each])
+        self.records.remove(next(each for each in self.records if each.tenant_id == loser))
+        if loser != owner:
+            self.step += 1
+            self.since[loser] = self.step
 
 
 @given(history=asked, kept_max=st.integers(0, 12))
-def test_the_log_finds_exactly_the_newest(history: list[tuple[str, str]], kept_max: int) -> None:
-    """Against a plain list: every id, per tenant and for all, newest first, never more than it may keep."""
+def test_the_log_finds_exactly_what_the_rule_keeps(history: list[tuple[str, str]], kept_max: int) -> None:
+    """Against plain lists: every id, per tenant and for all, newest first, never more than it may keep."""
     log: DecisionLog[Record] = DecisionLog(kept_max)
-    records = [Record(*each) for each in history]
-    for record in records:
+    tenants, strangers = NaiveShare(kept_max), NaiveShare(-(-kept_max // 10))
+    for each in history:
+        record = Record(*each)
         log.remember(record)
-    known = [each for each in records if each.tenant_id][-kept_max or len(records) :]
-    unknown = [each for each in records if not each.tenant_id][-((kept_max + 9) // 10) or len(records) :]
+        (tenants if record.tenant_id else strangers).add(record)
+    known, unknown = tenants.records[::-1], strangers.records[::-1]
     assert len(log) == len(known) + len(unknown)
     for request_id in "abcd":
-        for tenant_id in ("t", "u", "v"):
-            expected = [e for e in known[::-1] if (e.request_id, e.tenant_id) == (request_id, tenant_id)]
+        for tenant_id in ("t", "u", "v", "w"):
+            expected = [e for e in known if (e.request_id, e.tenant_id) == (request_id, tenant_id)]
             assert [*map(id, log.find(request_id, tenant_id))] == [*map(id, expected)]
-        expected = [e for e in (*known[::-1], *unknown[::-1]) if e.request_id == request_id]
+        expected = [e for e in (*known, *unknown) if e.request_id == request_id]
         assert [*map(id, log.find(request_id, None))] == [*map(id, expected)]
 
 
+@given(
+    quiet=st.lists(st.integers(1, 30), max_size=5),
+    flood=st.integers(0, 400),
+    kept_max=st.integers(1, 100),
+)
+def test_every_tenant_keeps_its_share_of_the_newest(quiet: list[int], flood: int, kept_max: int) -> None:
+    """However many requests one tenant sends, each of n tenants can still ask for its newest kept_max / n."""
+    log: DecisionLog[Record] = DecisionLog(kept_max)
+    for tenant, count in enumerate(quiet):
+        for number in range(count):
+            log.remember(Record(f"q{number}", f"quiet{tenant}"))
+    for number in range(flood):
+        log.remember(Record(f"f{number}", "loud"))
+    share = kept_max // (len(quiet) + 1)
+    for tenant, count in enumerate(quiet):
+        for number in range(max(0, count - share), count):
+            assert log.find(f"q{number}", f"quiet{tenant}")
+    for number in range(max(0, flood - share), flood):
+        assert log.find(f"f{number}", "loud")
+    assert len(log) == min(kept_max, sum(quiet) + flood)
+
+
 def test_a_flood_of_one_id_is_bounded() -> None:
-    """However often one id is used, an answer has at most FOUND_MAX decisions, and another tenant's is still found."""
+    """One tenant's many requests under one id push out nothing, and an answer has at most FOUND_MAX decisions."""
     log: DecisionLog[Record] = DecisionLog(1000)
     log.remember(Record("x", "quiet"))
-    for _ in range(900):
+    log.remember(Record("mine", "loud"))
+    for _ in range(2000):
         log.remember(Record("x", "loud"))
-    assert len(log.find("x", None)) == FOUND_MAX
-    assert len(log.find("x", "quiet")) == 1
+    assert len(log.find("x", "loud")) == SAME_ID_MAX
+    assert len(log.find("mine", "loud")) == len(log.find("x", "quiet")) == 1
+    assert len(log) == SAME_ID_MAX + 2
+    for tenant in range(200):
+        log.remember(Record("x", f"t{tenant}"))
+    everybody = log.find("x", None)
+    assert [each.tenant_id for each in everybody] == [f"t{n}" for n in range(199, 199 - FOUND_MAX, -1)]
 
 
 def explain(lab: RouterLab, request_id: str, authorization: str | None = PLATFORM) -> pb.Decision:
@@ -136,6 +197,9 @@ async def test_refused_failed_and_cancelled_requests_are_explained() -> None:
     await eventually(lambda: lab.upstream.running == 1)
     decision = explain(lab, "gone")
     assert (decision.outcome, decision.HasField("duration")) == (pb.OUTCOME_UNSPECIFIED, False)
+    for number in range(20_000):
+        lab.router.flow.books.decisions.remember(Receipt(f"n{number}", tenant_id="noisy"))
+    assert explain(lab, "gone", f"Bearer {KEY}").outcome == pb.OUTCOME_UNSPECIFIED
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     decision = explain(lab, "gone")
