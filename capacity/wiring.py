@@ -22,6 +22,9 @@ from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.engine.v1 import engine_pb2
 
+# Demand of 100,000 (tenant, model) pairs with long names is 10 MB.
+_DEMAND_BYTES_MAX = 32 << 20
+
 
 async def serve(config: CapacityConfig, stop: asyncio.Event) -> None:
     """Runs the capacity allocator until `stop` is set.
@@ -39,7 +42,7 @@ async def serve(config: CapacityConfig, stop: asyncio.Event) -> None:
     member = Member(SERVICE, config, store, telemetry, election_ttl_s=config.election_ttl_s)
     metrics = CapacityMetrics(telemetry.registry)
     allocator = Allocator(views, QuotaBook(store, clock), member.election, config, clock, metrics)
-    server = GrpcServer(config, telemetry)
+    server = GrpcServer(config, telemetry, message_bytes_max=_DEMAND_BYTES_MAX)
     server.add(
         capacity_pb2_grpc.add_CapacityServiceServicer_to_server,
         CapacityService(allocator, store, member.election, config.demand_interval_s),

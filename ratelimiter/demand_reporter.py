@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
 import grpc.aio
 
@@ -12,8 +11,7 @@ from common.logs import get_logger
 from common.rpc import LeaderClient
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.errors import FairleadError, from_rpc_error
-from ratelimiter.core.notable import differs_notably
-from ratelimiter.core.values import Want, Workload
+from ratelimiter.core.demand import DemandBook
 from ratelimiter.desk import Desk
 from ratelimiter.metrics import RateLimiterMetrics
 from ratelimiter.translate import wants_to
@@ -44,7 +42,7 @@ class DemandReporter:
         self._clock = clock
         self._interval_s = interval_s
         self._metrics = metrics
-        self._told: Mapping[Workload, Want] = {}
+        self._told_epoch = 0
         self._told_ns = 0
         self._failing = False
 
@@ -52,18 +50,17 @@ class DemandReporter:
         """Reports until cancelled."""
         while True:
             known = self._desk.demand()
-            if known is not None and self._is_due(known[1]):
+            if known is not None and self._is_due(*known):
                 await self._report(*known)
             await asyncio.sleep(self._interval_s / _LOOKS_PER_INTERVAL)
 
-    def _is_due(self, demand: Mapping[Workload, Want]) -> bool:
-        if self._clock.monotonic_ns() - self._told_ns >= self._interval_s * NS_PER_S:
-            return True
-        return differs_notably(self._told, demand)
+    def _is_due(self, epoch: int, demand: DemandBook) -> bool:
+        in_turn = self._clock.monotonic_ns() - self._told_ns >= self._interval_s * NS_PER_S
+        return in_turn or epoch != self._told_epoch or demand.notable
 
-    async def _report(self, epoch: int, demand: Mapping[Workload, Want]) -> None:
-        self._told, self._told_ns = demand, self._clock.monotonic_ns()
-        request = capacity_pb2.ReportDemandRequest(epoch=epoch, wants=wants_to(demand))
+    async def _report(self, epoch: int, demand: DemandBook) -> None:
+        self._told_epoch, self._told_ns = epoch, self._clock.monotonic_ns()
+        request = capacity_pb2.ReportDemandRequest(epoch=epoch, wants=wants_to(demand.tell()))
         try:
             stub = capacity_pb2_grpc.CapacityServiceStub(self._allocator.channel())
             await stub.ReportDemand(request, timeout=_CALL_TIMEOUT_S)

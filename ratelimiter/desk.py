@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
 
 from common.clock import Clock
 from common.leadership import Election
@@ -15,8 +14,9 @@ from fairlead.capacity.v1 import capacity_pb2
 from fairlead.errors import NotLeaderError, UnavailableError
 from fairlead.quota.v1 import quota_pb2
 from ratelimiter.config import RateLimiterConfig
+from ratelimiter.core.demand import DemandBook
 from ratelimiter.core.lease import Limiter
-from ratelimiter.core.values import Report, Want, Workload
+from ratelimiter.core.values import Report
 from ratelimiter.lease_book import LeaseBook
 from ratelimiter.metrics import RateLimiterMetrics
 from ratelimiter.translate import answer_to, quotas_from, within
@@ -101,11 +101,11 @@ class Desk:
         limiter, book = self._leading()
         return [table for router_id in limiter.routers() for table in book.stored(router_id)]
 
-    def demand(self) -> tuple[int, Mapping[Workload, Want]] | None:
+    def demand(self) -> tuple[int, DemandBook] | None:
         """Epoch and demand over all routers; None while not leading or while routers have not been heard yet."""
         if self._limiter is None or not self._election.is_leader:
             return None
-        demand = self._limiter.demand()
+        demand = self._limiter.demand
         return None if demand is None else (self._limiter.epoch, demand)
 
     def _leading(self) -> tuple[Limiter, LeaseBook]:

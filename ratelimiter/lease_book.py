@@ -87,7 +87,9 @@ class LeaseBook:
         self.post((table for table in tables if not self._is_stored(table)), ())
         self._wake.set()
         await done
-        return [self._stored[table.router_id][table.shard] for table in tables]
+        # A router that left meanwhile has none any more.
+        stored = (self._stored.get(table.router_id, {}).get(table.shard) for table in tables)
+        return [table for table in stored if table is not None]
 
     def _is_stored(self, table: Table) -> bool:
         stored = self._stored.get(table.router_id, {}).get(table.shard)
@@ -120,8 +122,9 @@ class LeaseBook:
                 await self._commit(part)
         except UnavailableError as error:
             log.warning("leases not stored", tables=len(batch), error=error.message)
-            # Whether they were stored is unknown, so the revisions are too.
+            # Whether they were stored is unknown, so the revisions are too. Routers are said to be gone only once.
             self._revisions = None
+            self._gone |= gone
             self._settle(waiting, error)
         except BaseException:
             self._settle(waiting, NotLeaderError(_DEPOSED))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from common.clock import WallNs
 from fairlead.capacity.v1 import capacity_pb2
@@ -10,7 +11,12 @@ from fairlead.errors import InvalidArgumentError
 from fairlead.quota.v1 import quota_pb2
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
+from ratelimiter.core.lease import SHARDS
 from ratelimiter.core.values import Answer, Lease, Quota, Report, Table, Version, Want, Workload
+
+# Ten million replicas: far above any fleet, far below 64 bits even when summed over a million routers.
+AMOUNT_MAX: Final = 10**12
+ID_CHARACTERS_MAX: Final = 255
 
 
 def quotas_from(tables: Iterable[capacity_pb2.QuotaTable]) -> dict[Workload, Quota]:
@@ -37,6 +43,11 @@ def report_from(request: quota_pb2.ReportWantsRequest) -> Report:
         raise InvalidArgumentError("incarnation_id is required", field="incarnation_id")
     if request.report_number < 1:
         raise InvalidArgumentError("report_number counts from 1", field="report_number")
+    for table in request.applied:
+        if not 0 <= table.shard < SHARDS:
+            raise InvalidArgumentError(
+                f"applied: there is no shard {table.shard}, only 0 to {SHARDS - 1}", field="applied"
+            )
     return Report(
         router_id=request.router_id,
         incarnation_id=request.incarnation_id,
@@ -50,12 +61,14 @@ def _wants_from(wants: Iterable[quota_pb2.Want]) -> Mapping[Workload, Want]:
     by_workload: dict[Workload, Want] = {}
     for index, want in enumerate(wants):
         rates = (want.wants_milli_mu_per_minute, want.used_milli_mu_per_minute, want.held_milli_mu)
-        if min(rates) < 0 or not want.tenant_id or not want.model_id:
+        ids = (want.tenant_id, want.model_id)
+        if min(rates) < 0 or not all(0 < len(name) <= ID_CHARACTERS_MAX for name in ids):
             raise InvalidArgumentError(
                 f"wants[{index}] needs a tenant, a model and amounts of 0 or more", field=f"wants[{index}]"
             )
-        workload = Workload(want.model_id, want.tenant_id)
-        by_workload[workload] = Want(Rate(rates[0]), Rate(rates[1]), MilliModelUnits(rates[2]))
+        # One absurd amount must not cost all tenants of the router their leases: it counts as the most there is.
+        wanted, used, held = (min(rate, AMOUNT_MAX) for rate in rates)
+        by_workload[Workload(want.model_id, want.tenant_id)] = Want(Rate(wanted), Rate(used), MilliModelUnits(held))
     return by_workload
 
 

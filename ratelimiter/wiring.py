@@ -21,6 +21,9 @@ from ratelimiter.desk import Desk
 from ratelimiter.metrics import RateLimiterMetrics
 from ratelimiter.service import RateLimiterService
 
+# Wants of 100,000 (tenant, model) pairs with long names are 10 MB.
+_REPORT_BYTES_MAX = 32 << 20
+
 
 async def serve(config: RateLimiterConfig, stop: asyncio.Event) -> None:
     """Runs the rate limiter until `stop` is set.
@@ -37,7 +40,7 @@ async def serve(config: RateLimiterConfig, stop: asyncio.Event) -> None:
     desk = Desk(store, quotas, member.election, config, clock, metrics)
     allocator = LeaderClient(leaders, "capacity")
     reporter = DemandReporter(desk, allocator, clock, config.demand_interval_s, metrics)
-    server = GrpcServer(config, telemetry)
+    server = GrpcServer(config, telemetry, message_bytes_max=_REPORT_BYTES_MAX)
     server.add(
         quota_pb2_grpc.add_RateLimiterServiceServicer_to_server,
         RateLimiterService(desk, config, metrics),

@@ -21,7 +21,6 @@ from common.clock import MonotonicNs
 from fairlead.engine.v1 import engine_pb2
 from model_units.units import MilliModelUnits
 from ratelimiter.core.lease import Limiter, Terms
-from ratelimiter.core.notable import differs_notably
 from ratelimiter.core.values import Quota, Report, Table, Version, Want, Workload
 from ratelimiter.translate import answer_to, table_to
 from simulation.kernel import NS_PER_S, Loop
@@ -136,7 +135,6 @@ class RateLimiter:
         self._delay_ns = delay_ns
         self._random = random
         self._limiter = Limiter(1, _TERMS)
-        self._told: Mapping[Workload, Want] = {}
         self._told_ns = 0
         self._tick_planned = False
         self._turns = {router.router_id: 0 for router in routers}
@@ -213,13 +211,13 @@ class RateLimiter:
 
     def _tell_demand(self, _: object) -> None:
         """Demand goes to the allocator every second, and at once when it has changed notably."""
-        demand = self._limiter.demand()
+        demand = self._limiter.demand
         if demand is not None:
             old = self._loop.now_ns - self._told_ns >= _DEMAND_INTERVAL_S * NS_PER_S
-            if old or differs_notably(self._told, demand):
-                self._told, self._told_ns = demand, self._loop.now_ns
+            if old or demand.notable:
+                self._told_ns = self._loop.now_ns
                 by_model: dict[str, dict[str, Demand]] = {}
-                for workload, want in demand.items():
+                for workload, want in demand.tell().items():
                     by_model.setdefault(workload.model_id, {})[workload.tenant_id] = Demand(want.wants, want.used)
                 self._allocator.take_demand(by_model)
         self._loop.after(_DEMAND_LOOK_S, self._tell_demand)

@@ -20,7 +20,8 @@ class LeaseDesk:
     """Applies lease tables, shard by shard, in order of (epoch, number), each as long as the report it answers allows.
 
     A table may come as the answer to a report or through the store; both are the same table, and the second to come
-    changes nothing. One for an earlier process of this router only sets the safe rates: its leases may be spent.
+    changes nothing. One for an earlier process of this router only sets the safe rates, and empty buckets: its leases
+    may be spent, and a router that restarts again and again must not have a burst each time.
     Whoever has heard a leader listens to no older one.
 
     Args:
@@ -107,7 +108,7 @@ class LeaseDesk:
             return False
         self._seeded.add(table.shard)
         now_ns = self._clock.monotonic_ns()
-        self._holds.apply(_terms(table), expires_ns=now_ns, now_ns=now_ns, shard_number=table.shard)
+        self._holds.apply(_terms(table), expires_ns=now_ns, now_ns=now_ns, shard_number=table.shard, spent=True)
         log.info("safe rates of the previous process in force", shard=table.shard, leases=len(table.leases))
         return True
 

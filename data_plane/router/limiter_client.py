@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Callable
 
 import grpc.aio
 
-from common.clock import Clock
+from common.clock import NS_PER_S, Clock
 from common.logs import get_logger
 from common.rpc import LeaderClient
 from data_plane.router.batch_desk import BatchDesk
@@ -24,8 +25,11 @@ _REPORT_INTERVAL_S = 1.0
 _REPORT_INTERVAL_S_MAX = 5.0
 # Without any lease nothing can be admitted: asked for more often until there is one.
 _FIRST_LEASE_INTERVAL_S = 0.1
-# A tenant that comes back, or is refused for want of quota, is reported at once, but not more often than this.
+# A tenant that comes back, or is refused for want of quota, is reported at once, but not more often than this. Under
+# lasting overload somebody is always short: then, after so many, one report in four seconds comes early.
 _EARLY_INTERVAL_S = 0.2
+_EARLY_AT_ONCE = 4
+_EARLY_PER_S = 0.25
 _CALL_TIMEOUT_S = 1.5
 
 
@@ -41,6 +45,7 @@ class LimiterClient:
         clock: Monotonic time.
         router_id: This router.
         incarnation_id: This process.
+        past_known: Whether the leases of an earlier process of this router have been seen; nothing is asked for before.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class LimiterClient:
         clock: Clock,
         router_id: str,
         incarnation_id: str,
+        past_known: Callable[[], bool],
     ) -> None:
         self._leader = leader
         self._leases = leases
@@ -63,8 +69,11 @@ class LimiterClient:
         self._clock = clock
         self._router_id = router_id
         self._incarnation_id = incarnation_id
+        self._past_known = past_known
         self._failing = False
         self._notable = asyncio.Event()
+        self._early = float(_EARLY_AT_ONCE)
+        self._rested_ns = clock.monotonic_ns()
         demand.on_notable(self._notable.set)
 
     async def run(self) -> None:
@@ -72,7 +81,8 @@ class LimiterClient:
         while True:
             interval_s = _REPORT_INTERVAL_S if self._leases.usable else _FIRST_LEASE_INTERVAL_S
             try:
-                interval_s = await self._report()
+                if self._past_known():
+                    interval_s = await self._report()
                 if self._failing:
                     log.info("rate limiter answers again")
                 self._failing = False
@@ -83,11 +93,18 @@ class LimiterClient:
 
     async def _rest(self, interval_s: float) -> None:
         """Waits for the next report's turn, or for news that cannot wait so long."""
+        now_ns = self._clock.monotonic_ns()
+        self._early = min(_EARLY_AT_ONCE, self._early + _EARLY_PER_S * (now_ns - self._rested_ns) / NS_PER_S)
+        self._rested_ns = now_ns
+        if self._early < 1:
+            await asyncio.sleep(interval_s)
+            return
         early_s = min(interval_s, _EARLY_INTERVAL_S)
         await asyncio.sleep(early_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(interval_s - early_s):
                 await self._notable.wait()
+                self._early -= 1
 
     async def leave(self) -> None:
         """Says that this router admits nothing any more, so that others get its leases at once. Best effort."""

@@ -38,10 +38,11 @@ from common.clock import MonotonicNs
 from fairlead.errors import InvalidArgumentError, NotLeaderError
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
+from ratelimiter.core.demand import DemandBook
 from ratelimiter.core.fill import resplit_quota
 from ratelimiter.core.roster import Changes, Roster
 from ratelimiter.core.session import Issued, Session
-from ratelimiter.core.values import Actions, Answer, Lease, Quota, Report, Table, Version, Want, Workload
+from ratelimiter.core.values import Actions, Answer, Lease, Quota, Report, Table, Version, Workload
 
 SHARDS: Final = 64
 """Tables of one router: with 100,000 workloads one table holds 1,600 of them, about 80 KB."""
@@ -50,6 +51,7 @@ SHARDS: Final = 64
 _GUARD_PART = 100
 # A change is worth an unasked table when it moves more than 1/8 of the quota; smaller ones ride on the next answer.
 _PUSH_PART = 8
+_BURST_MIN_TIMES = 4
 # Most workloads looked at in one call, 0.2 to 0.5 s of computing: with 100,000 of them, a takeover spreads its tables
 # over some reports of each router, well within a lease, instead of standing still and losing its leadership.
 _LOOKED_AT_MAX = 20_000
@@ -63,7 +65,8 @@ class Terms:
         lease_ns: How long a lease runs.
         burst_window_s: Burst = rate x this, seconds.
         burst_min: Least burst at each router, as far as the whole quota saves up that much in a burst window: what is
-            left of a small quota when it is split over routers must still hold a request.
+            left of a small quota when it is split over routers must still hold a request. With more than four routers,
+            each has its part of four times that: over all of them, bursts are at most those of the quota and that much.
     """
 
     lease_ns: int
@@ -135,7 +138,7 @@ class Limiter:
         if report.number > session.report_number:
             session.report_number = report.number
             session.expires_ns = max(session.expires_ns, self._end_of(now, self._terms.lease_ns))
-            self._absorb(Changes(session.take_wants(report.wants)))
+            self._absorb(Changes(self._roster.take_wants(session, report.wants)))
         return self._answer(session, report)
 
     def leave(self, router_id: str, incarnation_id: str) -> None:
@@ -160,18 +163,10 @@ class Limiter:
         tables = [self._issue(session, shard) for (_, shard), session in due.items()]
         return Actions(tuple(table for table in tables if table is not None), self._roster.take_gone())
 
-    def demand(self) -> dict[Workload, Want] | None:
+    @property
+    def demand(self) -> DemandBook | None:
         """Wants, use and holds over all routers; None while a router of the last leader has not been heard yet."""
-        total: dict[Workload, list[int]] = {}
-        for session in self._roster.live():
-            if not session.reported:
-                return None
-            for workload, want in session.wants.items():
-                sums = total.setdefault(workload, [0, 0, 0])
-                sums[0] += want.wants
-                sums[1] += want.used
-                sums[2] += want.held
-        return {w: Want(Rate(wants), Rate(used), MilliModelUnits(held)) for w, (wants, used, held) in total.items()}
+        return self._roster.demand if all(session.reported for session in self._roster.live()) else None
 
     def outstanding(self, workload: Workload) -> int:
         """What all routers together could be spending of a workload, milli-MU per minute."""
@@ -304,7 +299,8 @@ class Limiter:
         # The outstanding rates never exceed the quota, so safe rates in this proportion never exceed the guarantee.
         safe_rate = quota.guaranteed * rate // quota.granted
         window_s = self._terms.burst_window_s
-        burst = max(rate * window_s // 60, min(self._terms.burst_min, quota.granted * window_s // 60))
+        least = min(self._terms.burst_min, _BURST_MIN_TIMES * self._terms.burst_min // len(self._roster.live()))
+        burst = max(rate * window_s // 60, min(least, quota.granted * window_s // 60))
         return Lease(Rate(rate), MilliModelUnits(burst), Rate(safe_rate), quota.granted)
 
     def _rate_for(self, session: Session, shard: int, workload: Workload) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.clock import MonotonicNs
 from fairlead.errors import ConflictError
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
+from ratelimiter.core.demand import DemandBook
 from ratelimiter.core.session import Holdings, Issued, Session
 from ratelimiter.core.values import Table, Want, Workload
 
@@ -22,7 +23,11 @@ class Changes:
 
 
 class Roster:
-    """The router processes known to one leader: live ones, and retired ones until what they hold has expired."""
+    """The router processes known to one leader: live ones, and retired ones until what they hold has expired.
+
+    Attributes:
+        demand: What the live ones want, as far as they have reported.
+    """
 
     def __init__(self) -> None:
         self._sessions: dict[tuple[str, str], Session] = {}
@@ -30,6 +35,7 @@ class Roster:
         self._gone: set[str] = set()
         self._live: list[Session] | None = None  # sorted; None after a session came, went or was retired
         self._holdings = Holdings()
+        self.demand = DemandBook()
 
     def learn(self, table: Table, ends_ns: MonotonicNs) -> None:
         """Counts a stored table, and what it says is outstanding beside it, until `ends_ns`."""
@@ -60,7 +66,8 @@ class Roster:
             other = newest.setdefault(session.router_id, session)
             if other is not session:
                 old, new = sorted((other, session), key=lambda each: max(s.latest for s in each.shelves.values()))
-                old.retired, newest[session.router_id], self._live = True, new, None
+                self._retire(old)
+                newest[session.router_id] = new
 
     def live(self) -> Sequence[Session]:
         """The sessions that hold or may get leases, sorted by router: one per router."""
@@ -95,7 +102,7 @@ class Roster:
             return session, False
         session = Session(*key, self._holdings)
         for older in self._of(router_id):
-            older.retired = True
+            self._retire(older)
             for shard in older.shelves:
                 # What the store holds there are the older process's leases, and the new one has put them into force.
                 session.shelf(shard).unknown = True
@@ -109,10 +116,21 @@ class Roster:
         session = self._sessions.get((router_id, incarnation_id))
         if session is None or session.retired:
             return Changes()
-        session.retired = True
-        self._live = None
+        self._retire(session)
         self._gone.add(router_id)
         return Changes(session.release(), membership=True)
+
+    def take_wants(self, session: Session, wants: Mapping[Workload, Want]) -> set[Workload]:
+        """A live process reports; returns the workloads of which it now wants notably more or less."""
+        self.demand.replace(session.wants if session.reported else {}, wants)
+        return session.take_wants(wants)
+
+    def _retire(self, session: Session) -> None:
+        """It gets nothing more, and what it wanted nobody wants now."""
+        if not session.retired:
+            if session.reported:
+                self.demand.replace(session.wants, {})
+            session.retired, self._live = True, None
 
     def expire(self, now: MonotonicNs) -> Changes:
         """Forgets every lease whose time is over, and processes that have none left and do not report."""
@@ -128,9 +146,9 @@ class Roster:
             changes.workloads |= session.expire(now)
             if session.expires_ns <= now:
                 changes.workloads |= session.release()
-                del self._sessions[key]
-                self._live = None
                 changes.membership |= not session.retired
+                self._retire(session)
+                del self._sessions[key]
                 self._gone.add(session.router_id)
         return changes
 

@@ -194,18 +194,25 @@ class Holds:
         return self._open_total
 
     def apply(
-        self, leases: Mapping[BucketKey, LeaseTerms], *, expires_ns: int, now_ns: int, shard_number: int = 0
+        self,
+        leases: Mapping[BucketKey, LeaseTerms],
+        *,
+        expires_ns: int,
+        now_ns: int,
+        shard_number: int = 0,
+        spent: bool = False,
     ) -> None:
         """Puts a lease table into force.
 
-        A key seen for the first time starts with a full burst. A known one keeps its level, capped at the new burst. A
-        key of the shard that is missing admits nothing more until it comes back.
+        A key seen for the first time starts with a full burst, unless it may be spent already. A known one keeps its
+        level, capped at the new burst. A key of the shard that is missing admits nothing more until it comes back.
 
         Args:
             leases: The whole table.
             expires_ns: When its leases end. A time in the past puts the safe rates into force at once.
             now_ns: Monotonic now.
             shard_number: Which table it replaces.
+            spent: The leases were an earlier process's: what it saved up is taken to be spent.
         """
         shard = self._shards.get(shard_number)
         if shard is None:
@@ -224,6 +231,8 @@ class Holds:
             known = self._buckets.get(key)
             if known is None:
                 known = self._buckets[key] = _Bucket(shard, terms, now_ns)
+                if spent:
+                    known.level = 0
             elif known.shard is not shard:
                 known.refill(now_ns)
                 del known.shard.buckets[key]

@@ -302,7 +302,7 @@ def test_takeover_counts_what_was_granted_before() -> None:
     after = new_limiter(epoch=8)
     after.learn(stored, at(10))
     assert after.outstanding(W) == QUOTA
-    assert after.demand() is None, "nobody has been heard"
+    assert after.demand is None, "nobody has been heard"
     newcomer = Router(after, "c")
     assert newcomer.report(QUOTA, 10.5) == 0
     a.limiter = b.limiter = after
@@ -311,8 +311,8 @@ def test_takeover_counts_what_was_granted_before() -> None:
             router.report(QUOTA, second)
     third = QUOTA // 3
     assert all(abs(router.rate - third) <= 1 for router in (a, b, newcomer))
-    demand = after.demand()
-    assert demand is not None
+    assert after.demand is not None
+    demand = after.demand.sums()
     assert demand[W].wants == 3 * QUOTA
 
 
@@ -397,10 +397,10 @@ def test_demand_is_the_sum_over_live_routers() -> None:
     a, b = Router(limiter, "a"), Router(limiter, "b")
     a.report(30_000, 0)
     b.report(12_000, 5)
-    demand = limiter.demand()
-    assert demand is not None
+    assert limiter.demand is not None
+    demand = limiter.demand.sums()
     assert (demand[W].wants, demand[W].used) == (42_000, 21_000)
     limiter.tick(at(LEASE_S + 0.2))
-    demand = limiter.demand()
-    assert demand is not None
+    assert limiter.demand is not None
+    demand = limiter.demand.sums()
     assert demand[W].wants == 12_000

@@ -6,7 +6,7 @@ import pytest
 
 from fairlead.errors import InvalidArgumentError
 from fairlead.quota.v1 import quota_pb2
-from ratelimiter.translate import report_from
+from ratelimiter.translate import AMOUNT_MAX, report_from
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,9 @@ from ratelimiter.translate import report_from
             {"applied": [quota_pb2.TableVersion(epoch=1, table_number=7)], "wants": [quota_pb2.Want(model_id="m")]},
             "wants[0]",
         ),
+        ({"applied": [quota_pb2.TableVersion(shard=64)]}, "applied"),
+        ({"applied": [quota_pb2.TableVersion(shard=-1)]}, "applied"),
+        ({"wants": [quota_pb2.Want(model_id="m" * 256, tenant_id="t")]}, "wants[0]"),
         (
             {"wants": [quota_pb2.Want(model_id="m", tenant_id="t", wants_milli_mu_per_minute=-1)]},
             "wants[0]",
@@ -37,3 +40,11 @@ def test_bad_reports_are_refused_by_name(request_fields: dict[str, object], fiel
     with pytest.raises(InvalidArgumentError) as refused:
         report_from(request)
     assert refused.value.field == field
+
+
+def test_absurd_amounts_count_as_the_most_there_is() -> None:
+    """Proves that one overflowing want neither ends the limiter nor costs the router's other tenants their leases."""
+    request = quota_pb2.ReportWantsRequest(router_id="r", incarnation_id="i", report_number=1)
+    request.wants.add(model_id="m", tenant_id="t", wants_milli_mu_per_minute=2**63 - 1, held_milli_mu=2**63 - 1)
+    (want,) = report_from(request).wants.values()
+    assert (want.wants, want.held) == (AMOUNT_MAX, AMOUNT_MAX)
