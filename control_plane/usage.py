@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 
 from common import keys
 from common.clock import NS_PER_S, Clock
+from common.logs import get_logger
 from common.store import Entry, Store
 from control_plane.core import check
 from control_plane.core.usage import (
@@ -21,11 +22,14 @@ from control_plane.core.usage import (
     complete_until_ns,
     hour_name,
     hour_of,
+    process_key,
     table_key,
     whole_hours,
 )
 from fairlead.admin.v1 import admin_pb2, usage_pb2, usage_pb2_grpc
 from fairlead.errors import InvalidArgumentError, NotFoundError, Reason
+
+log = get_logger(__name__)
 
 BATCH_ROWS: Final = 1_000
 """Rows in one message: about 100 kB."""
@@ -33,11 +37,9 @@ BATCH_ROWS: Final = 1_000
 TIME_MAX_S: Final = 253_402_297_200
 """9999-12-31T23:00Z: the last hour with four digits for its year."""
 
-UNWRITTEN_NS: Final = 20 * NS_PER_S
-"""As long as a settled request may not have been written yet: 10 s between two writes of a router, 5 s for which a
-registration outlives its process, and 5 s for the write itself."""
-
-_LATE_HOURS: Final = 2
+MARGIN_NS: Final = 20 * NS_PER_S
+"""As long as a router may work before anybody sees it: it is registered and says how far it is within seconds of its
+start, and its registration is seen here within as many."""
 
 
 class UsageReader:
@@ -73,15 +75,27 @@ class UsageReader:
             yield (await self._store.list(f"{below}/")).entries
             cursor = f"{below}0"
 
-    async def newest_writes(self, hours: Sequence[int]) -> dict[str, int]:
-        """When each router wrote last in some hours, nanoseconds since the epoch by its clock."""
-        writes: dict[str, int] = {}
-        for hour_s in hours:
-            async for entries in self.tables(hour_s):
-                for where, _, table in decoded(entries):
-                    write_ns = table.write_time.ToNanoseconds()
-                    writes[where.router_id] = max(write_ns, writes.get(where.router_id, 0))
-        return writes
+    async def states(self) -> list[usage_pb2.UsageState] | None:
+        """What every router process said last of how far it is; None where one of them cannot be read."""
+        states = []
+        for entry in (await self._store.list(keys.USAGE_STATES)).entries:
+            state = state_of(entry)
+            if state is None:
+                log.error("state of usage unreadable, nobody can say up to when usage is complete", key=entry.key)
+                return None
+            states.append(state)
+        return states
+
+
+def state_of(entry: Entry) -> usage_pb2.UsageState | None:
+    """How far a router process is; None where that is damaged."""
+    try:
+        state = usage_pb2.UsageState.FromString(entry.value)
+    except DecodeError:
+        return None
+    found = (state.router_id, state.incarnation_id)
+    named = process_key(entry.key.removeprefix(keys.USAGE_STATES))
+    return state if found == named and 0 < state.stored_until_time.seconds < TIME_MAX_S else None
 
 
 def decoded(entries: Sequence[Entry]) -> Iterator[tuple[TableKey, str, usage_pb2.UsageTable]]:
@@ -138,7 +152,9 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
         if request.model_id:
             check.model_id(request.model_id)
         batch = usage_pb2.ExportUsageResponse()
-        batch.complete_until_time.FromNanoseconds(await self._complete_until_ns())
+        complete_ns = await self._complete_until_ns()
+        if complete_ns is not None:
+            batch.complete_until_time.FromNanoseconds(complete_ns)
         found = False
         async for hour_s in self._reader.hours(period):
             for row in await self._rows(HourSum(hour_s, request.tenant_id, request.model_id), hour_s):
@@ -158,13 +174,19 @@ class UsageService(usage_pb2_grpc.UsageServiceServicer):
             await asyncio.to_thread(_add, hour, entries)
         return await asyncio.to_thread(lambda: list(hour.rows()))
 
-    async def _complete_until_ns(self) -> int:
-        """Taken before the first table is read, so that it is true of all of them."""
+    async def _complete_until_ns(self) -> int | None:
+        """Taken before the first table is read, so that it is true of all of them; None where nobody can know."""
+        states = await self._reader.states()
+        if states is None:
+            return None
         now_ns = self._clock.wall_ns()
-        this_hour_s = now_ns // NS_PER_S // HOUR_S * HOUR_S
-        late = [this_hour_s - HOUR_S * back for back in range(_LATE_HOURS)]
-        registered = {router.instance_id for router in self._routers().values()}
-        return complete_until_ns(now_ns, registered, await self._reader.newest_writes(late), UNWRITTEN_NS)
+        return complete_until_ns(
+            now_ns,
+            states,
+            {router.instance_id: router.start_time.ToNanoseconds() for router in self._routers().values()},
+            oldest_ns=oldest_kept_s(now_ns / NS_PER_S, self._retention_days) * NS_PER_S,
+            margin_ns=MARGIN_NS,
+        )
 
     def _period(self, request: usage_pb2.ExportUsageRequest) -> Period:
         now_s = self._clock.wall_ns() / NS_PER_S

@@ -9,9 +9,9 @@ from common import keys
 from common.clock import NS_PER_S, Clock
 from common.leadership import Election
 from common.logs import get_logger
-from common.store import Epoch, Store
+from common.store import Entry, Epoch, Store
 from control_plane.core.usage import HOUR_S, hour_name
-from control_plane.usage import oldest_kept_s
+from control_plane.usage import oldest_kept_s, state_of
 from fairlead.errors import NotLeaderError, UnavailableError
 
 log = get_logger(__name__)
@@ -24,7 +24,6 @@ RECENT_S: Final = 24 * HOUR_S
 
 DELETES_MAX: Final = 100
 """Keys in one commit: etcd refuses transactions of more than 128 operations (--max-txn-ops)."""
-
 
 _END: Final = keys.USAGE.removesuffix("/") + "0"  # '0' follows '/': after every table
 
@@ -61,7 +60,7 @@ class UsageRetention:
             await asyncio.sleep(LOOK_INTERVAL_S)
 
     async def sweep(self) -> int:
-        """Deletes every table of hours that are no longer kept.
+        """Deletes every table of hours that are no longer kept, and what processes said of themselves as long ago.
 
         One hour more than is exported stays, so that no export loses its oldest hour while it is read. Nothing is
         deleted where nothing was written lately: a clock that stepped ahead must not take anybody's usage with it.
@@ -82,6 +81,19 @@ class UsageRetention:
             if await self._store.commit([self._election.fence()], {}, old) is None:
                 break
             deleted += len(old)
+        states = (await self._store.list(keys.USAGE_STATES)).entries
+        past = [entry.key for entry in states if _is_past(entry, oldest_s)]
+        for start in range(0, len(past), DELETES_MAX):
+            some = past[start : start + DELETES_MAX]
+            if await self._store.commit([self._election.fence()], {}, some) is None:
+                break
+            deleted += len(some)
         if deleted:
             log.info("usage forgotten", keys=deleted, before=end.removeprefix(keys.USAGE))
         return deleted
+
+
+def _is_past(entry: Entry, oldest_s: int) -> bool:
+    """Whether a process's whole usage is older than what is kept; what cannot be read stays for people to see."""
+    state = state_of(entry)
+    return state is not None and state.stored_until_time.seconds < oldest_s

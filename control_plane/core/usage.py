@@ -166,22 +166,41 @@ def table_key(below: str) -> TableKey | None:
     return TableKey(*parts) if len(parts) == 4 and all(parts) and hour_of(parts[0]) is not None else None
 
 
-def complete_until_ns(now_ns: int, registered: Collection[str], writes: Mapping[str, int], lag_ns: int) -> int:
-    """Up to when every router has written its usage, as far as anybody can know.
+def process_key(below: str) -> tuple[str, str] | None:
+    """Takes apart what follows the prefix in a state's key: router and process; None where it is not one's."""
+    parts = below.split("/")
+    return (parts[0], parts[1]) if len(parts) == 2 and all(parts) else None
 
-    A registered router has spoken to the store within the life of its registration and writes what it settled within
-    its interval: what is older than both together (`lag_ns`) is written. A router that is not registered any more ended
-    after its newest write, in order or not: a crash leaves what came after it, and at worst what that write was still
-    missing, in a journal until the router is started again.
+
+def complete_until_ns(
+    now_ns: int,
+    states: Collection[usage_pb2.UsageState],
+    registered_ns: Mapping[str, int],
+    *,
+    oldest_ns: int,
+    margin_ns: int,
+) -> int:
+    """Up to when everything that was settled is stored: as far as the process is that is furthest behind.
+
+    A process that died holds it back until its journal has been stored, one that ended in order does not, and a router
+    that is registered and has said nothing yet counts from its start.
 
     Args:
         now_ns: Wall time.
-        registered: Routers that are registered now.
-        writes: Newest write of each router that wrote lately, wall time by its clock.
-        lag_ns: As long as a router's settlements may be unwritten, 0 or more.
+        states: What every process said last of itself.
+        registered_ns: When each router that is registered now started, wall time.
+        oldest_ns: What is not kept is not missing either: begin of what is, wall time.
+        margin_ns: As long as a process may settle before it is registered or says anything, 0 or more.
 
     Returns:
         Wall time.
     """
-    gone = (write_ns for router_id, write_ns in writes.items() if router_id not in registered)
-    return min([*gone, now_ns]) - lag_ns
+    behind = [now_ns - margin_ns]
+    told_ns: dict[str, int] = {}
+    for state in states:
+        stored_ns = state.stored_until_time.ToNanoseconds()
+        if not state.final and stored_ns >= oldest_ns:
+            behind.append(stored_ns)
+        told_ns[state.router_id] = max(stored_ns, told_ns.get(state.router_id, 0))
+    behind += (start_ns for router_id, start_ns in registered_ns.items() if told_ns.get(router_id, -1) < start_ns)
+    return min(behind)

@@ -29,6 +29,9 @@ from fairlead.errors import FairleadError
 INTERVAL_S: Final = 10.0
 """Between two writes. Bounds what an export can miss, and what etcd has to keep."""
 
+IDLE_INTERVAL_S: Final = 60.0
+"""Between two notes that everything is stored while nothing is settled. Bounds how old an idle router's is."""
+
 OPERATIONS_MAX: Final = 64
 """Most keys of one transaction; etcd takes 128 operations."""
 
@@ -81,6 +84,20 @@ class UsageWriter:
             await asyncio.sleep(0)
         if batch:
             await self._write(batch)
+
+    async def note(self, stored_until_ns: int, *, final: bool = False) -> None:
+        """Tells exports how far this process is; to be called only once that is so.
+
+        Args:
+            stored_until_ns: Everything that it settled before this time is stored, wall time.
+            final: It has ended and nothing of it is left.
+
+        Raises:
+            UnavailableError: The store does not answer.
+        """
+        state = usage_pb2.UsageState(router_id=self._router_id, incarnation_id=self._incarnation_id, final=final)
+        state.stored_until_time.FromNanoseconds(stored_until_ns)
+        await self._store.put(keys.usage_state(self._router_id, self._incarnation_id), state.SerializeToString())
 
     def forget_before(self, hour: int) -> None:
         """Forgets what is known of the keys of hours before this one; they are read if they are ever written again."""
@@ -167,6 +184,7 @@ class UsagePublisher:
         self._clock = clock
         self._state_dir = state_dir
         self._writer = UsageWriter(store, clock, router_id=router_id, incarnation_id=incarnation_id)
+        self._noted_ns: int | None = None
 
     async def run(self) -> None:
         """Publishes until cancelled."""
@@ -185,12 +203,12 @@ class UsagePublisher:
         return self._desk.book.lag_ns(self._clock.monotonic_ns()) / NS_PER_S
 
     async def publish(self) -> None:
-        """Stores every table that changed.
+        """Stores every table that changed, then notes up to when everything is stored.
 
         Raises:
             UnavailableError: The store does not answer; nothing is lost, and the next time stores more.
         """
-        book = self._desk.book
+        book, began_wall_ns, began_ns = self._desk.book, self._clock.wall_ns(), self._clock.monotonic_ns()
         copied: list[tuple[Table, int]] = []
         for key in book.changed():
             copied.append((book.table(key), self._clock.monotonic_ns()))
@@ -198,6 +216,10 @@ class UsagePublisher:
         await self._writer.write(table for table, _ in copied)
         for table, copied_ns in copied:
             book.stored(table, copied_ns)
+        if copied or self._noted_ns is None or began_ns - self._noted_ns >= IDLE_INTERVAL_S * NS_PER_S:
+            self._noted_ns = None
+            await self._writer.note(began_wall_ns)
+            self._noted_ns = began_ns
         wall_ns = self._clock.wall_ns()
         book.forget_over(wall_ns)
         self._writer.forget_before(wall_ns // (NS_PER_S * _S_PER_HOUR) - 1)
@@ -221,6 +243,7 @@ class UsagePublisher:
         try:
             async with asyncio.timeout(_FINISH_TIMEOUT_S):
                 await self.publish()
+                await self._writer.note(self._clock.wall_ns(), final=True)
         except (FairleadError, TimeoutError) as error:
             log.warning("usage not stored at the end", error=str(error), journal=self._desk.journal is not None)
             return
@@ -237,6 +260,7 @@ class UsagePublisher:
             for row in rows:
                 book.add(*row, now_ns=0)
             await writer.write(book.table(key) for key in book.changed())
+            await writer.note(self._clock.wall_ns(), final=True)
             log.info("usage of an earlier process stored", incarnation_id=header.incarnation_id, rows=len(rows))
         await asyncio.to_thread(usage_journal.remove, left.folder)
 

@@ -11,11 +11,11 @@ from common.clock import NS_PER_S, FakeClock
 from common.memory_store import MemoryStore
 from common.store import Expect
 from control_plane.core.usage import hour_name, hour_of
-from control_plane.usage import BATCH_ROWS, UNWRITTEN_NS, UsageService
+from control_plane.usage import BATCH_ROWS, MARGIN_NS, UsageService
 from control_plane.usage_retention import UsageRetention
 from fairlead.admin.v1 import admin_pb2, usage_pb2
 from fairlead.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError, Reason
-from tests.unit.control_plane.usage_lab import counts_of, write_table
+from tests.unit.control_plane.usage_lab import counts_of, write_state, write_table
 
 DAYS = 35
 HOUR_S = hour_of("2026-11-22T19") or 0
@@ -79,16 +79,73 @@ async def test_nothing_used_is_an_empty_answer_with_its_time(lab: Lab) -> None:
     """A period without usage is no error, and says up to when that is known."""
     (answer,) = await lab.answers()
     assert not answer.rows
-    assert answer.complete_until_time.ToNanoseconds() == NOW_S * NS_PER_S - UNWRITTEN_NS
+    assert answer.complete_until_time.ToNanoseconds() == NOW_S * NS_PER_S - MARGIN_NS
 
 
-async def test_router_that_vanished_bounds_completeness(lab: Lab) -> None:
-    """What a router that is gone may not have written is not promised; a registered one is believed."""
-    await write_table(lab.store, HOUR_S, {("a", "x"): ONE}, router="gone", write_s=NOW_S - 300)
-    await write_table(lab.store, HOUR_S - 3600, {("a", "x"): ONE}, router="live", write_s=NOW_S - 2_000)
-    lab.routers["live"] = admin_pb2.ServiceInstance(instance_id="live")
+async def complete_lag_s(lab: Lab) -> float:
+    """How old an export says that it is."""
     (answer,) = await lab.answers()
-    assert answer.complete_until_time.ToNanoseconds() == (NOW_S - 300) * NS_PER_S - UNWRITTEN_NS
+    return NOW_S - answer.complete_until_time.ToNanoseconds() / NS_PER_S
+
+
+async def test_router_that_cannot_store_its_usage_holds_completeness_back(lab: Lab) -> None:
+    """A registered router whose writes have failed for 20 minutes: complete until then, whatever others stored."""
+    await write_table(lab.store, HOUR_S, {("a", "x"): ONE}, router="full", write_s=NOW_S - 1_200)
+    await write_state(lab.store, NOW_S - 1_200, router="full")
+    await write_state(lab.store, NOW_S - 5, router="fine")
+    for name in ("full", "fine"):
+        lab.routers[name] = admin_pb2.ServiceInstance(instance_id=name)
+        lab.routers[name].start_time.seconds = NOW_S - 5_000
+    assert await complete_lag_s(lab) == 1_200
+
+
+async def test_router_that_crashed_hours_ago_holds_completeness_back_until_its_journal_is_stored(lab: Lab) -> None:
+    """Three hours later nobody has what it settled last; once its journal is stored nothing is missing."""
+    await write_table(lab.store, HOUR_S - 3 * 3600, {("a", "x"): ONE}, router="dead", write_s=NOW_S - 3 * 3600)
+    await write_state(lab.store, NOW_S - 3 * 3600, router="dead")
+    assert await complete_lag_s(lab) == 3 * 3600
+    await write_state(lab.store, NOW_S - 1, router="dead", final=True)
+    assert await complete_lag_s(lab) == MARGIN_NS / NS_PER_S
+
+
+async def test_router_that_left_in_order_holds_nothing_back(lab: Lab) -> None:
+    """Scaled in an hour ago with everything stored: what is complete depends on those that work."""
+    await write_table(lab.store, HOUR_S - 3600, {("a", "x"): ONE}, router="left", write_s=NOW_S - 3_600)
+    await write_state(lab.store, NOW_S - 3_600, router="left", final=True)
+    await write_state(lab.store, NOW_S - 45, router="works")
+    assert await complete_lag_s(lab) == 45
+
+
+async def test_router_that_has_said_nothing_yet_counts_from_its_start(lab: Lab) -> None:
+    """A new process is not covered by what an earlier one said at its end."""
+    await write_state(lab.store, NOW_S - 400, incarnation="before", final=True)
+    lab.routers["r1"] = admin_pb2.ServiceInstance(instance_id="r1")
+    lab.routers["r1"].start_time.seconds = NOW_S - 300
+    assert await complete_lag_s(lab) == 300
+    await write_state(lab.store, NOW_S - 30, incarnation="now")
+    assert await complete_lag_s(lab) == 30
+
+
+async def test_damaged_state_leaves_completeness_unsaid_and_usage_exported(lab: Lab) -> None:
+    """Rows are exact as ever; up to when they are all of it nobody can know."""
+    await write_table(lab.store, HOUR_S, {("a", "x"): ONE})
+    key = await write_state(lab.store, NOW_S - 5)
+    for damage in (b"\xff\xff", b"", usage_pb2.UsageState(router_id="r2", incarnation_id="i1").SerializeToString()):
+        await lab.store.put(key, damage)
+        (answer,) = await lab.answers()
+        assert len(answer.rows) == 1
+        assert not answer.HasField("complete_until_time")
+
+
+async def test_damage_of_this_hour_refuses_no_older_hour(lab: Lab) -> None:
+    """Only the hours asked for matter, also for what is said of completeness."""
+    bad = await write_table(lab.store, HOUR_S, {("a", "x"): ONE})
+    await lab.store.put(bad, b"\xff\xff")
+    await write_table(lab.store, HOUR_S - 7 * 3600, {("a", "x"): ONE})
+    await write_state(lab.store, NOW_S - 25)
+    (answer,) = await lab.answers(end_time=HOUR_S - 5 * 3600)
+    assert len(answer.rows) == 1
+    assert answer.complete_until_time.seconds == NOW_S - 25
 
 
 @pytest.mark.parametrize("damage", ["value", "name", "place"])
@@ -176,6 +233,22 @@ async def test_old_usage_is_deleted_in_bounded_batches(lab: Lab) -> None:
     assert await retention(lab, Leader()).sweep() == 130
     assert len((await lab.store.list(keys.USAGE)).entries) == 2
     assert len(await lab.rows()) == 2
+
+
+async def test_states_are_forgotten_with_the_usage_they_tell_of(lab: Lab) -> None:
+    """Processes whose last word is older than what is kept go, ended or not; what cannot be read stays to be seen."""
+    await write_hours(lab)
+    past_s = NOW_S - (DAYS * 24 + 2) * 3600
+    for number in range(130):
+        await write_state(lab.store, past_s, incarnation=f"i{number}", final=number % 2 == 0)
+    left = {
+        await write_state(lab.store, NOW_S - DAYS * 24 * 3600, router="r2", final=True),
+        await write_state(lab.store, NOW_S - 86_400, router="r3"),
+        keys.usage_state("r4", "i1"),
+    }
+    await lab.store.put(keys.usage_state("r4", "i1"), b"\xff")
+    assert await retention(lab, Leader()).sweep() == 260
+    assert {entry.key for entry in (await lab.store.list(keys.USAGE_STATES)).entries} == left
 
 
 async def test_deposed_leader_deletes_nothing(lab: Lab) -> None:

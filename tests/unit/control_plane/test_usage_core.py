@@ -17,6 +17,7 @@ from control_plane.core.usage import (
     complete_until_ns,
     hour_name,
     hour_of,
+    process_key,
     table_key,
     whole_hours,
 )
@@ -139,10 +140,39 @@ def test_periods_are_widened_to_whole_hours() -> None:
     assert whole_hours(3600 * 5, 3600 * 6) == (3600 * 5, 3600 * 6)
 
 
-def test_completeness_is_the_slowest_routers() -> None:
-    """Registered routers have written all but the newest; one that is gone counts by its last write."""
-    now, lag = 100 * MINUTE_NS, MINUTE_NS
-    assert complete_until_ns(now, [], {}, lag) == now - lag
-    assert complete_until_ns(now, ["idle"], {"idle": 5}, lag) == now - lag
-    assert complete_until_ns(now, ["r"], {"r": now, "gone": now - 7 * lag}, lag) == now - 8 * lag
-    assert complete_until_ns(now, [], {"fast": now + lag}, lag) == now - lag
+def state(router: str, minute: int, *, final: bool = False) -> usage_pb2.UsageState:
+    """What a process said of itself."""
+    said = usage_pb2.UsageState(router_id=router, incarnation_id="i", final=final)
+    said.stored_until_time.FromNanoseconds(minute * MINUTE_NS)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("states", "registered", "expected"),
+    [
+        ([], {}, 99),
+        ([state("busy", 100)], {"busy": 5}, 99),
+        ([state("slow", 80), state("busy", 100)], {"slow": 5, "busy": 5}, 80),
+        ([state("dead", 60), state("busy", 100)], {"busy": 5}, 60),
+        ([state("dead", 60), state("dead", 99, final=True)], {}, 60),
+        ([state("left", 60, final=True)], {}, 99),
+        ([state("forgotten", 9)], {}, 99),
+        ([state("kept", 10)], {}, 10),
+        ([], {"silent": 90}, 90),
+        ([state("again", 60, final=True)], {"again": 90}, 90),
+        ([state("lingering", 95, final=True)], {"lingering": 90}, 99),
+    ],
+)
+def test_completeness_is_that_of_the_process_furthest_behind(
+    states: list[usage_pb2.UsageState], registered: dict[str, int], expected: int
+) -> None:
+    """Processes that have not ended count by their word, silent ones from their start; ended ones not at all."""
+    starts_ns = {router: minute * MINUTE_NS for router, minute in registered.items()}
+    found = complete_until_ns(100 * MINUTE_NS, states, starts_ns, oldest_ns=10 * MINUTE_NS, margin_ns=MINUTE_NS)
+    assert found == expected * MINUTE_NS
+
+
+def test_keys_of_states_are_taken_apart() -> None:
+    """Two parts, none empty."""
+    assert process_key("r1/i1") == ("r1", "i1")
+    assert not any(map(process_key, ("r1", "r1/", "/i1", "r1/i1/0")))

@@ -34,6 +34,17 @@ async def write_table(
     return key
 
 
+async def write_state(
+    store: Store, stored_until_s: float, *, router: str = "r1", incarnation: str = "i1", final: bool = False
+) -> str:
+    """Writes how far one process is and returns its key."""
+    state = usage_pb2.UsageState(router_id=router, incarnation_id=incarnation, final=final)
+    state.stored_until_time.FromNanoseconds(int(stored_until_s * 1e9))
+    key = keys.usage_state(router, incarnation)
+    await store.put(key, state.SerializeToString())
+    return key
+
+
 def counts_of(row: usage_pb2.UsageRow) -> tuple[int, ...]:
     """The counters of a row, in the order of COUNTERS."""
     return tuple(getattr(row, counter) for counter in COUNTERS)
