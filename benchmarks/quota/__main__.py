@@ -10,6 +10,7 @@ bar that is missed is reported as missed; nothing stops at one.
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.quota import cores, follow, neighbours, rivals, steady
+from benchmarks.quota import bars, cores, follow, neighbours, rivals, steady
 from benchmarks.quota.bench import TENANTS, Bench
 from benchmarks.quota.remote import client
 from benchmarks.quota.site import MODEL, site
@@ -35,6 +36,8 @@ LIVE: Final[Mapping[str, Callable[[Bench], Awaitable[None]]]] = {
     "rivals": rivals.measure,
 }
 """Phases on the live set-up, in order."""
+_PHASE_S_MAX: Final = 400.0
+"""Well over what the longest takes: one that hangs must not keep the others from being measured."""
 
 
 async def _live(wanted: Sequence[str], report: Report, console: Console, progress: Progress) -> None:
@@ -47,10 +50,11 @@ async def _live(wanted: Sequence[str], report: Report, console: Console, progres
             bench = Bench(running, tenants, report, console, progress)
             for name in wanted:
                 try:
-                    await LIVE[name](bench)
+                    async with asyncio.timeout(_PHASE_S_MAX):
+                        await LIVE[name](bench)
                 except Exception:  # noqa: BLE001  # what a phase could not measure must not hide what the others do
                     _failed(report, console)
-                    await bench.drain((*TENANTS, *follow.OWNERS))
+                    await bench.recover((*TENANTS, *follow.OWNERS))
 
 
 def _failed(report: Report, console: Console) -> None:
@@ -68,22 +72,32 @@ def main() -> None:
     console = Console() if sys.stdout.isatty() else Console(width=140)
     report, start_s = Report("quota"), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        live = [name for name in LIVE if name in wanted]
-        if live:
-            try:
-                asyncio.run(_live(live, report, console, progress))
-            except Exception:  # noqa: BLE001  # what has been measured is reported whatever happens to the rest
-                _failed(report, console)
-        for name in (name for name in cores.CORES if name in wanted):
-            task = progress.add_task(name, total=None)
-            try:
-                cores.measure(name, report, console)
-            except Exception:  # noqa: BLE001  # as above
-                _failed(report, console)
-            progress.remove_task(task)
-    report.add("wall_s", time.monotonic() - start_s)
-    console.print(f"written to {report.publish(console)}")
+    # Ended from outside it still says what it knows.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            _measure(wanted, report, console, progress)
+    finally:
+        bars.miss(report, (name for name in known if name in wanted))
+        report.add("wall_s", time.monotonic() - start_s)
+        console.print(f"written to {report.publish(console)}")
+
+
+def _measure(wanted: Sequence[str], report: Report, console: Console, progress: Progress) -> None:
+    """Every phase that is wanted."""
+    live = [name for name in LIVE if name in wanted]
+    if live:
+        try:
+            asyncio.run(_live(live, report, console, progress))
+        except Exception:  # noqa: BLE001  # what has been measured is reported whatever happens to the rest
+            _failed(report, console)
+    for name in (name for name in cores.CORES if name in wanted):
+        task = progress.add_task(name, total=None)
+        try:
+            cores.measure(name, report, console)
+        except Exception:  # noqa: BLE001  # as above
+            _failed(report, console)
+        progress.remove_task(task)
 
 
 if __name__ == "__main__":

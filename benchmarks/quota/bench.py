@@ -11,8 +11,10 @@ from typing import Final
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.quota import bars
 from benchmarks.quota.books import Snapshot
 from benchmarks.quota.processes import machine_cpu
+from benchmarks.quota.rates import Readings
 from benchmarks.quota.remote import Client, Ended, Sample
 from benchmarks.quota.site import Site
 from benchmarks.report import Report
@@ -24,6 +26,8 @@ QUOTA: Final = 16_000
 _FIRST_QUOTA: Final = 500
 _LEARNING_S: Final = 6.0
 _DRAIN_S_MAX: Final = 30.0
+SETTLING_S: Final = 10.0
+"""From the moment the tenants have their quotas to the first reading, under every rule."""
 
 
 @dataclass(slots=True)
@@ -38,6 +42,7 @@ class Bench:
         progress: Where the time goes.
         samples: Every admitted request since the routers were started.
         more_clients: Other client processes that run now; their CPU time counts as this benchmark's.
+        steady: What was read in the steady phase, to be set beside other rules.
     """
 
     site: Site
@@ -47,6 +52,11 @@ class Bench:
     progress: Progress
     samples: list[Sample] = field(default_factory=list)
     more_clients: list[Client] = field(default_factory=list)
+    steady: Readings = ()
+
+    def add(self, metric: str, value: float) -> None:
+        """Adds a measured value with its bar, where it has one."""
+        bars.add(self.report, metric, value)
 
     async def wait(self, what: str, seconds: float) -> None:
         """Waits and shows it."""
@@ -80,7 +90,7 @@ class Bench:
         for tenant, quota in quotas.items():
             await self.site.reserve(tenant, quota, ceiling)
 
-    async def load(self, settling_s: float) -> None:
+    async def load(self, settling_s: float = SETTLING_S) -> None:
         """Every tenant opens its streams against a tiny quota and is then given its own.
 
         So buckets start empty: the burst that a fresh one may spend is not part of a rate.
@@ -112,6 +122,15 @@ class Bench:
             ended, books = await self.collect(), await self.site.snapshots()
             if not ended.in_flight and not any(book.open_holds for book in books.values()):
                 return
+
+    async def recover(self, tenants: Sequence[str]) -> None:
+        """After a phase that ended early: routers that are gone are started again, and nothing stays in flight."""
+        for number, router in enumerate(self.site.routers):
+            if not router.running:
+                self.samples = [sample for sample in self.samples if sample.router != number]
+                router.start()
+                await self.site.until_router(number)
+        await self.drain(tenants)
 
     def cpu_s(self) -> float:
         """CPU time of everything that runs for this benchmark, seconds; what has ended is not in it."""

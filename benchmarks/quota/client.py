@@ -186,6 +186,8 @@ class Tenants:
                 usage.output_tokens or tokens,
                 cost.settled_milli_mu,
                 cost.estimated_milli_mu,
+                item.input_tokens,
+                item.output_tokens,
             ]
         )
 

@@ -3,7 +3,7 @@
 Eight tenants share eight replicas whose whole promised capacity is sold to them in equal parts; each may be lent up to
 twice that. Seven use 60 to 80 % of what they bought; three of them play recorded conversations, the others synthetic
 traffic with lognormal lengths. The eighth once sends what it bought and once ten times that: either all the time, or in
-pulses of 6 s every minute, so that each meets buckets that have filled up. All runs of a seed have the same seven, who
+pulses of 4 s every 40 s, so that each meets buckets that have filled up. All runs of a seed have the same seven, who
 send the same requests at the same times; compared is the 95th percentile of their time to first token.
 
 The same is measured without the guards, so that one sees what they do and that the measurement can fail:
@@ -22,7 +22,7 @@ import enum
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -50,8 +50,9 @@ SEEDS: Final = (1, 2, 3)
 FACTOR: Final = 10.0
 """How many times its quota the aggressor sends."""
 AGGRESSOR: Final = "aggressor"
-PERIOD_S: Final = 60.0
-PULSE_S: Final = 6.0
+PERIOD_S: Final = 40.0
+"""Pauses of more than the thirty seconds in which a bucket fills."""
+PULSE_S: Final = 4.0
 
 _QUOTA_MU: Final = REPLICAS * 100 * TARGET_UTILIZATION / 8
 # Of the quota, and what they send: workload, median prompt, median output.
@@ -91,7 +92,7 @@ class Guards:
 
 PRODUCT: Final = Guards("product")
 WITHOUT: Final = (
-    Guards("first_come", fair=False),
+    Guards("first_come", fair=False, seeds=SEEDS[:1]),
     Guards("no_quota", quota=False, seeds=SEEDS[:1]),
     Guards("neither", fair=False, quota=False, seeds=SEEDS[:1]),
 )
@@ -105,13 +106,15 @@ class Pair:
         calm_p95_s: The others' 95th percentile of the time to first token in the first.
         ratio: The same in the second, over it.
         worst_ratio: The largest such ratio of a single tenant.
-        refused: The others' refused requests in the second, beyond those in the first.
+        refused_more: The others' refused requests in the second, beyond those in the first, over all they sent.
+        refused: Their refused requests in the second.
         aggressor_share: What the aggressor was charged in the second over its reservation.
     """
 
     calm_p95_s: float
     ratio: float
     worst_ratio: float
+    refused_more: float
     refused: int
     aggressor_share: float
 
@@ -137,7 +140,7 @@ class _FirstCome(AdmissionQueue):
 class _Unlimited(Holds):
     """Buckets that are never empty."""
 
-    def apply(self, leases: Mapping[BucketKey, LeaseTerms], **terms: int) -> None:
+    def apply(self, leases: Mapping[BucketKey, LeaseTerms], **terms: Any) -> None:
         """See Holds."""
         unlimited = {
             key: replace(lease, rate_milli_mu_per_minute=_UNLIMITED_MILLI_MU, burst_milli_mu=_UNLIMITED_MILLI_MU)
@@ -206,11 +209,13 @@ def compare(seed: int, guards: Guards = PRODUCT, duration_s: float = DURATION_S)
 
 def _pair(calm: Result, wild: Result, duration_s: float) -> Pair:
     others = [name for name in calm.books if name != AGGRESSOR]
+    sent = sum(wild.books[name].count(outcome) for name in others for outcome in Outcome)
     return Pair(
         calm_p95_s=_p95_s(calm, others),
         ratio=_p95_s(wild, others) / _p95_s(calm, others),
         worst_ratio=max(_p95_s(wild, [name]) / _p95_s(calm, [name]) for name in others),
-        refused=sum(_refused(wild, name) - _refused(calm, name) for name in others),
+        refused_more=sum(_refused(wild, name) - _refused(calm, name) for name in others) / max(1, sent),
+        refused=sum(_refused(wild, name) for name in others),
         aggressor_share=wild.books[AGGRESSOR].settled_milli_mu / 1_000 / (_QUOTA_MU * duration_s / 60),
     )
 
@@ -231,7 +236,8 @@ def measure(duration_s: float = DURATION_S) -> dict[str, float]:
             metrics[f"{name}_ttft_p95_ratio"] = float(np.mean(ratios))
             metrics[f"{name}_ttft_p95_ratio_spread"] = max(ratios) - min(ratios)
             metrics[f"{name}_ttft_p95_ratio_worst_tenant"] = max(each.worst_ratio for each in pairs)
-            metrics[f"{name}_others_refused_more"] = float(sum(each.refused for each in pairs))
+            metrics[f"{name}_others_refused_more_percent"] = 100 * float(np.mean([p.refused_more for p in pairs]))
+            metrics[f"{name}_others_refused"] = float(sum(each.refused for each in pairs))
             metrics[f"{name}_aggressor_of_its_quota"] = float(np.mean([each.aggressor_share for each in pairs]))
         metrics[f"isolation_{guards.name}_calm_ttft_p95_s"] = float(
             np.mean([c[Attack.STEADY].calm_p95_s for c in compared])

@@ -6,7 +6,8 @@ and one of them at each router is a percent of a tenant's minute here. Forty rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.quota.books import Snapshot
 
@@ -31,7 +32,7 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 def admitted_shares(readings: Readings, quotas: Mapping[str, int]) -> dict[str, float]:
     """Admitted work per time over quota, by tenant: settled at its true cost, in flight at what it holds."""
     return {
-        tenant: slope([(_at_s(books), sum(book.admitted(tenant) for book in books.values())) for books in readings])
+        tenant: slope([(at_s(books), sum(book.admitted(tenant) for book in books.values())) for books in readings])
         / (quota / _MINUTE_S)
         for tenant, quota in quotas.items()
     }
@@ -40,7 +41,7 @@ def admitted_shares(readings: Readings, quotas: Mapping[str, int]) -> dict[str, 
 def settled_shares(readings: Readings, quotas: Mapping[str, int]) -> dict[str, float]:
     """Settled work per time over quota, by tenant."""
     return {
-        tenant: slope([(_at_s(books), sum(b.settled.get(tenant, 0) for b in books.values())) for books in readings])
+        tenant: slope([(at_s(books), sum(b.settled.get(tenant, 0) for b in books.values())) for books in readings])
         / (quota / _MINUTE_S)
         for tenant, quota in quotas.items()
     }
@@ -63,16 +64,30 @@ def worst_window(readings: Readings, quotas: Mapping[str, int], window_s: float)
         readings: In order.
         quotas: mMU per minute by tenant.
         window_s: Length, seconds; windows begin and end at readings.
+
+    Returns:
+        NaN where the readings are shorter than a window.
     """
-    worst = dict.fromkeys(quotas, 0.0)
+    worst = dict.fromkeys(quotas, math.nan)
     for number, first in enumerate(readings):
-        last = next((books for books in readings[number:] if _at_s(books) - _at_s(first) >= window_s), None)
+        last = next((books for books in readings[number:] if at_s(books) - at_s(first) >= window_s), None)
         if last is None:
             break
         for tenant, quota in quotas.items():
             share = _settled_between(first, last, tenant) / (quota * _minutes(first, last))
-            worst[tenant] = max(worst[tenant], share)
+            worst[tenant] = share if math.isnan(worst[tenant]) else max(worst[tenant], share)
     return worst
+
+
+def greatest(values: Iterable[float]) -> float:
+    """The greatest value; NaN where one is not a number or there is none: what was not measured meets no bar."""
+    found = list(values)
+    return max(found) if found and not any(map(math.isnan, found)) else math.nan
+
+
+def least(values: Iterable[float]) -> float:
+    """The least value; NaN as in `greatest`."""
+    return -greatest(-value for value in values)
 
 
 def total(shares: Mapping[str, float], quotas: Mapping[str, int]) -> float:
@@ -86,8 +101,9 @@ def _settled_between(first: Mapping[int, Snapshot], last: Mapping[int, Snapshot]
 
 
 def _minutes(first: Mapping[int, Snapshot], last: Mapping[int, Snapshot]) -> float:
-    return (_at_s(last) - _at_s(first)) / _MINUTE_S
+    return (at_s(last) - at_s(first)) / _MINUTE_S
 
 
-def _at_s(books: Mapping[int, Snapshot]) -> float:
+def at_s(books: Mapping[int, Snapshot]) -> float:
+    """When these books were read, monotonic seconds: the mean, they are read at about the same time."""
     return sum(book.at_s for book in books.values()) / len(books)

@@ -33,11 +33,13 @@ class Sample:
         sent_s: When it was sent, monotonic.
         ttft_s: From there to its first token; None without one.
         ended_s: When it ended, monotonic.
-        input_tokens: As the engine counted; 0 where unknown.
+        input_tokens: As the router reported; 0 where unknown.
         cached_input_tokens: Of these, found in a cache.
-        output_tokens: As the engine counted, or those that arrived.
+        output_tokens: As the router reported, or those that arrived.
         settled: Charged, mMU, as the client was told.
         estimated: Held at admission, mMU.
+        true_input_tokens: What the prompt has; the client knows.
+        true_output_tokens: What the answer has, told by nobody.
     """
 
     tenant: str
@@ -52,6 +54,8 @@ class Sample:
     output_tokens: int
     settled: int
     estimated: int
+    true_input_tokens: int
+    true_output_tokens: int
 
 
 @dataclass(slots=True)

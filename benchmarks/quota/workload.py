@@ -58,11 +58,13 @@ class Item:
     Attributes:
         prompt: Text, ASCII.
         seed: Makes the engine's answer end where it does.
+        input_tokens: How long the prompt is.
         output_tokens: How long the answer is.
     """
 
     prompt: str
     seed: int
+    input_tokens: int
     output_tokens: int
 
 
@@ -103,7 +105,7 @@ def _item(input_tokens: int, output_tokens: int, source: random.Random) -> Item:
         seed = source.getrandbits(32) or 1
         found = OutputText(prompt, max_tokens=output_tokens + tolerance + 1, seed=seed).tokens
         if abs(found - output_tokens) <= tolerance and found < MAX_TOKENS:
-            return Item(prompt, seed, found)
+            return Item(prompt, seed, input_tokens, found)
 
 
 def _recorded() -> list[tuple[float, float]]:
