@@ -108,7 +108,7 @@ class Router:
         journal = UsageJournal(state_dir, router_id="router-1", incarnation_id=f"of-{tenants}")
         self.usage = UsageDesk(clock, journal)
         self.decisions: DecisionLog[Receipt] = DecisionLog(_DECISIONS_KEPT)
-        self.numbers = count()
+        self.names = map("{:024x}".format, count())
         self.keys: list[BucketKey] = [(f"tenant-{number}", _MODEL) for number in range(tenants)]
         now_ns = self.clock()
         terms = LeaseTerms(600_000_000, 600_000_000, 1_000_000, 1_800_000_000)
@@ -128,7 +128,7 @@ class Router:
 
     def remember(self, request: Request) -> Receipt:
         """Begins the record of a request and keeps it for those who ask why."""
-        receipt = Receipt(f"{next(self.numbers):024x}", self.clock(), self.wall(), *request.key)
+        receipt = Receipt(next(self.names), self.clock(), self.wall(), *request.key)
         self.decisions.remember(receipt)
         return receipt
 
