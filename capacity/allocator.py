@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from capacity.config import CapacityConfig
 from capacity.core.caution import Caution
@@ -19,6 +20,9 @@ from common.logs import get_logger
 from common.mirror import Mirror
 from common.store import Epoch
 from fairlead.errors import NotLeaderError, UnavailableError
+
+# After a failure the store is asked again this soon, not at the next change: usually it is back.
+_RETRY_S: Final = 0.5
 
 log = get_logger(__name__)
 
@@ -127,7 +131,7 @@ class Allocator:
                 self._metrics.leader.set(0)
                 self._metrics.epoch.set(0)
                 self.ledgers, self.doubted, self.computed_wall_ns = (), frozenset(), 0
-                self._metrics.show(())
+                self._metrics.show((), frozenset())
 
     async def _lead(self, epoch: Epoch) -> None:
         caution = Caution(MonotonicNs(self._clock.monotonic_ns() + round(self._config.takeover_caution_s * NS_PER_S)))
@@ -151,7 +155,10 @@ class Allocator:
             except UnavailableError as error:
                 log.warning("store unavailable, quotas stand", error=error.message)
                 loaded = False
-            await self._wait()
+            if loaded:
+                await self._wait(caution.next_end(self._clock.monotonic_ns()))
+            else:
+                await asyncio.sleep(_RETRY_S)
         log.info("not leading any more", epoch=epoch)
 
     async def _load(self) -> None:
@@ -176,7 +183,7 @@ class Allocator:
         self.computed_wall_ns = self._clock.wall_ns()
         self._metrics.rounds.inc()
         self._metrics.writes.inc(written)
-        self._metrics.show(ledgers)
+        self._metrics.show(ledgers, doubted)
         self._note_coverage(ledgers)
         if written:
             log.debug("quotas written", keys=written, epoch=epoch)
@@ -186,7 +193,6 @@ class Allocator:
         kept = set()
         for ledger in ledgers:
             doubted = caution.doubts(ledger.model_id, ledger.have, granted.get(ledger.model_id, 0), now)
-            self._metrics.doubted.labels(ledger.model_id).set(int(doubted))
             if doubted:
                 kept.add(ledger.model_id)
                 log.warning(
@@ -220,13 +226,19 @@ class Allocator:
                 log.warning("reservations are not covered", **facts)
         self._covered = covered
 
-    async def _wait(self) -> None:
+    async def _wait(self, until: MonotonicNs | None) -> None:
         """Returns at a change, but leaves a pause after the last round: what follows a first change is one round.
 
         The pause is no shorter than that round was, so that a large fleet does not keep the process busy with nothing
         else.
+
+        Args:
+            until: Also returns then.
         """
         await asyncio.sleep(max(self._config.debounce_ms / 1000, self._round_took_s))
+        longest_s = self._config.round_interval_s
+        if until is not None:
+            longest_s = min(longest_s, (until - self._clock.monotonic_ns()) / NS_PER_S)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._config.round_interval_s):
+            async with asyncio.timeout(max(0.0, longest_s)):
                 await self._changed.wait()

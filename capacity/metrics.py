@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -43,13 +43,13 @@ class CapacityMetrics:
         self.writes = Counter("fairlead_capacity_writes", "Keys written or deleted", registry=registry)
         self.conflicts = Counter("fairlead_capacity_conflicts", "Commits refused by the store", registry=registry)
         self.demand_reports = Counter("fairlead_capacity_demand_reports", "Demand reports taken", registry=registry)
-        self.doubted = Gauge("fairlead_capacity_doubted", "1 while a collapse is doubted", ["model"], registry=registry)
         self._ledgers: Sequence[ModelLedger] = ()
+        self._doubted: Collection[str] = ()
         registry.register(self)
 
-    def show(self, ledgers: Sequence[ModelLedger]) -> None:
-        """Replaces the ledgers that `collect` tells of."""
-        self._ledgers = ledgers
+    def show(self, ledgers: Sequence[ModelLedger], doubted: Collection[str]) -> None:
+        """Replaces the ledgers, and the models whose collapse is doubted, that `collect` tells of."""
+        self._ledgers, self._doubted = ledgers, doubted
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """The ledgers' gauges, made when they are scraped: a round costs nothing here."""
@@ -58,6 +58,10 @@ class CapacityMetrics:
             for ledger in self._ledgers:
                 family.add_metric([ledger.model_id], value(ledger))
             yield family
+        doubted = GaugeMetricFamily("fairlead_capacity_doubted", "1 while a collapse is doubted", labels=["model"])
+        for ledger in self._ledgers:
+            doubted.add_metric([ledger.model_id], ledger.model_id in self._doubted)
+        yield doubted
         yield _granted(self._ledgers)
 
 

@@ -108,7 +108,7 @@ class QuotaBook:
 
         Args:
             ledgers: Of every model.
-            kept: Models whose stored quotas stand as they are for now.
+            kept: Those of them whose stored quotas stand as they are for now.
             epoch: This leader's.
             fence: Its condition.
 
@@ -127,7 +127,7 @@ class QuotaBook:
             if ledger.model_id not in standing:
                 writes += self._table_writes(ledger, epoch, now)
             work.append(writes)
-        work += self._deletions(live | standing, live)
+        work += self._deletions(live)
         self._written = {model_id: ledger for model_id, ledger in self._written.items() if model_id in live}
         written = 0
         for batch in _batches(work):
@@ -171,10 +171,10 @@ class QuotaBook:
         # In this order no tenant is ever without a row while tables are split or joined.
         return [*fresh, *changed, *(_Write(key, None, b"") for key in sorted(stored - wanted))]
 
-    def _deletions(self, with_tables: set[str], with_target: set[str]) -> Iterator[list[_Write]]:
-        for model_id in sorted(self._table_keys.keys() - with_tables):
+    def _deletions(self, live: set[str]) -> Iterator[list[_Write]]:
+        for model_id in sorted(self._table_keys.keys() - live):
             yield [_Write(key, None, b"") for key in sorted(self._table_keys[model_id])]
-        targets = {keys.target(model_id) for model_id in with_target}
+        targets = {keys.target(model_id) for model_id in live}
         gone = [key for key, known in self._known.items() if isinstance(known.value, StoredTarget)]
         yield [_Write(key, None, b"") for key in gone if key not in targets]
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ratelimiter.core.lease import Limiter
+
+WORKLOAD_SERIES_MAX: Final = 10_000
+"""More tenants than this have no series of their own: a scrape must stay cheap."""
+
+_SOME: Final = f"of the first {WORKLOAD_SERIES_MAX:,} only"
 
 
 class RateLimiterMetrics(Collector):
@@ -48,16 +55,19 @@ class RateLimiterMetrics(Collector):
         yield _gauge("routers", "Routers that hold or may get leases", len(limiter.routers()) if limiter else 0)
         labels = ["model", "tenant"]
         quota = GaugeMetricFamily(
-            "fairlead_ratelimiter_quota_milli_mu_per_minute", "Quota of a tenant, milli-MU per minute", labels=labels
+            "fairlead_ratelimiter_quota_milli_mu_per_minute",
+            f"Quota of a tenant, {_SOME}, milli-MU per minute",
+            labels=labels,
         )
         leased = GaugeMetricFamily(
             "fairlead_ratelimiter_leased_milli_mu_per_minute",
-            "What all routers could be spending of it, milli-MU per minute",
+            f"What all routers could be spending of it, {_SOME}, milli-MU per minute",
             labels=labels,
         )
-        for workload, granted in limiter.quotas().items() if limiter else ():
-            quota.add_metric(workload, granted)
-            leased.add_metric(workload, limiter.outstanding(workload) if limiter else 0)
+        if limiter:
+            for workload, granted in islice(limiter.quotas().items(), WORKLOAD_SERIES_MAX):
+                quota.add_metric(workload, granted)
+                leased.add_metric(workload, limiter.outstanding(workload))
         yield quota
         yield leased
 

@@ -41,4 +41,11 @@ class Caution:
             self._since.pop(model_id, None)
             return False
         since = self._since.setdefault(model_id, now)
-        return now < max(self._cautious_until, since + DOUBT_NS)
+        return now < self._end(since)
+
+    def next_end(self, now: MonotonicNs) -> MonotonicNs | None:
+        """When the next doubt ends, so that quotas follow at once; None while nothing is doubted."""
+        return min((end for end in map(self._end, self._since.values()) if end > now), default=None)
+
+    def _end(self, since: MonotonicNs) -> MonotonicNs:
+        return MonotonicNs(max(self._cautious_until, since + DOUBT_NS))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 import click
 
@@ -19,6 +15,7 @@ from fairlead.cli.candidates import model_ids, tenant_ids
 from fairlead.cli.output import Column, Output, Row, bar
 from fairlead.cli.periods import period
 from fairlead.cli.usage_rows import FORMATS, UsageExport, by_tenant_and_model, mu_of, share, write
+from fairlead.cli.whole_files import whole_file
 from fairlead.errors import InvalidArgumentError
 
 SHOWN = "24h"
@@ -109,6 +106,8 @@ def export_(
     complete is said at the end.
     """
     output = invocation.output
+    if form is None and output.form == "yaml":
+        raise InvalidArgumentError("usage is not exported as yaml: add --format csv, json or jsonl", field="format")
     form = form or ("json" if output.form == "json" else "csv")
     request = _request(start, end, tenant, model)
     with invocation.admin() as connection:
@@ -116,7 +115,7 @@ def export_(
         if file is None or str(file) == "-":
             write(export, _watched(output, export, quiet=sys.stdout.isatty()), form, sys.stdout)
         else:
-            with _atomically(file) as opened:
+            with whole_file(file) as opened:
                 write(export, _watched(output, export), form, opened)
     where = "" if file is None or str(file) == "-" else f" to {file}"
     output.note(
@@ -152,32 +151,3 @@ def _completeness(export: UsageExport) -> str:
     return (
         f"complete until {export.complete_until}" if export.complete_until else "nobody says up to when it is complete"
     )
-
-
-@contextlib.contextmanager
-def _atomically(path: Path) -> Iterator[IO[str]]:
-    """Opens a file that takes the place of `path` when everything was written, and vanishes otherwise."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        raise InvalidArgumentError(
-            f"{path} is no file: name one, or leave --file out for standard output", field="file"
-        )
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot write {path}: {error.strerror}", field="file") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as opened:
-            yield opened
-            opened.flush()
-            os.fsync(opened.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise InvalidArgumentError(f"cannot write {path}: {error.strerror}", field="file") from None
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

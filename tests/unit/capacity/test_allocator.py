@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from capacity.allocator import Allocator, Views
 from capacity.config import CapacityConfig
 from capacity.metrics import CapacityMetrics
-from capacity.quota_book import QuotaBook
+from capacity.quota_book import ConflictAtStoreError, QuotaBook
 from capacity.service import CapacityService
 from capacity.translate import model_from, replica_from, reservation_from
 from common import keys
@@ -23,7 +23,7 @@ from common.mirror import Mirror
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2
 from fairlead.engine.v1 import engine_pb2
-from fairlead.errors import NotFoundError
+from fairlead.errors import NotFoundError, Reason, UnavailableError
 from fairlead.quota.v1 import quota_pb2
 from tests.support.virtual_loop import run_virtually, virtual_loop
 
@@ -120,6 +120,71 @@ def test_a_loss_is_written_at_once() -> None:
         assert (await desk.stored())["borrower"] == 60_000, "the pause gathers what follows"
         await asyncio.sleep(0.02)
         assert (await desk.stored())["borrower"] == 160_000
+
+    on_a_desk(play)
+
+
+def test_a_collapse_is_believed_when_its_doubt_ends() -> None:
+    """Proves that quotas follow three seconds after a collapse, not at the next round; the doubt shows until then."""
+
+    async def play(desk: Desk) -> None:
+        for name in ("r1", "r2"):
+            await desk.store.delete(keys.replica(name))
+        await asyncio.sleep(2.9)
+        assert sum((await desk.stored()).values()) > 0
+        assert 'fairlead_capacity_doubted{model="m"} 1.0' in generate_latest(desk.registry).decode()
+        await asyncio.sleep(0.2)
+        assert sum((await desk.stored()).values()) == 0
+        assert 'fairlead_capacity_doubted{model="m"} 0.0' in generate_latest(desk.registry).decode()
+
+    on_a_desk(play)
+
+
+def test_no_doubt_is_shown_of_a_deleted_model_or_by_a_deposed_leader() -> None:
+    """Proves that the doubt's series goes with its model, and with the leadership."""
+
+    async def play(desk: Desk) -> None:
+        other = admin_pb2.Model(model_id="other", target_utilization=1.0)
+        await desk.store.put(keys.model("other"), other.SerializeToString())
+        await asyncio.sleep(1.0)
+        assert 'fairlead_capacity_doubted{model="other"} 0.0' in generate_latest(desk.registry).decode()
+        await desk.store.delete(keys.model("other"))
+        await desk.store.delete(keys.replica("r1"))
+        await desk.store.delete(keys.replica("r2"))
+        await asyncio.sleep(1.0)
+        page = generate_latest(desk.registry).decode()
+        assert 'fairlead_capacity_doubted{model="m"} 1.0' in page
+        assert 'fairlead_capacity_doubted{model="other"}' not in page
+        await desk.store.set_down(True)
+        await asyncio.sleep(60.0)
+        assert not desk.election.is_leader
+        assert "fairlead_capacity_doubted{" not in generate_latest(desk.registry).decode()
+
+    on_a_desk(play)
+
+
+@pytest.mark.parametrize(
+    "failure", [ConflictAtStoreError(), UnavailableError("frozen", reason=Reason.STORE_UNAVAILABLE)]
+)
+def test_a_write_that_failed_is_done_again_soon(failure: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves that a loss whose write the store refused is written within a second, not at the next round."""
+    write, failures = QuotaBook.write, []
+
+    async def failing(self: QuotaBook, *args: Any) -> int:
+        if failures:
+            raise failures.pop()
+        return await write(self, *args)
+
+    async def play(desk: Desk) -> None:
+        await desk.demand(owner=0, borrower=200_000)
+        await asyncio.sleep(1.0)
+        monkeypatch.setattr(QuotaBook, "write", failing)
+        failures.append(failure)
+        await desk.put_replica("r2", "h2", ready=False)
+        await asyncio.sleep(0.001)
+        assert (await desk.stored())["borrower"] == 160_000
+        await asyncio.sleep(0.9)
+        assert (await desk.stored())["borrower"] == 60_000
 
     on_a_desk(play)
 

@@ -45,3 +45,18 @@ def test_recovery_resets_the_doubt() -> None:
 def test_nothing_granted_is_nothing_to_doubt() -> None:
     """Proves that a model that never had capacity is written as it is."""
     assert not Caution(at(10)).doubts("m", 0, 0, at(0))
+
+
+def test_the_next_end_is_that_of_the_doubt_that_ends_first() -> None:
+    """Proves that a round can be made the moment any doubt ends, and that none is waited for when there is none."""
+    caution = Caution(at(0))
+    assert caution.next_end(at(0)) is None
+    caution.doubts("m", 0, 100, at(1))
+    caution.doubts("n", 0, 100, at(2))
+    assert caution.next_end(at(2)) == at(1) + DOUBT_NS
+    assert caution.next_end(MonotonicNs(at(1) + DOUBT_NS)) == at(2) + DOUBT_NS
+    caution.doubts("n", 100, 100, at(3))
+    assert caution.next_end(MonotonicNs(at(1) + DOUBT_NS)) is None
+    taken_over = Caution(at(10))
+    taken_over.doubts("m", 0, 100, at(1))
+    assert taken_over.next_end(at(1)) == at(10)

@@ -102,6 +102,13 @@ def test_json_lines_and_json(command: Command, used: FakePlatform, tmp_path: Pat
     assert command.json("usage", "export")["rows"] == []
 
 
+def test_form_that_no_file_has_is_refused(command: Command, used: FakePlatform) -> None:
+    """-o yaml is no silent CSV; a form that is named counts, whatever the output's is."""
+    assert "--format csv" in command.run("-o", "yaml", "usage", "export", exit_code=2).stderr
+    assert not used.control.usage.requests
+    assert command.run("-o", "yaml", "usage", "export", "--format", "csv").stdout.startswith("hour,")
+
+
 def test_file_is_written_whole_or_not_at_all(command: Command, used: FakePlatform, tmp_path: Path) -> None:
     """A failure on the way leaves the old file as it was, and nothing beside it."""
     target = tmp_path / "out" / "usage.csv"
