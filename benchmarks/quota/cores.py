@@ -16,7 +16,7 @@ CORES: Final = ("isolation", "decision", "allocator")
 """Modules beside this one; `measure()` of each returns its metrics by name, and may take a console for tables."""
 
 # Three pulses in each of three seeds; less than the simulation runs by itself, for this benchmark has twelve minutes.
-_SIMULATED_S: Final = 150.0
+_SIMULATED_S: Final = 135.0
 
 
 def measure(name: str, report: Report, console: Console) -> None:

@@ -19,7 +19,7 @@ from model_units.profiles import built_in_profiles
 
 _DRAWN: Final = 4_000
 OTHERS_OFFERED: Final = 0.6
-WINDOW_S: Final = 20.0
+WINDOW_S: Final = 15.0
 _SETTLING_S: Final = 3.0
 _PAIRS: Final = ((1, 2), (4, 1))
 """(the aggressor's quota over the others', windows at one and at ten times it); the first has the bar."""

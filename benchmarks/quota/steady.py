@@ -20,7 +20,7 @@ from model_units.profiles import built_in_profiles
 
 WINDOW_S: Final = 90.0
 EVERY_S: Final = 2.0
-_AFTER_KILL_S: Final = 46.0
+_AFTER_KILL_S: Final = 40.0
 QUOTAS: Final = dict.fromkeys(TENANTS, QUOTA)
 
 DEFINITIONS: Final = f"""\
