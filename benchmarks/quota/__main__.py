@@ -77,6 +77,8 @@ def main() -> None:
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             _measure(wanted, report, console, progress)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: what had been measured is in the report, and what had not counts as missed")
     finally:
         bars.miss(report, (name for name in known if name in wanted))
         report.add("wall_s", time.monotonic() - start_s)
