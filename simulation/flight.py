@@ -26,11 +26,12 @@ class Tenant:
         spec: Its part of the scenario.
         book: What became of its requests.
         priority: Of its requests.
+        batch: Whether its requests wait rather than be refused.
         deadline_ns: Longest life of a request.
         patience_ns: Longest wait for a first token; 0 means no limit.
     """
 
-    __slots__ = ("book", "bucket", "deadline_ns", "id", "model_id", "patience_ns", "priority", "spec")
+    __slots__ = ("batch", "book", "bucket", "deadline_ns", "id", "model_id", "patience_ns", "priority", "spec")
 
     def __init__(self, spec: TenantSpec, book: TenantBook) -> None:
         self.id = spec.id
@@ -38,7 +39,8 @@ class Tenant:
         self.bucket: BucketKey = (spec.id, spec.model)
         self.spec = spec
         self.book = book
-        self.priority = Priority.BATCH if spec.priority == "batch" else Priority.INTERACTIVE
+        self.batch = spec.priority == "batch"
+        self.priority = Priority.BATCH if self.batch else Priority.INTERACTIVE
         self.deadline_ns = round(spec.deadline_s * NS_PER_S)
         self.patience_ns = round(spec.patience_s * NS_PER_S)
 
@@ -64,9 +66,12 @@ class Flight:
         dispatch: Its entry in the router's view of the replica.
         replica: Where it is.
         key: Its name at that replica; a new one for every attempt.
+        returned: It was admitted before, and found every replica full.
         attempts: Replicas it was sent to.
-        started_attempts: Those that may have begun to work on it.
-        excluded: Replicas that failed it.
+        round_attempts: Those since it was admitted last.
+        started_attempts: Those in all that may have begun to work on it.
+        excluded: Replicas that failed it since it was admitted last, and those in `full`.
+        full: Replicas that were known to be full when it was admitted; batch only.
         first_ns: When its first token was seen; 0 before.
         delivered: Tokens it has produced as far as anybody has looked.
         cached: Prompt tokens found in a prefix cache.
@@ -83,6 +88,7 @@ class Flight:
         "ended",
         "excluded",
         "first_ns",
+        "full",
         "hold",
         "input_tokens",
         "key",
@@ -93,6 +99,8 @@ class Flight:
         "price",
         "prompt_bytes",
         "replica",
+        "returned",
+        "round_attempts",
         "session_id",
         "started_attempts",
         "tenant",
@@ -129,9 +137,12 @@ class Flight:
         self.covered_tokens = 0
         self.replica: Replica | None = None
         self.key = ""
+        self.returned = False
         self.attempts = 0
+        self.round_attempts = 0
         self.started_attempts = 0
         self.excluded: tuple[str, ...] = ()
+        self.full: tuple[str, ...] = ()
         self.first_ns = 0
         self.delivered = 0
         self.cached = 0

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Final
 
 from data_plane.router.core import pricing
 from data_plane.router.core.accounts import Outcome
-from data_plane.router.core.batch_queue import BATCH_RESERVE_SHARE, BatchQueue, Ticket, full
+from data_plane.router.core.batch_gate import BatchGate, full_until_ns, may_return, may_wait
 from data_plane.router.core.demand import Demand
-from data_plane.router.core.fleet import Fleet, Link
+from data_plane.router.core.fleet import Fleet, Link, Room
 from data_plane.router.core.holds import BucketKey, Hold, Holds, Refused
 from data_plane.router.core.loads import Report
 from data_plane.router.core.pricing import Pricing
@@ -29,7 +29,7 @@ from data_plane.router.core.retry import (
 )
 from data_plane.router.lease_desk import LeaseDesk
 from fairlead.engine.v1 import engine_pb2
-from fairlead.errors import QuotaExceededError, Reason
+from fairlead.errors import Reason
 from model_units.cost import CostProfile
 from model_units.length import OutputLengthEstimator, next_covered_tokens
 from model_units.text import BytesPerToken
@@ -37,12 +37,16 @@ from simulation.expiry import Expiry
 from simulation.flight import Flight
 from simulation.kernel import NS_PER_S, Loop
 from simulation.policy import Policy
+from simulation.waiting import WaitingBatch
 
 if TYPE_CHECKING:
     from simulation.replica import Replica
 
 BYTES_PER_TOKEN_START: Final = 4.0
 """What a model's configuration says before anything was learned; the platform's default."""
+
+FULL_RETRY_S: Final = 1.0
+"""When a full replica says to come back. Source: engines/agent/dispatcher.py."""
 
 _SWEEP_S: Final = 1.0
 _EXPIRY_LOOK_S: Final = 0.1
@@ -84,7 +88,7 @@ class Router:
         holds: Its buckets.
         demand: What was asked of it.
         desk: Which leases it applies.
-        batch: Batch requests that wait for quota.
+        batch: Batch requests that wait for quota or a replica.
         subsets: By model, the subset of each tenant and the default one.
     """
 
@@ -94,18 +98,19 @@ class Router:
         self.holds = Holds()
         self.demand = Demand()
         self.desk = LeaseDesk(self.holds, surroundings.loop, router_id=router_id, incarnation_id=router_id)
-        self.batch: BatchQueue[Hold] = BatchQueue()
+        gate = BatchGate(self.holds, self._room)
+        self.batch = WaitingBatch(
+            surroundings.loop, self.holds, gate, admitted=self._admitted, refused=self._turned_away
+        )
         self.subsets: dict[str, tuple[dict[str, Sequence[str]], Sequence[str]]] = {}
         self._around = surroundings
         self._loop = surroundings.loop
         self._policy = policy
+        self._random = random
         self._pricing = Pricing(OutputLengthEstimator(), BytesPerToken())
         self._budgets: dict[str, RetryBudget] = {}
         self._deadlines = Expiry()
         self._patience = Expiry()
-        self._tickets: dict[Ticket[Hold], Flight] = {}
-        self._places: dict[int, Ticket[Hold]] = {}  # by the flight's number
-        self._batch_look_ns = 0
         self._loop.after(random.uniform(0.0, _SWEEP_S), self._sweep)
         self._loop.after(random.uniform(0.0, _EXPIRY_LOOK_S), self._expire)
 
@@ -138,15 +143,15 @@ class Router:
         )
         amount = flight.price.cost.total_milli_mu
         self.demand.wanted(tenant.bucket, amount, now_ns)
-        if tenant.spec.priority == "batch" and amount <= self.holds.view(tenant.bucket, now_ns).burst_milli_mu:
-            self._wait(flight, amount)
+        if tenant.batch and may_wait(self.holds.view(tenant.bucket, now_ns), amount):
+            self.batch.enter(flight)
             return
         answer = self.holds.hold(tenant.bucket, amount, now_ns)
         quota = self.holds.view(tenant.bucket, now_ns)
         if isinstance(answer, Refused) or 2 * quota.level_milli_mu < quota.burst_milli_mu:
             self.demand.short(tenant.bucket, now_ns)
         if isinstance(answer, Refused):
-            self._end(flight, Outcome.REFUSED, answer.refusal.value, retry_after_s=answer.retry_after_s)
+            self._turned_away(flight, answer.refusal.value, answer.retry_after_s)
         else:
             self._admitted(flight, answer)
 
@@ -156,6 +161,8 @@ class Router:
         book = flight.tenant.book
         flight.first_ns = now_ns
         flight.dispatch.load.started(flight.dispatch)
+        if flight.tenant.batch and flight.replica is not None:
+            self.fleet.served(flight.replica.replica_id, flight.dispatch.sent_ns)
         book.ttft_s.append((now_ns - flight.arrived_ns) / NS_PER_S)
         book.ttft_at_s.append(flight.arrived_ns / NS_PER_S)
         book.input_tokens += flight.input_tokens
@@ -206,12 +213,14 @@ class Router:
         flight.dispatch.load.ended(flight.dispatch)
         if casts_doubt(reason):
             self.fleet.failed(replica.replica_id, now_ns)
+        if reason is Reason.QUEUE_FULL:
+            self.fleet.filled(replica.replica_id, full_until_ns(now_ns, FULL_RETRY_S, self._random.random()))
         flight.excluded = (*flight.excluded, replica.replica_id)
         flight.started_attempts += may_have_started(reason)
         if may_try_again(
             reason,
             resumable=not flight.delivered,
-            attempts=flight.attempts,
+            attempts=flight.round_attempts,
             started_attempts=flight.started_attempts,
             milli_mu=flight.price.cost.total_milli_mu,
             budget=self._budget(flight.tenant.model_id),
@@ -232,9 +241,18 @@ class Router:
         flight.hold = hold
         flight.covered_tokens = flight.price.output_tokens
         flight.weight = self.holds.view(flight.tenant.bucket, self._loop.now_ns).quota_milli_mu_per_minute
-        flight.tenant.book.admitted += 1
-        flight.tenant.book.times["admitted", self._around.bucket_of()] += 1
+        if not flight.returned:
+            flight.tenant.book.admitted += 1
+            flight.tenant.book.times["admitted", self._around.bucket_of()] += 1
+        flight.round_attempts, flight.full = 0, ()
+        if flight.tenant.batch:
+            bucket = flight.tenant.bucket
+            flight.full = tuple(self.fleet.full(bucket[1], self._subset(bucket), self._loop.now_ns))
+        flight.excluded = flight.full
         self._send(flight, None)
+
+    def _turned_away(self, flight: Flight, reason: str, retry_after_s: float | None) -> None:
+        self._end(flight, Outcome.REFUSED, reason, retry_after_s=retry_after_s)
 
     def _send(self, flight: Flight, failure: Reason | None) -> None:
         now_ns = self._loop.now_ns
@@ -242,10 +260,11 @@ class Router:
         replica_id = self._policy.choose(self.fleet, self._subset(tenant.bucket), flight, now_ns)
         member = self.fleet.get(replica_id) if replica_id is not None else None
         if member is None or replica_id is None:
-            self._give_up(flight, failure)
+            self._give_up(flight, Reason.QUEUE_FULL if flight.full else failure)
             return
         cost = flight.price.cost
         flight.attempts += 1
+        flight.round_attempts += 1
         flight.key = f"{flight.number}.{flight.attempts}"
         flight.dispatch = member.load.dispatch(cost.prefill_milli_mu, cost.decode_milli_mu, now_ns)
         flight.replica = self._around.replicas[replica_id]
@@ -256,9 +275,19 @@ class Router:
         subsets, default = self.subsets.get(model_id, ({}, ()))
         return subsets.get(tenant_id) or default
 
+    def _room(self, key: BucketKey) -> Room:
+        return self.fleet.room(key[1], self._subset(key), self._loop.now_ns)
+
     def _give_up(self, flight: Flight, failure: Reason | None) -> None:
         reason = reason_given_up(failure, delivered=bool(flight.delivered))
+        left_ns = flight.arrived_ns + flight.tenant.deadline_ns - self._loop.now_ns
         self._settle_delivered(flight)
+        if flight.tenant.batch and may_return(
+            reason, delivered=bool(flight.delivered), retry_after_s=FULL_RETRY_S, left_ns=left_ns
+        ):
+            flight.hold, flight.replica, flight.returned = None, None, True
+            self.batch.enter(flight)
+            return
         self._end(flight, Outcome.FAILED, reason.value)
 
     # --- the end of a request
@@ -309,58 +338,12 @@ class Router:
 
     def _abandon(self, flight: Flight, outcome: Outcome, reason: str) -> None:
         """Ends a request from the client's side, wherever it is."""
-        ticket = self._places.get(flight.number)
-        if ticket is not None:
-            self.batch.leave(ticket)
-            self._take_off(ticket)
+        self.batch.leave(flight)
         if flight.replica is not None:
             flight.replica.cancel(flight)
             flight.dispatch.load.ended(flight.dispatch)
         self._settle_delivered(flight)
         self._end(flight, outcome, reason)
-
-    # --- batch requests wait for quota and for a replica
-
-    def _wait(self, flight: Flight, amount_milli_mu: int) -> None:
-        tenant, now_ns = flight.tenant, self._loop.now_ns
-        try:
-            ticket = self.batch.enter(
-                tenant.bucket,
-                amount_milli_mu,
-                deadline_ns=flight.arrived_ns + tenant.deadline_ns,
-                bucket=self.holds.view(tenant.bucket, now_ns),
-                now_ns=now_ns,
-            )
-        except QuotaExceededError as error:
-            self._end(flight, Outcome.REFUSED, error.reason.value, retry_after_s=error.retry_after_s)
-            return
-        self._tickets[ticket], self._places[flight.number] = flight, ticket
-        if ticket.displaced is not None:
-            refusal = full(ticket.displaced.key)
-            turned_away = self._take_off(ticket.displaced)
-            self._end(turned_away, Outcome.REFUSED, refusal.reason.value, retry_after_s=refusal.retry_after_s)
-        self._look_at_batch(None)
-
-    def _take_off(self, ticket: Ticket[Hold]) -> Flight:
-        flight = self._tickets.pop(ticket)
-        del self._places[flight.number]
-        return flight
-
-    def _look_at_batch(self, _: object) -> None:
-        now_ns = self._loop.now_ns
-
-        def take(key: BucketKey, amount_milli_mu: int) -> Hold | Refused | None:
-            if not self.fleet.serves(key[1], self._subset(key), now_ns):
-                return None
-            return self.holds.hold(key, amount_milli_mu, now_ns, reserve_share=BATCH_RESERVE_SHARE)
-
-        for ticket in self.batch.admit(take, now_ns):
-            assert ticket.granted is not None
-            self._admitted(self._take_off(ticket), ticket.granted)
-        next_ns = self.batch.next_ns
-        if next_ns is not None and not now_ns < self._batch_look_ns <= next_ns:
-            self._batch_look_ns = next_ns
-            self._loop.at(next_ns, self._look_at_batch, None)
 
     # --- what it hears
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from common.clock import Clock
 from data_plane.router.batch_desk import BatchDesk
 from data_plane.router.core import keys, validate
+from data_plane.router.core.batch_gate import may_wait
 from data_plane.router.core.demand import Demand
 from data_plane.router.core.holds import BucketKey, BucketView, Hold, Holds, Refusal, Refused
 from data_plane.router.core.pricing import Price, Pricing
@@ -137,8 +138,13 @@ class Admission:
             raise DeadlineExceededError("the deadline had passed when the request arrived")
         return Order(request, receipt.tenant_id, model, profile, checked, price, deadline_ns)
 
-    async def hold(self, order: Order, receipt: Receipt) -> Hold:
+    async def hold(self, order: Order, receipt: Receipt, *, returned: bool = False) -> Hold:
         """Takes the estimated price out of the tenant's quota; batch waits for it.
+
+        Args:
+            order: What is to run.
+            receipt: Learns what was decided, from which bucket, and how long it took.
+            returned: It had a hold before and found every replica full: its work was counted as wanted then.
 
         Raises:
             QuotaExceededError: The quota does not admit it now.
@@ -146,11 +152,12 @@ class Admission:
         """
         now_ns = self._clock.monotonic_ns()
         amount = receipt.estimated_milli_mu = order.price.cost.total_milli_mu
-        self._demand.wanted(order.bucket, amount, now_ns)
+        if not returned:
+            self._demand.wanted(order.bucket, amount, now_ns)
         batch = order.checked.priority == pb.PRIORITY_BATCH
         answer: Hold | Refused
-        if batch and self._fits(order.bucket, amount, now_ns):
-            answer = await self._wait(order, receipt, now_ns)
+        if batch and may_wait(self._holds.view(order.bucket, now_ns), amount):
+            answer = await self._wait(order, receipt, now_ns, returned)
             now_ns = self._clock.monotonic_ns()
         else:
             answer = self._holds.hold(order.bucket, amount, now_ns)
@@ -162,20 +169,15 @@ class Admission:
         receipt.admitted, receipt.held_milli_mu = True, amount
         return answer
 
-    async def _wait(self, order: Order, receipt: Receipt, begin_ns: int) -> Hold:
+    async def _wait(self, order: Order, receipt: Receipt, begin_ns: int, returned: bool) -> Hold | Refused:
         """Lets batch wait for its quota; however that ends, the receipt says how long it took and what was there."""
         try:
-            return await self._desk.wait(order.bucket, receipt.estimated_milli_mu, order.deadline_ns)
+            amount = receipt.estimated_milli_mu
+            return await self._desk.wait(order.bucket, amount, order.deadline_ns, returned=returned)
         finally:
             now_ns = self._clock.monotonic_ns()
-            receipt.wait_ns = now_ns - begin_ns
+            receipt.wait_ns += now_ns - begin_ns
             receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
-
-    def _fits(self, bucket: BucketKey, amount_milli_mu: int, now_ns: int) -> bool:
-        """Whether waiting can help at all: with no lease yet, or with a larger part of the quota, it may."""
-        view = self._holds.view(bucket, now_ns)
-        rate, quota = view.rate_milli_mu_per_minute, view.quota_milli_mu_per_minute
-        return not rate or amount_milli_mu * rate <= view.burst_milli_mu * max(rate, quota)
 
 
 def _refused(refused: Refused, bucket: BucketKey, amount_milli_mu: int, quota: BucketView) -> QuotaExceededError:

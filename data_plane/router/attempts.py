@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from common.logs import get_logger
 from data_plane.router import tracing
 from data_plane.router.admission import Order
 from data_plane.router.core.accounts import Accounts
+from data_plane.router.core.batch_gate import full_until_ns
 from data_plane.router.core.continuation import Replay, deterministic
 from data_plane.router.core.fleet import Fleet, Member
 from data_plane.router.core.loads import Report
@@ -30,10 +32,14 @@ from data_plane.router.exchange import Finished, Receipt, Try
 from data_plane.router.upstream import Upstream
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError, QuotaExceededError, Reason, UnavailableError
+from fairlead.inference.v1 import inference_pb2 as pb
 
 log = get_logger(__name__)
 
 _NO_REPLICA_RETRY_S = 2.0
+
+# What is said of replicas that were left out because they had just said it themselves.
+_KNOWN_FULL = QuotaExceededError("the replica's queue is full", reason=Reason.QUEUE_FULL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,10 @@ class Relay:
         order: What to run.
         receipt: Learns the replica.
         span: Parent of the attempts' spans.
-        excluded: Replicas that failed it.
-        started_attempts: Attempts that may have cost work.
+        excluded: Replicas that failed it in this round.
+        full: Replicas that batch need not ask in this round.
+        attempts: Attempts in this round.
+        started_attempts: Attempts that may have cost work, in all rounds.
         delivered_text: What the client has, kept only where the stream can be continued.
         delivered_tokens: The tokens the client has.
     """
@@ -69,9 +77,16 @@ class Relay:
     receipt: Receipt
     span: Span
     excluded: set[str] = field(default_factory=set)
+    full: set[str] = field(default_factory=set)
+    attempts: int = 0
     started_attempts: int = 0
     delivered_text: list[str] = field(default_factory=list)
     delivered_tokens: int = 0
+
+    @property
+    def batch(self) -> bool:
+        """Whether it is one that waits rather than be refused."""
+        return self.order.checked.priority == pb.PRIORITY_BATCH
 
 
 class Attempts:
@@ -114,14 +129,22 @@ class Attempts:
     async def run(self, relay: Relay) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
         """Streams one request's answer from one replica after another until one finishes it.
 
+        That is a round; batch that found no room waits and is admitted to another one.
+
         Yields:
             Messages that are new to the client; the last one has a finish reason.
 
         Raises:
-            UnavailableError: No replica, or none that finished it: NO_REPLICA, REPLICA_LOST or STREAM_BROKEN.
+            UnavailableError: No replica, or none that finished it: NO_REPLICA, QUEUE_FULL,
+                REPLICA_LOST or STREAM_BROKEN.
             FairleadError: What the replica answered.
         """
         failure: FairleadError | None = None
+        order, model_id = relay.order, relay.order.model.model_id
+        relay.attempts, relay.excluded, relay.full = 0, set(), set()
+        if relay.batch:
+            subset = self._subset(model_id, order.tenant_id)
+            relay.full = self._fleet.full(model_id, subset, self._clock.monotonic_ns())
         while True:
             member = self._pick(relay, failure)
             try:
@@ -143,16 +166,17 @@ class Attempts:
             decode_milli_mu=order.price.cost.decode_milli_mu,
             session_id=order.request.session_id,
             request_id=receipt.request_id,
-            excluded=relay.excluded,
+            excluded=relay.excluded if relay.delivered_tokens else relay.excluded | relay.full,
             weighed_max=self._weighed_max,
         )
         member = self._fleet.get(choice.replica_id) if choice else None
         if choice is None or member is None:
-            raise self._given_up(relay, failure)
+            raise self._given_up(relay, _KNOWN_FULL if relay.full else failure)
         record = member.record
         receipt.replica_id = record.replica_id
         receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
-        receipt.tries.append(Try(choice, now_ns))
+        receipt.tried(Try(choice, now_ns))
+        relay.attempts += 1
         return member
 
     async def _attempt(self, relay: Relay, member: Member) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
@@ -177,6 +201,8 @@ class Attempts:
                         started = True
                         member.load.started(dispatch)
                         this.first_token_ns = self._clock.monotonic_ns()
+                        if relay.batch:
+                            self._fleet.served(member.record.replica_id, this.start_ns)
                     if replay is not None:
                         message = _skip(replay, message)
                     relay.delivered_tokens += message.output_tokens
@@ -208,12 +234,14 @@ class Attempts:
         order, replica_id = relay.order, member.record.replica_id
         if casts_doubt(error.reason):
             self._fleet.failed(replica_id, now_ns)
+        if error.reason is Reason.QUEUE_FULL:
+            self._fleet.filled(replica_id, full_until_ns(now_ns, error.retry_after_s, random.random()))
         relay.excluded.add(replica_id)
         relay.started_attempts += may_have_started(error.reason)
         allowed = may_try_again(
             error.reason,
             resumable=not relay.delivered_tokens or deterministic(order.request),
-            attempts=relay.receipt.attempts,
+            attempts=relay.attempts,
             started_attempts=relay.started_attempts,
             milli_mu=order.price.cost.total_milli_mu,
             budget=self._budget(order.model.model_id),
@@ -251,7 +279,7 @@ class Attempts:
             )
         if reason is Reason.QUEUE_FULL:
             return UnavailableError(
-                f"every replica of {model_id!r} that was tried is full",
+                f"every replica of {model_id!r} that may be tried is full",
                 reason=Reason.QUEUE_FULL,
                 metadata=facts,
                 retry_after_s=(failure.retry_after_s if failure else None) or _NO_REPLICA_RETRY_S,

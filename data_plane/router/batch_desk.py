@@ -7,7 +7,9 @@ import contextlib
 from collections.abc import Callable
 
 from common.clock import NS_PER_S, Clock
-from data_plane.router.core.batch_queue import BATCH_RESERVE_SHARE, BatchQueue, End, Ticket, full
+from data_plane.router.core.batch_gate import BatchGate
+from data_plane.router.core.batch_queue import BatchQueue, End, Never, Ticket, full
+from data_plane.router.core.fleet import Room
 from data_plane.router.core.holds import BucketKey, Hold, Holds, Refused
 from fairlead.errors import DeadlineExceededError
 
@@ -18,27 +20,31 @@ class BatchDesk:
     Args:
         queue: The order they are admitted in.
         holds: Where admission takes its holds from.
-        serves: Whether a replica takes requests of this (tenant, model) now; quota is held by nobody who waits for one.
+        room: Whether a replica takes requests of this (tenant, model) now; quota is held by nobody who waits for one.
         clock: Monotonic time.
     """
 
-    def __init__(
-        self, queue: BatchQueue[Hold], holds: Holds, serves: Callable[[BucketKey], bool], clock: Clock
-    ) -> None:
+    def __init__(self, queue: BatchQueue[Hold], holds: Holds, room: Callable[[BucketKey], Room], clock: Clock) -> None:
         self._queue = queue
         self._holds = holds
-        self._serves = serves
+        self._gate = BatchGate(holds, room)
         self._clock = clock
         self._ended: dict[Ticket[Hold], asyncio.Event] = {}
         self._arrived = asyncio.Event()
 
-    async def wait(self, key: BucketKey, amount_milli_mu: int, deadline_ns: int) -> Hold:
+    async def wait(
+        self, key: BucketKey, amount_milli_mu: int, deadline_ns: int, *, returned: bool = False
+    ) -> Hold | Refused:
         """Waits for a hold, and for a replica to spend it on.
 
         Args:
             key: Whose bucket.
             amount_milli_mu: How much.
             deadline_ns: Until when.
+            returned: It had a hold before and found every replica full.
+
+        Returns:
+            The hold; or why the quota can never give it, where that turned out meanwhile.
 
         Raises:
             QuotaExceededError: The queue is full (it may become so while this one waits: somebody else had fewer
@@ -47,7 +53,12 @@ class BatchDesk:
         """
         now_ns = self._clock.monotonic_ns()
         ticket = self._queue.enter(
-            key, amount_milli_mu, deadline_ns=deadline_ns, bucket=self._holds.view(key, now_ns), now_ns=now_ns
+            key,
+            amount_milli_mu,
+            deadline_ns=deadline_ns,
+            bucket=self._holds.view(key, now_ns),
+            now_ns=now_ns,
+            returned=returned,
         )
         if ticket.displaced is not None:
             self._ended[ticket.displaced].set()
@@ -70,17 +81,16 @@ class BatchDesk:
             del self._ended[ticket]
         if ticket.end is End.DISPLACED:
             raise full(key)
-        assert ticket.granted is not None
-        return ticket.granted
+        answer = ticket.granted or ticket.refused
+        assert answer is not None
+        return answer
 
     def look(self) -> None:
-        """Admits whoever can be admitted now."""
+        """Admits whoever can be admitted now, and turns away whoever never can."""
         now_ns = self._clock.monotonic_ns()
 
-        def take(key: BucketKey, amount_milli_mu: int) -> Hold | Refused | None:
-            if not self._serves(key):
-                return None
-            return self._holds.hold(key, amount_milli_mu, now_ns, reserve_share=BATCH_RESERVE_SHARE)
+        def take(key: BucketKey, amount_milli_mu: int) -> Hold | Refused | Never | None:
+            return self._gate.take(key, amount_milli_mu, now_ns)
 
         for ticket in self._queue.admit(take, now_ns):
             self._ended[ticket].set()

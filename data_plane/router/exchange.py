@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from opentelemetry.context import Context
 
@@ -13,6 +14,9 @@ from data_plane.router.core.pricing import Price
 from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.cost import Cost
+
+TRIES_KEPT_MAX: Final = 16
+"""Tries of one request that are remembered. A batch request that waits for room may have any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,9 @@ class Receipt:
         bucket: The tenant's bucket right after the decision to admit or refuse, or None where it did not get so far.
         admitted: The estimate was taken out of `bucket`.
         held_milli_mu: Held in the end, extensions included.
-        wait_ns: How long a batch request waited for quota.
-        tries: Replicas tried, in order.
+        wait_ns: How long a batch request waited for quota or a replica, in all.
+        attempts: Replicas tried, each as often as it was.
+        tries: The newest of them, in order; at most TRIES_KEPT_MAX.
         replica_id: Who serves or served it; empty until a replica was picked.
         engine: What it runs, "engine/version/hardware"; empty until then.
         output_tokens: Delivered so far.
@@ -99,6 +104,7 @@ class Receipt:
     admitted: bool = False
     held_milli_mu: int = 0
     wait_ns: int = 0
+    attempts: int = 0
     tries: list[Try] = field(default_factory=list)
     replica_id: str = ""
     engine: str = ""
@@ -113,6 +119,21 @@ class Receipt:
     message: str = ""
     retry_after_s: float | None = None
 
+    def tried(self, this: Try) -> None:
+        """A replica is tried."""
+        self.attempts += 1
+        self.tries.append(this)
+        del self.tries[:-TRIES_KEPT_MAX]
+
+    def gave_back(self, bucket: BucketView) -> None:
+        """What was held went back, and the request waits again.
+
+        Args:
+            bucket: The tenant's bucket after that.
+        """
+        self.admitted, self.held_milli_mu = False, 0
+        self.quota = self.bucket = bucket
+
     def end(self, outcome: Outcome, reason: str, now_ns: int, error: BaseException | None) -> None:
         """Writes down how it ended.
 
@@ -125,11 +146,6 @@ class Receipt:
         self.outcome, self.reason, self.end_ns = outcome, reason, now_ns
         if isinstance(error, FairleadError):
             self.message, self.retry_after_s = error.message, error.retry_after_s
-
-    @property
-    def attempts(self) -> int:
-        """Replicas tried."""
-        return len(self.tries)
 
     @property
     def settled_milli_mu(self) -> int:

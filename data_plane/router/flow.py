@@ -30,6 +30,7 @@ from data_plane.router.admission import Admission, Order
 from data_plane.router.attempts import Answer, Attempts, Relay
 from data_plane.router.core import pricing
 from data_plane.router.core.accounts import Accounts, Outcome
+from data_plane.router.core.batch_gate import may_return
 from data_plane.router.core.decisions import DecisionLog
 from data_plane.router.core.demand import Demand
 from data_plane.router.core.holds import Hold, Holds
@@ -50,10 +51,6 @@ _FINGERPRINT_BYTES = 16
 
 # A cancellation this close to the deadline is the deadline: the caller's timer and ours run side by side.
 _DEADLINE_SLACK_NS = 20_000_000
-
-# Why batch is not served that may pass by itself, and how long it waits where nobody has said.
-_WORTH_WAITING = (Reason.NO_REPLICA, Reason.QUEUE_FULL)
-_REPLICA_PAUSE_S = 2.0
 
 # The relay ends at the deadline by itself; this is for a request that is stuck elsewhere.
 _DEADLINE_GRACE_S = 0.15
@@ -233,38 +230,43 @@ class Exchange:
                 return
         try:
             self._texts = [] if named else None
+            relay, returned = Relay(order, receipt, span), False
             while self._usage is None:
-                self._hold = await flow.admission.hold(order, receipt)
+                self._hold = await flow.admission.hold(order, receipt, returned=returned)
                 self._covered_tokens = order.price.output_tokens
                 try:
-                    async with aclosing(flow.attempts.run(Relay(order, receipt, span))) as messages:
+                    async with aclosing(flow.attempts.run(relay)) as messages:
                         async for message in messages:
                             if message.output_tokens or message.text:
                                 yield self._delivered(order, message.text, message.output_tokens, started_ns)
                             if message.finish_reason:
                                 yield self._finished(order, message.finish_reason, message.usage)
                 except UnavailableError as error:
-                    await self._wait_for_replica(order, error)
+                    self._give_back(relay, error)
+                    returned = True
         finally:
             if named:
                 # Harmless after `finish`; everything else may be tried again under the same id.
                 flow.books.answers.abandon(order.tenant_id, receipt.request_id)
 
-    async def _wait_for_replica(self, order: Order, error: UnavailableError) -> None:
-        """Batch that found every replica gone or full gives its hold back, waits, and is admitted anew.
+    def _give_back(self, relay: Relay, error: UnavailableError) -> None:
+        """Batch that found every replica gone or full gives its hold back, to wait and be admitted anew.
 
         Raises:
             UnavailableError: It is not for this request to wait, or its deadline comes first.
         """
-        now_ns = self._flow.clock.monotonic_ns()
-        pause_s = error.retry_after_s or _REPLICA_PAUSE_S
-        patient = order.checked.priority == pb.PRIORITY_BATCH and not self.receipt.output_tokens
-        if error.reason not in _WORTH_WAITING or not patient or now_ns + pause_s * NS_PER_S >= order.deadline_ns:
+        holds, now_ns = self._flow.books.holds, self._flow.clock.monotonic_ns()
+        if not relay.batch or not may_return(
+            error.reason,
+            delivered=bool(self.receipt.output_tokens),
+            retry_after_s=error.retry_after_s,
+            left_ns=relay.order.deadline_ns - now_ns,
+        ):
             raise error
         assert self._hold is not None
-        self._flow.books.holds.refund(self._hold, now_ns)
+        holds.refund(self._hold, now_ns)
         self._hold = None
-        await asyncio.sleep(pause_s)
+        self.receipt.gave_back(holds.view(relay.order.bucket, now_ns))
 
     def _arm_deadline(self, order: Order) -> None:
         """Ends the task that serves this request soon after its deadline, even when it is stuck writing."""

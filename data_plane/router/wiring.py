@@ -31,7 +31,7 @@ from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.batch_queue import BatchQueue
 from data_plane.router.core.decisions import DecisionLog
 from data_plane.router.core.demand import Demand
-from data_plane.router.core.fleet import Fleet
+from data_plane.router.core.fleet import Fleet, Room
 from data_plane.router.core.holds import BucketKey, Hold, Holds
 from data_plane.router.core.idempotency import IdempotencyWindow
 from data_plane.router.core.keys import PEPPER_BYTES_MIN
@@ -101,7 +101,7 @@ class Router:
         queue: BatchQueue[Hold] = BatchQueue(
             waiting_max=config.batch_waiting_max, waiting_per_tenant_max=config.batch_waiting_per_tenant_max
         )
-        self.desk = BatchDesk(queue, self.holds, self._serves, clock)
+        self.desk = BatchDesk(queue, self.holds, self._room, clock)
         admission = Admission(
             tables=tables,
             pepper=pepper,
@@ -130,10 +130,10 @@ class Router:
         self.flow = Flow(admission=admission, attempts=attempts, books=books, tracer=telemetry.tracer, clock=clock)
         self._clock = clock
 
-    def _serves(self, key: BucketKey) -> bool:
+    def _room(self, key: BucketKey) -> Room:
         """Whether a replica takes a workload's requests now: batch waits for one."""
         tenant_id, model_id = key
-        return self.fleet.serves(model_id, self.tables.subset(model_id, tenant_id), self._clock.monotonic_ns())
+        return self.fleet.room(model_id, self.tables.subset(model_id, tenant_id), self._clock.monotonic_ns())
 
 
 def read_pepper(path: str) -> bytes:
@@ -197,6 +197,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         clock=clock,
         router_id=router_id,
         incarnation_id=incarnation_id,
+        past_known=lambda: state.leases.usable,
     )
     telemetry.registry.register(
         RouterCollector(

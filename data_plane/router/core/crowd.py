@@ -42,12 +42,20 @@ class Crowd(Generic[G, M]):
         group = next(reversed(self._by_count[self.most]))
         return next(reversed(self._members[group]))
 
-    def add(self, group: G, member: M) -> None:
-        """Adds a member that is not here yet."""
+    def add(self, group: G, member: M, *, eldest: bool = False) -> None:
+        """Adds a member that is not here yet.
+
+        Args:
+            group: Where it belongs.
+            member: Who.
+            eldest: It counts as having been there before the others.
+        """
         members = self._members.get(group)
         if members is None:
             members = self._members[group] = OrderedDict()
         members[member] = None
+        if eldest:
+            members.move_to_end(member, last=False)
         self._count += 1
         self._moved(group, len(members) - 1, len(members))
 

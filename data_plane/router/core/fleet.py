@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from data_plane.router.core.loads import ReplicaLoad, Report
-from data_plane.router.core.pick import Candidate, Health, choose_pool
+from data_plane.router.core.pick import Candidate, Health, choose_pool, usable
 from fairlead.engine.v1 import engine_pb2
 
 _NS_PER_S: Final = 1_000_000_000
@@ -49,6 +49,17 @@ class Link(enum.Enum):
     """Nothing listens at its address: the process is gone."""
 
 
+class Room(enum.Enum):
+    """Whether a workload's replicas take another batch request."""
+
+    OPEN = "open"
+    """At least one may."""
+    PROBE = "probe"
+    """All said that they are full, and the time to ask one of them again has come."""
+    NONE = "none"
+    """None takes requests, or all are full."""
+
+
 # Looking a member up on an enum class costs more than the rest of a comparison, and health is asked per replica and
 # request.
 _UP: Final = Link.UP
@@ -75,6 +86,8 @@ class Member:
         state: What the agent last said, or 0 before its first report.
         heard_ns: When the last report arrived.
         failed_ns: When a request last failed on it; it is doubtful until a later report.
+        full_until_ns: Until when it need not be asked again, having said that its queue is full; 0 once it has served
+            a batch request that was sent after that.
     """
 
     record: engine_pb2.Replica
@@ -85,6 +98,7 @@ class Member:
     state: int = 0
     heard_ns: int = 0
     failed_ns: int = 0
+    full_until_ns: int = 0
 
 
 class _Model:
@@ -168,6 +182,28 @@ class Fleet:
             member.failed_ns = now_ns
             self._judge(member, now_ns)
 
+    def filled(self, replica_id: str, until_ns: int) -> None:
+        """A replica said that its queue is full.
+
+        Args:
+            replica_id: The replica.
+            until_ns: Until when it need not be asked again.
+        """
+        member = self._members.get(replica_id)
+        if member is not None:
+            member.full_until_ns = max(member.full_until_ns, until_ns)
+
+    def served(self, replica_id: str, sent_ns: int) -> None:
+        """A replica has begun to answer a batch request: it has room, unless it said later that it is full.
+
+        Args:
+            replica_id: The replica.
+            sent_ns: When the request was sent.
+        """
+        member = self._members.get(replica_id)
+        if member is not None and sent_ns >= member.full_until_ns:
+            member.full_until_ns = 0
+
     def sweep(self, now_ns: int) -> None:
         """Forgets unlisted replicas whose streams have fallen silent. To be called about once a second."""
         for member in list(self._members.values()):
@@ -213,9 +249,17 @@ class Fleet:
             model.pools[id(subset)] = (subset, pool)
         return pool
 
-    def serves(self, model_id: str, subset: Sequence[str], now_ns: int) -> bool:
-        """Whether any replica takes requests of a workload now; arguments as in `candidates`."""
-        return any(each.health is not _CLOSED for each in self.candidates(model_id, subset, now_ns))
+    def room(self, model_id: str, subset: Sequence[str], now_ns: int) -> Room:
+        """Whether any replica takes batch requests of a workload now; arguments as in `candidates`."""
+        marks = [self._members[each.replica_id].full_until_ns for each in self._usable(model_id, subset, now_ns)]
+        if 0 in marks:
+            return Room.OPEN
+        return Room.PROBE if marks and min(marks) <= now_ns else Room.NONE
+
+    def full(self, model_id: str, subset: Sequence[str], now_ns: int) -> set[str]:
+        """The replicas that batch need not ask now, because they are full; arguments as in `candidates`."""
+        ids = [each.replica_id for each in self._usable(model_id, subset, now_ns)]
+        return {replica_id for replica_id in ids if self._members[replica_id].full_until_ns > now_ns}
 
     def count(self, model_id: str, now_ns: int) -> dict[Health, int]:
         """Known replicas of a model by what is believed of them."""
@@ -224,6 +268,9 @@ class Fleet:
         for replica_id in model.ids if model is not None else ():
             counts[self.health(self._members[replica_id], now_ns)] += 1
         return counts
+
+    def _usable(self, model_id: str, subset: Sequence[str], now_ns: int) -> Sequence[Candidate]:
+        return usable(self.candidates(model_id, subset, now_ns))[0]
 
     def _judge(self, member: Member, now_ns: int) -> None:
         """Keeps what `pick` sees of a replica's health current, and notes until when it holds without further news."""

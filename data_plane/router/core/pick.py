@@ -160,12 +160,7 @@ def pick(
     Returns:
         The choice, or None when nothing is eligible.
     """
-    eligible: Sequence[Candidate] = [each for each in candidates if each.health is _READY]
-    panic = False
-    if len(eligible) < len(candidates):
-        open_ = [each for each in candidates if each.health is not _CLOSED]
-        panic = len(eligible) < PANIC_SHARE * len(open_)
-        eligible = open_ if panic else eligible
+    eligible, panic = usable(candidates)
     if excluded:
         eligible = [each for each in eligible if each.replica_id not in excluded]
     if not eligible:
@@ -182,6 +177,16 @@ def pick(
     best = home if sticky else _lowest(eligible, scores, ranked, request_id)
     weighed = _weighed(eligible, scores, ranked, best, weighed_max) if weighed_max else ()
     return Pick(eligible[best].replica_id, panic, sticky, weighed, len(eligible))
+
+
+def usable(candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], bool]:
+    """Those that may be chosen: the ready ones, or all open ones where too few are, and then in a panic (True)."""
+    ready = [each for each in candidates if each.health is _READY]
+    if len(ready) < len(candidates):
+        open_ = [each for each in candidates if each.health is not _CLOSED]
+        if len(ready) < PANIC_SHARE * len(open_):
+            return open_, True
+    return ready, False
 
 
 def _lowest(eligible: Sequence[Candidate], scores: list[float], ranked: list[float], request_id: str) -> int:

@@ -9,8 +9,10 @@ import pytest
 
 from common.clock import FakeClock, SystemClock
 from data_plane.router.batch_desk import BatchDesk
-from data_plane.router.core.batch_queue import BatchQueue, End, Ticket
+from data_plane.router.core.batch_gate import BatchGate, full_until_ns, may_return, may_wait
+from data_plane.router.core.batch_queue import LOOK_NS_MAX, BatchQueue, End, Never, Ticket
 from data_plane.router.core.crowd import Crowd
+from data_plane.router.core.fleet import Room
 from data_plane.router.core.holds import BucketKey, BucketView, Hold, Holds, LeaseTerms, Refusal, Refused
 from fairlead.errors import DeadlineExceededError, QuotaExceededError, Reason
 from tests.support.waiting import eventually
@@ -115,6 +117,97 @@ def test_who_needs_less_moves_up_when_the_first_leaves() -> None:
     assert queue.admit(lambda _, amount: "hold" if amount < 10 else no(60.0), 1) == [small]
 
 
+def test_what_no_lease_can_hold_lets_others_pass() -> None:
+    """Too large for the present lease: the next may try, and the first is first again when the lease has grown."""
+    queue: BatchQueue[str] = BatchQueue()
+    big, small, last = enter(queue, A, 100), enter(queue, A, 10), enter(queue, A, 10)
+    funds = 10
+
+    def take(_: BucketKey, amount: int) -> str | Refused:
+        nonlocal funds
+        if amount > 50:
+            return Refused(Refusal.TOO_SMALL, None)
+        if amount > funds:
+            return no(60.0)
+        funds -= amount
+        return "hold"
+
+    assert queue.admit(take, 0) == [small]
+    assert queue.next_ns == LOOK_NS_MAX
+    assert queue.admit(lambda *_: "hold", LOOK_NS_MAX) == [big, last]
+
+
+def test_what_no_quota_can_hold_is_turned_away() -> None:
+    """Where the whole quota is too small the wait ends at once, with the reason, and others go on."""
+    queue: BatchQueue[str] = BatchQueue()
+    big, small = enter(queue, A, 100), enter(queue, A, 10)
+    too_small = Refused(Refusal.TOO_SMALL, None)
+    assert queue.admit(lambda _, amount: Never(too_small) if amount > 50 else "hold", 0) == [big, small]
+    assert (big.end, big.refused, big.granted) == (End.REFUSED, too_small, None)
+    assert (small.end, len(queue), queue.next_ns) == (End.ADMITTED, 0, None)
+
+
+def test_who_comes_back_is_in_front_and_not_looked_at_at_once() -> None:
+    """A request that found no room goes before those that never had a hold, behind others that came back earlier."""
+    queue: BatchQueue[str] = BatchQueue(waiting_max=4)
+
+    def back() -> Ticket[str]:
+        return queue.enter(A, 10, deadline_ns=HOUR, bucket=PLENTY, now_ns=0, returned=True)
+
+    first = back()
+    assert queue.next_ns == LOOK_NS_MAX
+    fresh, second, third = enter(queue, A), back(), enter(queue, B)
+    other = enter(queue, B)
+    assert other.displaced is fresh  # who came back is no newcomer
+    assert queue.admit(lambda *_: "hold", LOOK_NS_MAX) == [third, first, other, second]
+    assert [ticket.end for ticket in (first, second, third, other)] == [End.ADMITTED] * 4
+
+
+def test_one_goes_ahead_where_all_were_full() -> None:
+    """After the pause one request per line is let in per look; with room again everybody is, with none nobody."""
+    holds = Holds()
+    holds.apply({A: LeaseTerms(0, 1_000, 0), B: LeaseTerms(0, 1_000, 0)}, expires_ns=HOUR, now_ns=0)
+    room = Room.NONE
+    gate = BatchGate(holds, lambda _: room)
+    assert gate.take(A, 10, 0) is None
+    room = Room.PROBE
+    assert isinstance(holds.hold(A, 100, 0), Hold)
+    assert isinstance(gate.take(A, 900, 0), Refused)  # batch leaves a share; a refusal is no probe
+    assert isinstance(gate.take(A, 10, 0), Hold)
+    assert gate.take(A, 10, LOOK_NS_MAX - 1) is None
+    assert isinstance(gate.take(B, 10, LOOK_NS_MAX - 1), Hold)
+    assert isinstance(gate.take(A, 10, LOOK_NS_MAX), Hold)
+    assert gate.take(B, 10, LOOK_NS_MAX) is None
+    room = Room.OPEN
+    assert isinstance(gate.take(B, 10, LOOK_NS_MAX), Hold)
+    assert holds.open_holds == 5
+
+
+def test_the_gate_tells_too_small_a_lease_from_too_small_a_quota() -> None:
+    """What the whole quota could save up may wait; what it could not never comes."""
+    holds = Holds()
+    holds.apply({A: LeaseTerms(100, 1_000, 0, 300)}, expires_ns=HOUR, now_ns=0)
+    gate = BatchGate(holds, lambda _: Room.OPEN)
+    assert gate.take(A, 3_000, 0) == Refused(Refusal.TOO_SMALL, None)
+    assert gate.take(A, 3_001, 0) == Never(Refused(Refusal.TOO_SMALL, None))
+    assert may_wait(holds.view(B, 0), 10**9)  # no lease yet
+
+
+def test_what_may_come_back_to_wait() -> None:
+    """Fullness and absence pass; a loss does not, nor what was begun, nor what has no time left."""
+
+    def returns(reason: Reason, *, delivered: bool = False, left_s: float = 1.5) -> bool:
+        return may_return(reason, delivered=delivered, retry_after_s=1.0, left_ns=int(left_s * SECOND))
+
+    assert returns(Reason.QUEUE_FULL)
+    assert returns(Reason.NO_REPLICA)
+    assert not returns(Reason.REPLICA_LOST)
+    assert not returns(Reason.QUEUE_FULL, delivered=True)
+    assert not returns(Reason.QUEUE_FULL, left_s=1.0)
+    assert full_until_ns(5, 1.0, 0.0) == SECOND + 5
+    assert full_until_ns(5, None, 1.0) == 5 * SECOND // 2 + 5
+
+
 def test_nobody_is_let_in_after_its_deadline() -> None:
     """Passed deadlines leave by themselves, however many stand in front."""
     queue: BatchQueue[str] = BatchQueue()
@@ -184,9 +277,9 @@ class Lab:
         terms = LeaseTerms(rate, 1_000, 0)
         self.holds.apply({A: terms, B: terms}, expires_ns=now_ns + HOUR, now_ns=now_ns)
         queue: BatchQueue[Hold] = BatchQueue(waiting_max=waiting_max)
-        self.desk = BatchDesk(queue, self.holds, lambda _: self.served, self.clock)
+        self.desk = BatchDesk(queue, self.holds, lambda _: Room.OPEN if self.served else Room.NONE, self.clock)
 
-    def wait(self, key: BucketKey, amount: int, seconds: float = 60.0) -> asyncio.Task[Hold]:
+    def wait(self, key: BucketKey, amount: int, seconds: float = 60.0) -> asyncio.Task[Hold | Refused]:
         deadline_ns = self.clock.monotonic_ns() + int(seconds * SECOND)
         return asyncio.create_task(self.desk.wait(key, amount, deadline_ns))
 
@@ -205,7 +298,7 @@ async def test_who_loses_its_place_is_told() -> None:
     runner = asyncio.create_task(lab.desk.run())
     holds = [await waiting[0], await other]
     assert lab.holds.open_holds == 2
-    assert [hold.amount_milli_mu for hold in holds] == [10, 10]
+    assert [hold.amount_milli_mu for hold in holds if isinstance(hold, Hold)] == [10, 10]
     runner.cancel()
 
 
@@ -218,7 +311,9 @@ async def test_batch_waits_for_a_replica_and_holds_nothing_meanwhile() -> None:
     await eventually(lambda: lab.desk.waiting() == {A: 10})
     assert lab.holds.open_holds == 0
     lab.served = True
-    assert (await task).amount_milli_mu == 10
+    hold = await task
+    assert isinstance(hold, Hold)
+    assert hold.amount_milli_mu == 10
     runner.cancel()
 
 
@@ -262,6 +357,6 @@ async def test_the_refill_wakes_the_desk() -> None:
 
 def test_the_desk_needs_no_loop_to_look() -> None:
     """Looking at an empty queue is harmless anywhere: new leases do it every second."""
-    desk = BatchDesk(BatchQueue[Hold](), Holds(), lambda _: True, FakeClock())
+    desk = BatchDesk(BatchQueue[Hold](), Holds(), lambda _: Room.OPEN, FakeClock())
     desk.look()
     assert desk.waiting() == {}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_plane.router.core.fleet import Fleet, Link, Member
+from data_plane.router.core.fleet import Fleet, Link, Member, Room
 from data_plane.router.core.loads import DISPATCH_UNSEEN_NS, ReplicaLoad, Report
 from data_plane.router.core.pick import Health
 from fairlead.engine.v1 import engine_pb2
@@ -70,6 +70,26 @@ def test_silence_makes_doubtful_and_refusal_closes() -> None:
     assert fleet.health(member, 0) is Health.DOUBTFUL
     fleet.link("r", Link.REFUSED, 0)
     assert fleet.health(member, 0) is Health.CLOSED
+
+
+def test_a_full_replica_is_left_alone_then_probed_then_open() -> None:
+    """Full until it said: no room. Then a probe; room again once it has served one that was sent after that."""
+    fleet, _ = fleet_with()
+    hear(fleet, 1, 0)
+    assert fleet.room("m", (), 0) is Room.OPEN
+    fleet.filled("r", SECOND)
+    fleet.filled("r", SECOND // 2)
+    assert (fleet.room("m", (), SECOND - 1), fleet.full("m", (), SECOND - 1)) == (Room.NONE, {"r"})
+    assert (fleet.room("m", (), SECOND), fleet.full("m", (), SECOND)) == (Room.PROBE, set())
+    fleet.served("r", SECOND - 1)  # let in before it was full
+    assert fleet.room("m", (), SECOND) is Room.PROBE
+    fleet.served("r", SECOND)
+    assert fleet.room("m", (), SECOND) is Room.OPEN
+    fleet.filled("r", 2 * SECOND)
+    fleet.enlist(record("other"), SECOND)
+    assert fleet.room("m", (), SECOND) is Room.OPEN
+    assert fleet.room("m", ("r",), SECOND) is Room.NONE
+    assert fleet.room("nothing", (), SECOND) is Room.NONE
 
 
 def test_a_failed_request_casts_doubt_until_the_next_report() -> None:

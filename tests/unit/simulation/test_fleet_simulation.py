@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fairlead.errors import Reason
 from simulation.arrivals import Workloads
 from simulation.fleet import Simulation
 from simulation.policy import POLICIES
@@ -75,6 +76,7 @@ def test_the_fleet_serves_what_the_profile_says_it_can() -> None:
 PROBE = """
 import hashlib, json
 from pathlib import Path
+from fairlead.errors import Reason
 from simulation.arrivals import Workloads
 from simulation.fleet import Simulation
 from simulation.scenario import read_scenario
@@ -316,3 +318,17 @@ def test_unlimited_tenants_share_a_router_by_hash() -> None:
     sim.run()
     settled = [router.holds.settled_milli_mu for router in sim.routers]
     assert min(settled) > 0.4 * max(settled)
+
+
+def test_batch_waits_while_every_replica_is_full() -> None:
+    """Replicas whose queues hold one request: batch comes back to wait and nothing of it fails; interactive does."""
+
+    def failed(priority: str) -> dict[str, int]:
+        tenant = chatter(load=2.0, priority=priority, reservation_mu_per_minute=4_000.0, burst_mu_per_minute=4_000.0)
+        sim = simulation(tenants=[tenant], model=ModelSpec(id="chat", replicas=2, queued_max=1))
+        summary = by_name(sim.run())["acme"]
+        assert summary.completed > 20
+        return {reason: count for reason, count in summary.failed.items() if reason == Reason.QUEUE_FULL.value}
+
+    assert failed("interactive")
+    assert not failed("batch")
