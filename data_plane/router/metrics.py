@@ -132,7 +132,8 @@ class RouterCollector(Collector):
         )
         journal = self._usage.journal
         lost = CounterMetricFamily(
-            PREFIX + "usage_journal_failures", "Settlements that the journal could not take; they are counted still."
+            PREFIX + "usage_journal_failures",
+            "Settlements that the journal could not take (they are counted still), and damaged files found.",
         )
         lost.add_metric([], journal.lost if journal is not None else 0)
         yield lost

@@ -33,6 +33,6 @@ class UsageDesk:
             counts: Of this one request.
         """
         hour = self.book.hour_of(self._clock.wall_ns())
+        number = self.book.add(hour, *bucket, counts, self._clock.monotonic_ns())
         if self.journal is not None:
-            self.journal.append(hour, *bucket, counts)
-        self.book.add(hour, *bucket, counts, self._clock.monotonic_ns())
+            self.journal.append(hour, number, *bucket, counts)

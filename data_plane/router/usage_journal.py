@@ -6,8 +6,9 @@ when the process dies at any instruction. (A machine that loses power may lose t
 
     state_dir/usage/INCARNATION/00000001.journal, 00000002.journal, ...
 
-A record is its length, the CRC-32 of its content, and the content. Reading a file ends at the first record that is torn
-or none; everything before it counts. Files have a fixed size whose blocks are allocated when they are made, so that a
+How a file reads is in `usage_records`, what becomes of a dead process's journal in `left_journals`.
+
+Files have a fixed size whose blocks are allocated when they are made, so that a
 full disk shows there and then, never as a signal in the middle of a request. Once there are several, their sums go into
 one *base* file, which replaces everything with a lower number. The folder is locked as long as its process lives.
 
@@ -21,19 +22,17 @@ import contextlib
 import fcntl
 import mmap
 import os
-import shutil
-import struct
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from common.logs import get_logger
+from data_plane.router import usage_records
 from data_plane.router.core.usage import Counts, Row, UsageBook
-
-FOLDER: Final = "usage"
+from data_plane.router.left_journals import FOLDER, remove
+from data_plane.router.usage_records import HEAD, Header, path_of, segments
 
 SEGMENT_BYTES: Final = 1 << 20
 """About 9,000 settlements: making a file costs tens of microseconds, so a thousandth of that per settlement."""
@@ -41,26 +40,8 @@ SEGMENT_BYTES: Final = 1 << 20
 SEGMENTS_MAX: Final = 8
 """More files than this are summed up into a base. Bounds the journal, and the time to read it to a second."""
 
-_HEAD: Final = struct.Struct("<II")
-_COUNTS: Final = struct.Struct("<IqqqqqqH")
-_SUFFIX: Final = ".journal"
-_CONTENT_BYTES_MAX: Final = 1 << 16
 
 log = get_logger(__name__)
-
-
-class Header(msgspec.Struct, frozen=True):
-    """The first record of every file.
-
-    Attributes:
-        router_id: Whose.
-        incarnation_id: Which process of it.
-        base: The file holds sums that replace every file with a lower number.
-    """
-
-    router_id: str
-    incarnation_id: str
-    base: bool
 
 
 class UsageJournal:
@@ -73,7 +54,7 @@ class UsageJournal:
         segment_bytes: Size of a file.
 
     Attributes:
-        lost: Settlements that could not be written down.
+        lost: Settlements that could not be written down, and files of earlier processes that were damaged.
     """
 
     def __init__(
@@ -103,13 +84,20 @@ class UsageJournal:
         """Whether everything that was settled is written down."""
         return not self._gap and self._map is not None
 
-    def append(self, hour: int, tenant_id: str, model_id: str, counts: Counts) -> None:
-        """Writes one settlement down. Never raises."""
+    def append(self, hour: int, number: int, tenant_id: str, model_id: str, counts: Counts) -> None:
+        """Writes one settlement down. Never raises.
+
+        Args:
+            hour: In which it counts, since the Unix epoch.
+            number: Of the table in which it counts.
+            tenant_id: Who pays.
+            model_id: On what.
+            counts: Of it.
+        """
         names = self._names.get((tenant_id, model_id))
         if names is None:
-            names = self._names[tenant_id, model_id] = _names(tenant_id, model_id)
-        content = _COUNTS.pack(hour, *counts, len(tenant_id.encode())) + names
-        record = _HEAD.pack(len(content), zlib.crc32(content)) + content
+            names = self._names[tenant_id, model_id] = usage_records.names(tenant_id, model_id)
+        record = usage_records.settlement(hour, number, counts, len(tenant_id.encode()), names)
         end = self._at + len(record)
         if self._map is None or end > self._segment_bytes:
             self._roll()
@@ -128,7 +116,7 @@ class UsageJournal:
             book: Everything that was settled and may not be stored yet.
         """
         try:
-            if not self.complete or len(_segments(self.folder)) > SEGMENTS_MAX:
+            if not self.complete or len(segments(self.folder)) > SEGMENTS_MAX:
                 await self._sum_up(book)
             if self._spare is None:
                 self._number += 1
@@ -173,18 +161,18 @@ class UsageJournal:
             self._failed = False
             log.info("usage journal works again", folder=str(self.folder))
 
-    def _write_base(self, number: int, rows: Iterable[Row]) -> None:
-        path = _path(self.folder, number)
+    def _write_base(self, number: int, rows: Iterable[tuple[int, Row]]) -> None:
+        path = path_of(self.folder, number)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
-            file.write(_record(msgspec.json.encode(msgspec.structs.replace(self._header, base=True))))
-            for row in rows:
-                content = _COUNTS.pack(row.hour, *row.counts, len(row.tenant_id.encode()))
-                file.write(_record(content + _names(row.tenant_id, row.model_id)))
+            file.write(usage_records.record(msgspec.json.encode(msgspec.structs.replace(self._header, base=True))))
+            for table, row in rows:
+                named = usage_records.names(row.tenant_id, row.model_id)
+                file.write(usage_records.settlement(row.hour, table, row.counts, len(row.tenant_id.encode()), named))
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
-        for old_number, old in _segments(self.folder):
+        for old_number, old in segments(self.folder):
             if old_number < number:
                 old.unlink()
 
@@ -211,11 +199,11 @@ class UsageJournal:
             self._report(error)
             return
         if self._map is not None:
-            self._at = _HEAD.size + _HEAD.unpack_from(self._map)[0]
+            self._at = HEAD.size + HEAD.unpack_from(self._map)[0]
 
     def _make(self, number: int) -> mmap.mmap:
-        path = _path(self.folder, number)
-        header = _record(msgspec.json.encode(self._header))
+        path = path_of(self.folder, number)
+        header = usage_records.record(msgspec.json.encode(self._header))
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             try:
@@ -236,7 +224,7 @@ class UsageJournal:
             mapped.close()
             self._spare = None
             with contextlib.suppress(OSError):
-                _path(self.folder, number).unlink()
+                path_of(self.folder, number).unlink()
 
     def _report(self, error: OSError) -> None:
         if not self._failed:
@@ -246,95 +234,3 @@ class UsageJournal:
                 folder=str(self.folder),
                 error=error.strerror,
             )
-
-
-class Left:
-    """The journal of a process that has ended, locked so that nobody else takes it over meanwhile.
-
-    Attributes:
-        folder: Where it is.
-    """
-
-    def __init__(self, folder: Path, lock: int) -> None:
-        self.folder = folder
-        self._lock = lock
-
-    def read(self) -> tuple[Header | None, list[Row]]:
-        """Reads it.
-
-        Returns:
-            Whose it is, None where nothing can be read; and all its settlements, summed up.
-        """
-        found: Header | None = None
-        book = UsageBook()
-        for _, path in _segments(self.folder):
-            records = _records(path.read_bytes())
-            try:
-                header = msgspec.json.decode(next(records), type=Header)
-            except (StopIteration, msgspec.DecodeError):
-                continue
-            if header.base:
-                book = UsageBook()
-            found = header
-            for content in records:
-                hour, *counts, tenant_bytes = _COUNTS.unpack_from(content)
-                names = content[_COUNTS.size :]
-                book.add(hour, names[:tenant_bytes].decode(), names[tenant_bytes:].decode(), Counts(*counts), 0)
-        return found, list(book.rows())
-
-    def release(self) -> None:
-        """Leaves it to others."""
-        os.close(self._lock)
-
-
-def left_journals(state_dir: Path) -> Iterator[Left]:
-    """Journals in a router's folder whose processes have ended.
-
-    Args:
-        state_dir: The router's folder.
-
-    Yields:
-        Each, locked; to be released.
-    """
-    with contextlib.suppress(OSError):
-        for folder in sorted((state_dir / FOLDER).iterdir()):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                continue
-            yield Left(folder, lock)
-
-
-def remove(folder: Path) -> None:
-    """Removes a journal for good. Never raises."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _names(tenant_id: str, model_id: str) -> bytes:
-    return tenant_id.encode() + model_id.encode()
-
-
-def _record(content: bytes) -> bytes:
-    return _HEAD.pack(len(content), zlib.crc32(content)) + content
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    """The contents of a file's records, up to the first that is torn."""
-    at = 0
-    while at + _HEAD.size <= len(data):
-        length, checksum = _HEAD.unpack_from(data, at)
-        content = data[at + _HEAD.size : at + _HEAD.size + length]
-        if not 0 < length <= _CONTENT_BYTES_MAX or len(content) < length or zlib.crc32(content) != checksum:
-            return
-        yield content
-        at += _HEAD.size + length
-
-
-def _path(folder: Path, number: int) -> Path:
-    return folder / f"{number:08d}{_SUFFIX}"
-
-
-def _segments(folder: Path) -> list[tuple[int, Path]]:
-    return sorted((int(path.stem), path) for path in folder.glob("*" + _SUFFIX) if path.stem.isdecimal())

@@ -19,15 +19,20 @@ from common import keys
 from common.clock import NS_PER_S, Clock
 from common.logs import get_logger
 from common.store import Expect, Store
-from data_plane.router import usage_journal
-from data_plane.router.core.usage import Counts, Row, Table, UsageBook, merged
+from data_plane.router.core.usage import Counts, Row, Table, merged
+from data_plane.router.left_journals import Left, left_journals
 from data_plane.router.usage_desk import UsageDesk
-from data_plane.router.usage_journal import Left, left_journals
 from fairlead.admin.v1 import usage_pb2
 from fairlead.errors import FairleadError
 
 INTERVAL_S: Final = 10.0
 """Between two writes. Bounds what an export can miss, and what etcd has to keep."""
+
+INTERVAL_S_MAX: Final = 60.0
+"""The same while very much changes."""
+
+BYTES_PER_S: Final = 100_000
+"""What a router writes on average at most, while INTERVAL_S_MAX allows: etcd keeps every version until it compacts."""
 
 IDLE_INTERVAL_S: Final = 60.0
 """Between two notes that everything is stored while nothing is settled. Bounds how old an idle router's is."""
@@ -55,6 +60,9 @@ class UsageWriter:
         clock: For the time of writing.
         router_id: Whose they are.
         incarnation_id: Which process.
+
+    Attributes:
+        written_bytes: How much was stored.
     """
 
     def __init__(self, store: Store, clock: Clock, *, router_id: str, incarnation_id: str) -> None:
@@ -63,6 +71,7 @@ class UsageWriter:
         self._router_id = router_id
         self._incarnation_id = incarnation_id
         self._revisions: dict[str, int] = {}
+        self.written_bytes = 0
 
     async def write(self, tables: Iterable[Table]) -> None:
         """Stores tables, several at a time.
@@ -73,14 +82,14 @@ class UsageWriter:
         batch: dict[str, tuple[Table, bytes]] = {}
         size = 0
         for table in tables:
-            key = keys.usage(hour_name(table.hour), self._router_id, self._incarnation_id, table.shard)
+            key = keys.usage(hour_name(table.hour), self._router_id, self._incarnation_id, table.number)
             value = self._encode(table, table.rows)
             if batch and (len(batch) >= OPERATIONS_MAX or size + len(value) > BYTES_MAX):
                 await self._write(batch)
                 batch, size = {}, 0
             batch[key] = (table, value)
             size += len(value)
-            # A table may have thousands of rows; requests go between two of them.
+            # A table takes milliseconds; requests go between two of them.
             await asyncio.sleep(0)
         if batch:
             await self._write(batch)
@@ -126,6 +135,7 @@ class UsageWriter:
             revision = await self._store.commit(expects, puts)
             if revision is not None:
                 self._revisions.update(dict.fromkeys(puts, revision))
+                self.written_bytes += sum(map(len, puts.values()))
                 return
 
     async def _read(self, key: str) -> list[Row]:
@@ -137,7 +147,7 @@ class UsageWriter:
         message = usage_pb2.UsageTable(
             router_id=self._router_id,
             incarnation_id=self._incarnation_id,
-            shard=table.shard,
+            shard=table.number,
             rows=[
                 usage_pb2.UsageRow(
                     tenant_id=row.tenant_id,
@@ -183,12 +193,14 @@ class UsagePublisher:
         self._store = store
         self._clock = clock
         self._state_dir = state_dir
+        self._router_id = router_id
         self._writer = UsageWriter(store, clock, router_id=router_id, incarnation_id=incarnation_id)
         self._noted_ns: int | None = None
 
     async def run(self) -> None:
         """Publishes until cancelled."""
         while True:
+            before = self._writer.written_bytes
             try:
                 await self.adopt()
                 await self.publish()
@@ -196,7 +208,8 @@ class UsagePublisher:
                 log.warning("usage waits for the store", error=error.message, lag_s=round(self.lag_s()))
             if self._desk.journal is not None:
                 await self._desk.journal.tend(self._desk.book)
-            await asyncio.sleep(INTERVAL_S)
+            written_s = (self._writer.written_bytes - before) / BYTES_PER_S
+            await asyncio.sleep(min(max(INTERVAL_S, written_s), INTERVAL_S_MAX))
 
     def lag_s(self) -> float:
         """Age of the oldest settlement that is not in the store, seconds."""
@@ -238,31 +251,51 @@ class UsagePublisher:
             finally:
                 left.release()
 
-    async def finish(self) -> None:
-        """After the last request: stores the rest, and then needs no journal. Never raises, never takes long."""
+    async def finish(self, *, quiet: bool) -> None:
+        """After the last request: stores the rest, and then needs no journal. Never raises, never takes long.
+
+        Args:
+            quiet: Every request has ended, so that nothing can be settled any more. Otherwise, and where something is
+                not stored, the journal stays for this router's next process.
+        """
+        book, journal = self._desk.book, self._desk.journal
         try:
             async with asyncio.timeout(_FINISH_TIMEOUT_S):
                 await self.publish()
+                if not quiet or book.changed():
+                    log.warning("requests still run at the end", journal=journal is not None)
+                    return
                 await self._writer.note(self._clock.wall_ns(), final=True)
         except (FairleadError, TimeoutError) as error:
-            log.warning("usage not stored at the end", error=str(error), journal=self._desk.journal is not None)
+            log.warning("usage not stored at the end", error=str(error), journal=journal is not None)
             return
-        if self._desk.journal is not None:
-            self._desk.journal.remove()
+        if journal is not None and not book.changed():
+            journal.remove()
 
     async def _adopt(self, left: Left) -> None:
-        header, rows = await asyncio.to_thread(left.read)
-        if header is not None:
-            writer = UsageWriter(
-                self._store, self._clock, router_id=header.router_id, incarnation_id=header.incarnation_id
+        found = await asyncio.to_thread(left.read)
+        for damage in found.damaged:
+            log.error(
+                "usage journal of an earlier process is damaged; what is readable counts, the file is kept",
+                path=f"{damage.path}.damaged",
+                lost_bytes=damage.lost_bytes,
             )
-            book = UsageBook()
-            for row in rows:
-                book.add(*row, now_ns=0)
-            await writer.write(book.table(key) for key in book.changed())
-            await writer.note(self._clock.wall_ns(), final=True)
-            log.info("usage of an earlier process stored", incarnation_id=header.incarnation_id, rows=len(rows))
-        await asyncio.to_thread(usage_journal.remove, left.folder)
+        writer = UsageWriter(
+            self._store,
+            self._clock,
+            router_id=found.header.router_id if found.header else self._router_id,
+            incarnation_id=found.header.incarnation_id if found.header else left.folder.name,
+        )
+        tables = found.book.changed()
+        await writer.write(found.book.table(key) for key in tables)
+        if tables or found.header:
+            # Where something is lost, exports go on saying so.
+            if not found.damaged:
+                await writer.note(self._clock.wall_ns(), final=True)
+            log.info("usage of an earlier process stored", folder=str(left.folder), tables=len(tables))
+        await asyncio.to_thread(left.remove, found)
+        if self._desk.journal is not None:
+            self._desk.journal.lost += len(found.damaged)
 
 
 def hour_name(hour: int) -> str:

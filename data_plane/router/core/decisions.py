@@ -183,7 +183,5 @@ class _Shared(Generic[R]):
         else:
             del self._tenants[tenant_id]
         # A count moves by one, so the largest does too.
-        if after > self._most:
-            self._most = after
-        elif before == self._most and before not in by_count:
+        if after > self._most or (before == self._most and before not in by_count):
             self._most = after

@@ -1,7 +1,10 @@
 """What was charged, per hour, tenant and model: the router's part of the platform's usage.
 
 Counters only grow, so that a table may be written again and again and the larger of two versions is the newer one.
-Tables are cut by hour and by shard of tenants; the book knows which of them changed since they were last stored.
+An hour's rows fill one table after the other, in the order in which they first occur: so no table grows beyond a
+bound, a small platform writes one, and most of a large one's change seldom, as who is busy comes early. The book knows
+which of them changed since they were last stored. A row stays in its table, and whoever counts it again (a journal's
+reader) must know in which: in two it would count twice.
 
 A settlement counts in the hour in which it happens. Once an hour is over and stored its rows are forgotten, and nothing
 is ever counted in it again: after the clock went back, work counts in the first hour that is still open. So no
@@ -14,10 +17,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from common.keys import tenant_shard
-
-SHARDS: Final = 16
-"""Tables per hour: few, because each is a key; enough that with 10,000 tenants one stays far below etcd's 1.5 MiB."""
+ROWS_MAX: Final = 500
+"""Rows of one table. At up to 63 bytes per id and 10 per counter at most 100 kB, far below etcd's 1.5 MiB; usually
+25 kB, which takes some milliseconds to encode."""
 
 _NS_PER_HOUR: Final = 3_600_000_000_000
 
@@ -59,7 +61,7 @@ class Row(NamedTuple):
 
 
 TableKey = tuple[int, int]
-"""(hour since the Unix epoch, shard)."""
+"""(hour since the Unix epoch, number of the table within it from 0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +70,22 @@ class Table:
 
     Attributes:
         hour: Hours since the Unix epoch.
-        shard: Of the tenants.
+        number: Within the hour, from 0.
         version: Names this state of the table to `stored`.
         rows: By tenant, then model.
     """
 
     hour: int
-    shard: int
+    number: int
     version: int
     rows: tuple[Row, ...]
 
 
 class _Table:
-    __slots__ = ("changed_ns", "rows", "stored_version", "version")
+    __slots__ = ("changed_ns", "number", "rows", "stored_version", "version")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.rows: dict[tuple[str, str], list[int]] = {}
         self.version = 0
         self.stored_version = 0
@@ -95,13 +98,16 @@ class UsageBook:
     def __init__(self) -> None:
         self._tables: dict[TableKey, _Table] = {}
         self._places: dict[tuple[int, str, str], tuple[_Table, list[int]]] = {}
+        self._filling: dict[int, _Table] = {}
         self._closed_hour = -1
 
     def hour_of(self, wall_ns: int) -> int:
         """The hour in which work counts that is settled now: the clock's, or the first that is still open."""
         return max(wall_ns // _NS_PER_HOUR, self._closed_hour + 1)
 
-    def add(self, hour: int, tenant_id: str, model_id: str, counts: Counts, now_ns: int) -> None:
+    def add(
+        self, hour: int, tenant_id: str, model_id: str, counts: Counts, now_ns: int, number: int | None = None
+    ) -> int:
         """Counts settled work.
 
         Args:
@@ -110,10 +116,14 @@ class UsageBook:
             model_id: On what.
             counts: Of one settlement, or sums of several.
             now_ns: Monotonic now.
+            number: The table in which another book counts this row; None where this is the first to count it.
+
+        Returns:
+            The number of the row's table.
         """
         place = self._places.get((hour, tenant_id, model_id))
         if place is None:
-            place = self._place(hour, tenant_id, model_id)
+            place = self._place(hour, tenant_id, model_id, number)
         table, sums = place
         requests, input_tokens, cached, output, prefill, decode = counts
         sums[0] += requests
@@ -125,6 +135,7 @@ class UsageBook:
         if table.version == table.stored_version:
             table.changed_ns = now_ns
         table.version += 1
+        return table.number
 
     def changed(self) -> list[TableKey]:
         """Tables that changed since they were last stored, oldest hour first."""
@@ -142,7 +153,7 @@ class UsageBook:
             table: From `table`.
             now_ns: Monotonic time at which it was copied: what was added since is younger.
         """
-        kept = self._tables[table.hour, table.shard]
+        kept = self._tables[table.hour, table.number]
         kept.stored_version = max(kept.stored_version, table.version)
         kept.changed_ns = now_ns
 
@@ -151,10 +162,11 @@ class UsageBook:
         since = [table.changed_ns for table in self._tables.values() if table.version != table.stored_version]
         return max(0, now_ns - min(since)) if since else 0
 
-    def rows(self) -> Iterator[Row]:
-        """Everything in memory, in no particular order of hours."""
-        for (hour, _), table in self._tables.items():
-            yield from self._rows(hour, table)
+    def rows(self) -> Iterator[tuple[int, Row]]:
+        """Everything in memory, each row with the number of its table, in no particular order of hours."""
+        for (hour, number), table in self._tables.items():
+            for row in self._rows(hour, table):
+                yield number, row
 
     def forget_over(self, wall_ns: int) -> None:
         """Forgets hours that ended an hour ago or earlier and are stored."""
@@ -164,6 +176,7 @@ class UsageBook:
         for key in closed:
             for tenant_id, model_id in self._tables.pop(key).rows:
                 del self._places[key[0], tenant_id, model_id]
+            self._filling.pop(key[0], None)
             self._closed_hour = max(self._closed_hour, key[0])
 
     @staticmethod
@@ -171,14 +184,23 @@ class UsageBook:
         for (tenant_id, model_id), sums in sorted(table.rows.items()):
             yield Row(hour, tenant_id, model_id, Counts(*sums))
 
-    def _place(self, hour: int, tenant_id: str, model_id: str) -> tuple[_Table, list[int]]:
-        key = (hour, tenant_shard(tenant_id, SHARDS))
-        table = self._tables.get(key)
-        if table is None:
-            table = self._tables[key] = _Table()
+    def _place(self, hour: int, tenant_id: str, model_id: str, number: int | None) -> tuple[_Table, list[int]]:
+        table = self._table_for_new(hour) if number is None else self._table_at(hour, number)
         sums = table.rows[tenant_id, model_id] = [0] * len(Counts._fields)
         place = self._places[hour, tenant_id, model_id] = (table, sums)
         return place
+
+    def _table_for_new(self, hour: int) -> _Table:
+        table = self._filling.get(hour)
+        if table is None or len(table.rows) >= ROWS_MAX:
+            table = self._filling[hour] = self._table_at(hour, 0 if table is None else table.number + 1)
+        return table
+
+    def _table_at(self, hour: int, number: int) -> _Table:
+        table = self._tables.get((hour, number))
+        if table is None:
+            table = self._tables[hour, number] = _Table(number)
+        return table
 
 
 def merged(ours: Iterable[Row], theirs: Iterable[Row]) -> list[Row]:

@@ -78,7 +78,7 @@ Global___UsageRow: _TypeAlias = UsageRow  # noqa: Y015
 @_typing.final
 class UsageTable(_message.Message):
     """What one router process settled in one hour, all counters from its begin: the value at
-    /fairlead/v1/usage/{hour}/{router}/{incarnation}/{shard}, hour as 2026-11-22T19.
+    /fairlead/v1/usage/{hour}/{router}/{incarnation}/{number}, hour as 2026-11-22T19.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -94,7 +94,7 @@ class UsageTable(_message.Message):
     incarnation_id: _builtins.str
     """The process."""
     shard: _builtins.int
-    """The shard of tenants, 0-based."""
+    """The number of the table within its hour and process, 0-based."""
     @_builtins.property
     def hour(self) -> _timestamp_pb2.Timestamp:
         """Begin of the hour, UTC."""

@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from common.decisions import Collected
 from common.platform_token import platform_token
-from data_plane.router.peers import SEARCHES_MAX, Peers
+from data_plane.router.peers import SEARCHES_MAX, SEARCHES_PER_TENANT_MAX, Peers
 from fairlead.admin.v1 import admin_pb2
-from fairlead.errors import NotFoundError
+from fairlead.errors import NotFoundError, UnavailableError
 from tests.support.decisions import TellingRouter, completed, refused, serving
 from tests.support.ports import free_port
 
@@ -47,17 +48,30 @@ async def test_nobody_remembering_names_who_was_silent() -> None:
     )
 
 
-async def test_searches_are_bounded() -> None:
-    """More searches than the limit are answered from this router's own memory at once, and say so."""
+async def test_searches_are_bounded_per_tenant_and_in_all() -> None:
+    """One tenant's many searches end with "busy" or what its router remembers, and keep no other from searching."""
     slow = TellingRouter(PEPPER)
     slow.never_answers = True
     async with serving(slow):
         asked = peers(slow)
-        others = [asyncio.create_task(asked.complete("q", "alpha", [refused("q")], 10)) for _ in range(SEARCHES_MAX)]
+
+        def searching(tenant: str, count: int) -> list[asyncio.Task[Collected]]:
+            return [asyncio.create_task(asked.complete("q", tenant, [refused("q")], 10)) for _ in range(count)]
+
+        going = searching("alpha", SEARCHES_PER_TENANT_MAX)
         await asyncio.sleep(0)
         found = await asyncio.wait_for(asked.complete("q", "alpha", [refused("q")], 10), 0.5)
         assert (len(found.decisions), found.silent_router_ids) == (1, ("r0",))
-        for task in others:
+        with pytest.raises(UnavailableError, match="busy") as refusal:
+            await asyncio.wait_for(asked.complete("q", "alpha", [], 10), 0.5)
+        assert refusal.value.retry_after_s
+        (other,) = searching("beta", 1)
+        await asyncio.sleep(0)
+        assert asked._searches == {"alpha": SEARCHES_PER_TENANT_MAX, "beta": 1}
+        going += [other, *(task for n in range(SEARCHES_MAX) for task in searching(f"t{n}", 1))]
+        await asyncio.sleep(0)
+        assert asked._searches.total() == SEARCHES_MAX
+        for task in going:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-        assert asked._searches == 0
+        await asyncio.gather(*going, return_exceptions=True)
+        assert not asked._searches

@@ -19,12 +19,15 @@ from hypothesis import strategies as st
 from common import keys
 from common.clock import FakeClock
 from common.memory_store import MemoryStore
+from data_plane.router import left_journals as journals
 from data_plane.router import usage_journal
-from data_plane.router.core.usage import SHARDS, Counts, UsageBook
+from data_plane.router.core import usage as core_usage
+from data_plane.router.core.usage import ROWS_MAX, Counts, UsageBook
 from data_plane.router.exchange import Call
+from data_plane.router.left_journals import left_journals
 from data_plane.router.usage_desk import UsageDesk
-from data_plane.router.usage_journal import UsageJournal, left_journals
-from data_plane.router.usage_publisher import UsagePublisher, hour_name
+from data_plane.router.usage_journal import UsageJournal
+from data_plane.router.usage_publisher import IDLE_INTERVAL_S, UsagePublisher, hour_name
 from fairlead.admin.v1 import usage_pb2
 from fairlead.errors import FairleadError, Reason, UnavailableError
 from tests.support.router_lab import KEY, MODEL, TENANT, RouterLab, Script, prompt_request
@@ -58,7 +61,8 @@ async def stored(store: MemoryStore) -> Sums:
     for entry in (await store.list(keys.USAGE)).entries:
         hour, _, _, shard = entry.key.removeprefix(keys.USAGE).split("/")
         table = usage_pb2.UsageTable.FromString(entry.value)
-        assert all(keys.tenant_shard(row.tenant_id, SHARDS) == int(shard) for row in table.rows)
+        assert table.shard == int(shard)
+        assert len(entry.value) <= 100_000
         assert [(row.tenant_id, row.model_id) for row in table.rows] == sorted(
             (row.tenant_id, row.model_id) for row in table.rows
         )
@@ -83,7 +87,7 @@ class Process:
     def die(self) -> Sums:
         """Ends as if killed: nothing is tidied up, the kernel lets go of the lock."""
         self.journal.close()
-        return counted(self.desk.book.rows())
+        return counted(row for _, row in self.desk.book.rows())
 
 
 @settings(deadline=None)
@@ -117,7 +121,7 @@ def test_the_book_holds_what_the_accounts_hold(ends: list[tuple[int, str | int |
 
     asyncio.run(run())
     sums = Counter[tuple[str, str]]()
-    for row in lab.router.usage.book.rows():
+    for _, row in lab.router.usage.book.rows():
         sums[row.tenant_id, row.model_id] += row.counts.prefill_milli_mu + row.counts.decode_milli_mu
     assert +sums == +lab.router.accounts.settled_milli_mu
     assert sums[TENANT, MODEL] == lab.router.holds.settled_milli_mu
@@ -165,7 +169,7 @@ def test_a_journal_cut_anywhere_holds_what_came_before(
         marks = [(process.journal._at, Counter[tuple[str, str, str, str]]())]
         for each in history:
             process.settle([each])
-            marks.append((process.journal._at, counted(process.desk.book.rows())))
+            marks.append((process.journal._at, counted(row for _, row in process.desk.book.rows())))
         process.die()
         (path,) = process.journal.folder.iterdir()
         data = path.read_bytes()
@@ -175,10 +179,11 @@ def test_a_journal_cut_anywhere_holds_what_came_before(
             tail = garbage if cut < marks[-1][0] and not data[cut:].startswith(garbage) else b""
             path.write_bytes(data[:cut] + tail)
             (left,) = left_journals(folder)
-            header, rows = left.read()
+            found = left.read()
             left.release()
-            assert header is not None
-            assert counted(rows) == whole
+            assert found.header is not None
+            assert not found.damaged
+            assert counted(row for _, row in found.book.rows()) == whole
 
 
 @settings(deadline=None, max_examples=40)
@@ -220,10 +225,10 @@ async def test_usage_is_exact_over_deaths_and_absences_of_the_store(data: st.Dat
         process.die()
         last = Process(folder, store, clock, "last")
         await last.publisher.adopt()
-        await last.publisher.finish()
+        await last.publisher.finish(quiet=True)
         total, seen = +settled, await stored(store)
         assert seen == total
-        assert not list((folder / usage_journal.FOLDER).iterdir())
+        assert not list((folder / journals.FOLDER).iterdir())
 
 
 async def test_a_write_whose_outcome_is_unknown_is_neither_lost_nor_doubled() -> None:
@@ -250,8 +255,46 @@ async def test_a_write_whose_outcome_is_unknown_is_neither_lost_nor_doubled() ->
             assert deaf
             clock.advance(7)
             assert publisher.lag_s() >= 7
-    assert await stored(store) == counted(desk.book.rows())
+    assert await stored(store) == counted(row for _, row in desk.book.rows())
     assert publisher.lag_s() == 0
+
+
+async def told(store: MemoryStore) -> dict[str, tuple[int, bool]]:
+    """Up to when each process says that its usage is stored, seconds, and whether that is all of it."""
+    entries = (await store.list(keys.USAGE_STATES)).entries
+    states = [usage_pb2.UsageState.FromString(entry.value) for entry in entries]
+    return {state.incarnation_id: (state.stored_until_time.seconds, state.final) for state in states}
+
+
+async def test_processes_tell_up_to_when_their_usage_is_stored() -> None:
+    """Never later than what is stored; every minute while idle; for good at the end, or by whoever stores the rest."""
+    clock, store = FakeClock(wall_ns=10**12), MemoryStore()
+    with tempfile.TemporaryDirectory() as name:
+        first = Process(Path(name), store, clock, "first")
+        await first.publisher.publish()
+        assert await told(store) == {"first": (1_000, False)}
+        clock.advance(IDLE_INTERVAL_S - 1)
+        await first.publisher.publish()
+        assert await told(store) == {"first": (1_000, False)}
+        clock.advance(1)
+        await first.publisher.publish()
+        assert await told(store) == {"first": (1_060, False)}
+        first.settle([("t", "m", (1, 2, 3), (4, 5))])
+        clock.advance(7)
+        await store.set_down(True)
+        with pytest.raises(UnavailableError):
+            await first.publisher.publish()
+        await store.set_down(False)
+        assert await told(store) == {"first": (1_060, False)}
+        await first.publisher.publish()
+        assert await told(store) == {"first": (1_067, False)}
+        first.die()
+        clock.advance(100)
+        second = Process(Path(name), store, clock, "second")
+        await second.publisher.adopt()
+        assert await told(store) == {"first": (1_167, True)}
+        await second.publisher.finish(quiet=True)
+        assert await told(store) == {"first": (1_167, True), "second": (1_167, True)}
 
 
 async def test_a_journal_of_a_living_process_is_left_alone() -> None:
@@ -322,8 +365,116 @@ async def test_many_files_become_one_base() -> None:
         assert len(list(process.journal.folder.iterdir())) <= usage_journal.SEGMENTS_MAX + 3
         expected = process.die()
         (left,) = left_journals(Path(name))
-        assert counted(left.read()[1]) == expected
+        assert counted(row for _, row in left.read().book.rows()) == expected
         left.release()
+
+
+async def test_tables_are_bounded_and_only_changed_ones_are_written() -> None:
+    """However many tenants and models, no value is large; one more settlement writes one of the tables again."""
+    clock, store = FakeClock(), MemoryStore()
+    desk = UsageDesk(clock, None)
+    publisher = UsagePublisher(desk, store, clock, router_id="r" * 63, incarnation_id="i", state_dir=None)
+    names = [(f"{tenant:063d}", f"{model:063d}") for tenant in range(500) for model in range(4)]
+    for bucket in names:
+        desk.settled(bucket, Counts(*[2**60] * 6))
+    await publisher.publish()
+    tables = (await store.list(keys.USAGE)).entries
+    assert len(tables) == len(names) / ROWS_MAX
+    assert max(len(entry.value) for entry in tables) < 1 << 17
+    desk.settled(names[-1], Counts(1, 0, 0, 0, 0, 0))
+    await publisher.publish()
+    after = (await store.list(keys.USAGE)).entries
+    assert sum(old.revision != new.revision for old, new in zip(tables, after, strict=True)) == 1
+    assert await stored(store) == counted(row for _, row in desk.book.rows())
+
+
+async def test_a_successor_counts_rows_in_the_tables_of_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was stored before the death, in whatever order it came, is not stored in a second table by the journal."""
+    monkeypatch.setattr(core_usage, "ROWS_MAX", 3)
+    clock, store = FakeClock(), MemoryStore()
+    with tempfile.TemporaryDirectory() as name:
+        process = Process(Path(name), store, clock, "p", segment_bytes=700)
+        for round_ in range(3):
+            process.settle([(f"t{(7 * n) % 11}", "m", (1, 2, 3), (4, 5)) for n in range(4 + 3 * round_)])
+            await process.publisher.publish()
+            await process.journal.tend(process.desk.book)
+        process.settle([(f"t{n}", "m2", (1, 2, 3), (4, 5)) for n in range(5)])
+        await process.journal._sum_up(process.desk.book)
+        expected = process.die()
+        await Process(Path(name), store, clock, "next").publisher.adopt()
+        assert await stored(store) == expected
+        assert len((await store.list(keys.USAGE)).entries) > 3
+
+
+async def test_stray_entries_hide_no_journal() -> None:
+    """Files and unreadable things beside the journals are passed over; every journal is still found."""
+    clock, store = FakeClock(), MemoryStore()
+    with tempfile.TemporaryDirectory() as name:
+        process = Process(Path(name), store, clock, "p")
+        process.settle([("t", "m", (1, 2, 3), (4, 5))])
+        expected = process.die()
+        usage = Path(name) / journals.FOLDER
+        (usage / ".keep").touch()
+        (usage / "a-link").symlink_to("nowhere")
+        (usage / "a-loop").symlink_to("a-loop")
+        (usage / "an-empty-folder").mkdir()
+        await Process(Path(name), store, clock, "q").publisher.adopt()
+        assert await stored(store) == expected
+        assert (usage / ".keep").exists()
+
+
+@pytest.mark.parametrize("record", [0, 1, 3])
+async def test_a_damaged_journal_counts_as_far_as_it_is_readable_and_is_kept(record: int) -> None:
+    """One flipped bit costs one record; the file stays, renamed, is counted as a failure, and is not read again."""
+    clock, store = FakeClock(), MemoryStore()
+    with tempfile.TemporaryDirectory() as name:
+        process = Process(Path(name), store, clock, "p", segment_bytes=4096)
+        starts = [0]
+        for n in range(5):
+            starts.append(process.journal._at)
+            process.settle([(f"t{n}", "m", (1, 2, 3), (4, 5))])
+        process.die()
+        (path,) = process.journal.folder.iterdir()
+        data = bytearray(path.read_bytes())
+        data[starts[record] + 10] ^= 1
+        path.write_bytes(data)
+        failures: list[int] = []
+        for _ in range(2):
+            next_ = Process(Path(name), store, clock, "q")
+            await next_.publisher.adopt()
+            assert {tenant for _, tenant, _, _ in await stored(store)} == {f"t{n}" for n in range(5) if n != record - 1}
+            assert [each.name for each in path.parent.iterdir()] == [path.name + ".damaged"]
+            failures.append(next_.journal.lost)
+            next_.die()
+            journals.remove(next_.journal.folder)
+        assert failures == [1, 0]
+
+
+async def test_the_journal_stays_while_anything_may_still_be_settled() -> None:
+    """It goes only when all is stored and no request is left; a late settlement is found by the next process."""
+    clock, store = FakeClock(), MemoryStore()
+
+    class Late(MemoryStore):
+        process: Process | None = None
+
+        async def put(self, *args: object, **kwargs: object) -> object:
+            if self.process is not None:
+                process, self.process = self.process, None
+                process.settle([("late", "m", (1, 2, 3), (4, 5))])
+            return await super().put(*args, **kwargs)  # type: ignore[arg-type]  # passed through
+
+    for quiet in (False, True):
+        store = Late()
+        with tempfile.TemporaryDirectory() as name:
+            process = Process(Path(name), store, clock, "p")
+            process.settle([("t", "m", (1, 2, 3), (4, 5))])
+            store.process = process if quiet else None
+            await process.publisher.finish(quiet=quiet)
+            assert process.journal.folder.exists()
+            process.settle([("later", "m", (1, 2, 3), (4, 5))])
+            expected = process.die()
+            await Process(Path(name), store, clock, "q").publisher.adopt()
+            assert await stored(store) == expected
 
 
 _CHILD = """
@@ -360,10 +511,11 @@ def test_a_killed_process_loses_no_settlement() -> None:
             child.wait()
             child.stdout.close()
             (left,) = left_journals(Path(name))
-            header, rows = left.read()
-            usage_journal.remove(left.folder)
+            read = left.read()
+            rows = [row for _, row in read.book.rows()]
+            journals.remove(left.folder)
             left.release()
-            assert header is not None
+            assert read.header is not None
             found = sum(row.counts.requests for row in rows)
             assert told <= found <= told + 51
             assert sum(row.counts.input_tokens for row in rows) == found * (found + 1) // 2
