@@ -6,14 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from common import keys
+from common.store import Expect
 from control_plane.core import check
 from control_plane.core.sales import LiveCapacity, Sale
 from control_plane.records import Tables, model_guard, stored_bytes, tenant_guard, until_stored
 from fairlead.admin.v1 import admin_pb2
-from fairlead.errors import ConflictError, NotFoundError, Reason
+from fairlead.errors import ConflictError, InvalidArgumentError, NotFoundError, Reason, UnavailableError
 
 AskLive = Callable[[admin_pb2.Reservation], Awaitable[LiveCapacity | None]]
 """Asks the allocator what a model has, given a reservation that is to be sold of it; None where it cannot be asked."""
+
+# An election of the allocator takes a few seconds.
+_ALLOCATOR_RETRY_S = 2.0
 
 
 class Reservations:
@@ -35,9 +39,14 @@ class Reservations:
         the answer says how much live capacity does not cover.
 
         Raises:
-            FairleadError: A field is wrong, a name unknown, an etag stale, or the capacity is exceeded.
+            FairleadError: A field is wrong, a name unknown, an etag stale, the capacity is exceeded, or only live
+                capacity is to count and the allocator cannot be asked.
         """
         wanted = check.reservation(request.reservation)
+        if request.live_capacity_only and request.allow_oversell:
+            raise InvalidArgumentError(
+                "live_capacity_only and allow_oversell contradict each other: set one", field="live_capacity_only"
+            )
         live = await self._live(wanted) if wanted.reserved_milli_mu_per_minute else None
 
         async def attempt() -> admin_pb2.Reservation | None:
@@ -62,7 +71,14 @@ class Reservations:
             raise ConflictError("somebody deleted this reservation since you read it")
         sold = sum(r.record.reserved_milli_mu_per_minute for r in reservations)
         before = stored.record.reserved_milli_mu_per_minute if stored is not None else 0
-        sale = Sale(model.record, sold, sold - before + wanted.reserved_milli_mu_per_minute)
+        after = sold - before + wanted.reserved_milli_mu_per_minute
+        sale = Sale(model.record, sold, after, live_only=request.live_capacity_only)
+        if sale.live_only and sale.grows and live is None:
+            raise UnavailableError(
+                f"the capacity allocator cannot say what {wanted.model_id} has now, and only live capacity was to be "
+                "sold: try again, or sell ahead of its replicas with `fairlead quota set`",
+                retry_after_s=_ALLOCATOR_RETRY_S,
+            )
         if not request.allow_oversell and (refusal := sale.refusal(live)):
             raise refusal
         answer = admin_pb2.Reservation()
@@ -71,10 +87,13 @@ class Reservations:
             answer.model_shortfall_milli_mu_per_minute = max(0, sale.sold_after - live.have)
         if request.validate_only:
             return answer
-        expects = [tenant.exists(), model.exists(), *([stored.unchanged()] if stored and etag else [])]
-        if sale.grows and not request.allow_oversell:
-            expects[1:2] = [model.unchanged(), unmoved]
         key = keys.policy(wanted.model_id, wanted.tenant_id)
+        # Whether it grows depends on what was there: that must still be there, with an etag or without.
+        expects = [tenant.exists(), stored.unchanged() if stored is not None else Expect.absent(key)]
+        if sale.grows and not request.allow_oversell:
+            expects += [model.unchanged(), unmoved]
+        else:
+            expects.append(model.exists())
         guards = {tenant_guard(wanted.tenant_id): b"", model_guard(wanted.model_id): b""}
         revision = await self._tables.store.commit(expects, {key: stored_bytes(wanted), **guards})
         if revision is None:

@@ -11,6 +11,7 @@ import unicodedata
 
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import InvalidArgumentError, NotFoundError
+from fairlead.reservation_limits import RATE_MAX_MILLI_MU_PER_MINUTE, TIER_MAX, WEIGHT_MAX
 from model_units.profiles import ProfileCatalogue
 
 TENANT_ID = re.compile(r"[a-z][a-z0-9-]{0,62}", re.ASCII)
@@ -22,10 +23,6 @@ DISPLAY_NAME_CHARACTERS_MAX = 200
 CONTEXT_TOKENS_MAX = 10_000_000
 REPLICAS_MAX = 10_000
 SEQUENCES_MAX = 100_000
-# Ten million replicas: far above any fleet, far below 64 bits even when summed over a million tenants.
-RATE_MAX_MILLI_MU_PER_MINUTE = 10**12
-TIER_MAX = 9
-WEIGHT_MAX = 1_000
 DEFAULT_BYTES_PER_TOKEN = 4.0
 ENGINES = ("simulated", "triton")
 DIALECTS = ("", "ensemble", "llmapi")

@@ -17,16 +17,16 @@ from fairlead.errors import (
     NotFoundError,
     Reason,
 )
+from fairlead.reservation_limits import TIER_DEFAULT, WEIGHT_DEFAULT
 
 ENTRIES_MAX = 100_000
-# Promised by the API. Error details travel in gRPC metadata, of which a client takes 8 KiB: more are only counted.
+# More are only counted. An error travels in gRPC metadata, of which a client takes 8 KiB, up to three times: as the
+# status, and in base64 as its details and its blamed field; what is left over is for the names of both.
 NAMED_MAX = 20
+NAMED_BYTES_MAX = 1_800
 # etcd counts at most 128 conditions or operations in a transaction (--max-txn-ops): a change takes two of each, for
 # the reservation and its tenant, and its model takes two more.
 BATCH_MAX = 60
-
-# What 0 means in admin.Reservation.
-_TIER_DEFAULT, _WEIGHT_DEFAULT = 5, 1
 
 
 class Key(NamedTuple):
@@ -70,14 +70,27 @@ class Refusals:
         first = ranked[0]
         if len(ranked) == 1:
             raise first
-        said = "; ".join(f"({number}) {error.message}" for number, error in enumerate(ranked[:NAMED_MAX], 1))
-        more = f"; and {len(ranked) - NAMED_MAX:,} more" if len(ranked) > NAMED_MAX else ""
+        named = list(_named(ranked))
+        said = "; ".join(named)
+        more = f"; and {len(ranked) - len(named):,} more" if len(ranked) > len(named) else ""
         raise type(first)(
             f"{len(ranked):,} problems, nothing was written: {said}{more}",
             reason=first.reason,
             metadata={**first.metadata, "problems": str(len(ranked))},
             field=first.field,
         )
+
+
+def _named(errors: Sequence[FairleadError]) -> Iterator[str]:
+    """The first errors, as many as are carried; always one."""
+    left = NAMED_BYTES_MAX
+    for number, error in enumerate(errors[:NAMED_MAX], 1):
+        said = f"({number}) {error.message}"
+        # A byte that is not ASCII takes three in a status.
+        left -= sum(1 if byte < 0x80 else 3 for byte in said.encode()) + len("; ")
+        if left < 0 and number > 1:
+            return
+        yield said
 
 
 def checked(reservations: Sequence[admin_pb2.Reservation], refusals: Refusals) -> dict[Key, admin_pb2.Reservation]:
@@ -189,8 +202,8 @@ def _meaning(reservation: admin_pb2.Reservation) -> tuple[int, int, int, int]:
     return (
         reserved,
         max(reserved, reservation.burst_ceiling_milli_mu_per_minute),
-        reservation.tier or _TIER_DEFAULT,
-        reservation.weight or _WEIGHT_DEFAULT,
+        reservation.tier or TIER_DEFAULT,
+        reservation.weight or WEIGHT_DEFAULT,
     )
 
 

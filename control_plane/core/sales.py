@@ -42,11 +42,13 @@ class Sale:
         model: The model, as it is stored.
         sold_before: Sum of its reservations now.
         sold_after: Sum with the change.
+        live_only: Whether only live capacity counts, not the replicas that the model may have.
     """
 
     model: admin_pb2.Model
     sold_before: int
     sold_after: int
+    live_only: bool = False
 
     @property
     def grows(self) -> bool:
@@ -59,17 +61,18 @@ class Sale:
         Args:
             live: What the allocator says; None where it cannot be asked.
         """
-        capacity = capacity_for_sale(self.model, live)
+        capacity = live.sellable if self.live_only and live is not None else capacity_for_sale(self.model, live)
         if not self.grows or capacity is None or self.sold_after <= capacity:
             return None
         model_id = self.model.model_id
-        basis = f"{_mu(live.sellable)} of its live capacity now, " if live is not None else ""
-        most = self.model.replicas_max
+        alive = f"{_mu(live.sellable)} of its live capacity now, " if live is not None else ""
+        basis = "of its live capacity now" if self.live_only else f"{alive}up to {self.model.replicas_max} replicas"
+        insist = "sell ahead of its replicas with `fairlead quota set`" if self.live_only else "insist with --oversell"
         return FailedPreconditionError(
-            f"{model_id} may sell {_mu(capacity)} MU/min in all ({basis}up to {most} replicas); "
+            f"{model_id} may sell {_mu(capacity)} MU/min in all ({basis}); "
             f"{_mu(self.sold_before)} are sold and {_mu(self.sold_after)} would be, "
             f"{_mu(self.sold_after - capacity)} too much: sell less, or give it more replicas "
-            f"(`fairlead capacity plan {model_id} --add-replicas 1`), or insist with --oversell (allow_oversell)",
+            f"(`fairlead capacity plan {model_id} --add-replicas 1`), or {insist}",
             reason=Reason.CAPACITY_EXCEEDED,
             metadata={
                 "model_id": model_id,

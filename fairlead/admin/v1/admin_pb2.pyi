@@ -869,12 +869,17 @@ class SetReservationRequest(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ALLOW_OVERSELL_FIELD_NUMBER: _builtins.int
+    LIVE_CAPACITY_ONLY_FIELD_NUMBER: _builtins.int
     validate_only: _builtins.bool
     """Checks only."""
     request_id: _builtins.str
     """Names this mutation for retries."""
     allow_oversell: _builtins.bool
     """Sell it even though the model's capacity does not cover it; refused with CAPACITY_EXCEEDED otherwise."""
+    live_capacity_only: _builtins.bool
+    """Only what may be sold of live capacity now counts, not the replicas that the model may have; UNAVAILABLE where the
+    allocator cannot be asked. Not together with allow_oversell.
+    """
     @_builtins.property
     def reservation(self) -> Global___Reservation:
         """The reservation as it should be; an etag makes the write conditional."""
@@ -886,10 +891,11 @@ class SetReservationRequest(_message.Message):
         validate_only: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         allow_oversell: _builtins.bool = ...,
+        live_capacity_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reservation", b"reservation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_oversell", b"allow_oversell", "request_id", b"request_id", "reservation", b"reservation", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_oversell", b"allow_oversell", "live_capacity_only", b"live_capacity_only", "request_id", b"request_id", "reservation", b"reservation", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

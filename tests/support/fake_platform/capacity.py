@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from control_plane.core.sales import LiveCapacity
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.engine.v1 import engine_pb2
-from fairlead.errors import NotFoundError, Reason
+from fairlead.errors import FairleadError, NotFoundError, Reason
 from tests.support.fake_platform.router import abort
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class FakeCapacity(capacity_pb2_grpc.CapacityServiceServicer):
 
     def __init__(self, control: FakeControlPlane) -> None:
         self._control = control
+        self.failure: FairleadError | None = None
+        """Every listing ends with this."""
 
     def ledger(
         self,
@@ -76,6 +79,12 @@ class FakeCapacity(capacity_pb2_grpc.CapacityServiceServicer):
             )
         return answer
 
+    def live(self, model: admin_pb2.Model) -> LiveCapacity:
+        """What may be sold of a model now."""
+        now = self._now(model)
+        have, sellable = now.have_milli_mu_per_minute, now.sellable_milli_mu_per_minute
+        return LiveCapacity(have, sellable, have - sellable)
+
     def _now(self, model: admin_pb2.Model) -> capacity_pb2.ModelCapacity:
         return self.ledger(model, self._control.reservations.values(), self._control.replicas.values())
 
@@ -87,6 +96,8 @@ class FakeCapacity(capacity_pb2_grpc.CapacityServiceServicer):
 
     async def ListCapacity(self, request: Any, context: Any) -> Any:
         await self._control.check(context)
+        if self.failure is not None:
+            await abort(context, self.failure)
         answer = capacity_pb2.ListCapacityResponse()
         answer.compute_time.FromNanoseconds(int((time.time() + self._control.clock_skew_s) * 1e9))
         for model_id in sorted(self._control.models):

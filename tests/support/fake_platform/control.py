@@ -204,7 +204,9 @@ class FakeControlPlane(admin_pb2_grpc.AdminServiceServicer):
         after = {**self.reservations, key: wanted}
         if not request.allow_oversell and wanted.model_id in self.models:
             sold = [policies.sold(table.values())[wanted.model_id] for table in (self.reservations, after)]
-            if refusal := Sale(self.models[wanted.model_id], *sold).refusal(None):
+            live = self.capacity.live(self.models[wanted.model_id]) if request.live_capacity_only else None
+            sale = Sale(self.models[wanted.model_id], *sold, live_only=request.live_capacity_only)
+            if refusal := sale.refusal(live):
                 await abort(context, refusal)
         stored = await self._put(self.reservations, key, wanted, request, context, create=key not in self.reservations)
         sold = sum(entry.reserved_milli_mu_per_minute for entry in self.reservations.values())

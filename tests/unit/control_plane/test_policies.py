@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -23,6 +25,7 @@ from fairlead.errors import (
     NotFoundError,
     Reason,
     UnavailableError,
+    to_status,
 )
 from tests.unit.control_plane.test_administration import Office
 from tests.unit.control_plane.test_check import model as a_model
@@ -131,6 +134,23 @@ def test_refusals_stay_small_and_name_the_most_basic() -> None:
     with pytest.raises(NotFoundError, match=r"1,001 problems.*and 981 more") as said:
         refusals.raise_if_any()
     assert len(said.value.message) < 2_000
+
+
+@pytest.mark.parametrize("text", ["x", "\N{SNOWMAN}"])
+@pytest.mark.parametrize("count", [2, 16, 100])
+def test_many_refusals_fit_into_what_an_error_travels_in(text: str, count: int) -> None:
+    """Proves that status, details and blamed field stay below the 8 KiB of metadata that a client takes, and that what
+    is left out is counted."""
+    refusals = Refusals()
+    for number in range(count):
+        refusals.add(InvalidArgumentError(f"reservations[{number}]: {text * 300} is wrong", field="reservations"))
+    with pytest.raises(InvalidArgumentError) as refused:
+        refusals.raise_if_any()
+    details = base64.b64encode(to_status(refused.value).SerializeToString())
+    assert len(quote(refused.value.message)) + len(details) < 8 << 10
+    named = refused.value.message.count(" is wrong")
+    assert named >= 1
+    assert (f"and {count - named:,} more" in refused.value.message) == (named < count)
 
 
 def test_a_file_has_an_end() -> None:
@@ -257,6 +277,50 @@ async def test_a_lost_seller_would_oversell_without_the_guard(shop: Shop, monkey
     calls = [shop.apply(bought(f"t{number}", 200 * MU)) for number in range(2)]
     await asyncio.gather(*calls)
     assert sum((await shop.sold()).values()) == 400 * MU
+
+
+async def test_lowering_what_somebody_deleted_meanwhile_oversells_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves that a reduction computed from a reservation that is gone is computed anew, and refused as the sale that
+    it has become."""
+    await shop.call("SetReservation", reservation=bought("t0", 300 * MU))
+    commit, other = shop.store.commit, asyncio.Event()
+
+    async def overtaken(expects: Any, puts: Any, deletes: Any = ()) -> int | None:
+        if not other.is_set():
+            other.set()
+            await shop.call("DeleteReservation", tenant_id="t0", model_id="tiny")
+            await shop.apply(bought("t1", 320 * MU))
+        return await commit(expects, puts, deletes)
+
+    monkeypatch.setattr(shop.store, "commit", overtaken)
+    with pytest.raises(FailedPreconditionError, match="200 too much"):
+        await shop.call("SetReservation", reservation=bought("t0", 200 * MU))
+    assert await shop.sold() == {"t1": 320 * MU}
+
+
+async def test_live_capacity_is_sold_once(shop: Shop) -> None:
+    """Proves that where only live capacity counts, replicas to come do not, of two sales at once one is made, and
+    nothing grows while the allocator cannot be asked."""
+    with pytest.raises(UnavailableError, match="allocator cannot say"):
+        await shop.call("SetReservation", reservation=bought("t0", 60 * MU), live_capacity_only=True)
+    shop.live = LiveCapacity(80 * MU, 80 * MU, 0)
+    calls = [
+        shop.call("SetReservation", reservation=bought(f"t{number}", 60 * MU), live_capacity_only=True)
+        for number in range(2)
+    ]
+    first, second = await asyncio.gather(*calls, return_exceptions=True)
+    refused = second if isinstance(second, BaseException) else first
+    assert isinstance(refused, FailedPreconditionError)
+    assert "may sell 80 MU/min in all (of its live capacity now)" in refused.message
+    assert "fairlead quota set" in refused.message
+    assert len(await shop.sold()) == 1
+    await shop.call("SetReservation", reservation=bought("t2", 60 * MU))
+    shop.live = None
+    await shop.call("SetReservation", reservation=bought("t2", 50 * MU), live_capacity_only=True)
+    with pytest.raises(InvalidArgumentError, match="contradict"):
+        await shop.call("SetReservation", reservation=bought("t2", 1), live_capacity_only=True, allow_oversell=True)
 
 
 async def test_an_interrupted_policy_says_how_far_it_came_and_goes_on(
