@@ -62,6 +62,8 @@ from model_units.text import BytesPerToken
 SERVICE = "router"
 
 _FIRST_LEASE_WAIT_S = 3.0
+# Requests that the end of the grace period has cut off need some steps to settle what they delivered.
+_LAST_REQUESTS_WAIT_S = 2.0
 
 log = get_logger(__name__)
 
@@ -219,8 +221,10 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
             await doors.serve(stop, store, router_id, leases=leases, tasks=tasks)
             for task in background:
                 task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             await limiter.leave()
-            await publisher.finish()
+            await _until(lambda: not router.accounts.in_flight, asyncio.Event(), _LAST_REQUESTS_WAIT_S)
+            await publisher.finish(quiet=not router.accounts.in_flight)
     finally:
         await leader.close()
         await channels.close()

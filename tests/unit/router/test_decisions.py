@@ -42,7 +42,7 @@ asked = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["", "t", "u
 
 
 class NaiveShare:
-    """The rule in plain words: over the bound, the oldest of whoever has most goes, of whoever has had so many longest."""
+    """Over the bound the oldest record of whoever has most goes; of several, of whoever has had so many longest."""
 
     def __init__(self, kept_max: int) -> None:
         self.kept_max = kept_max
