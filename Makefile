@@ -22,7 +22,7 @@ PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_p
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota image up down clean
+.PHONY: help run test test-unit test-faults lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -38,6 +38,9 @@ test: ## Every test: unit, stateful, real etcd, real Triton, end to end, Docker 
 
 test-unit: ## The tests that take seconds
 	@$(BOOTSTRAP) --tests -- -m pytest -q tests/unit tests/stateful
+
+test-faults: ## The whole chain while something dies, hangs, is cut off or runs full; root for cuts and full disks
+	@$(BOOTSTRAP) --tests -- -m pytest -n 2 --dist loadfile -ra tests/faults
 
 lint: ## Style, imports, likely mistakes
 	@$(WITH_TESTS)

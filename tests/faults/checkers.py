@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from common import keys
 from tests.faults.books import RouterBooks
 from tests.faults.load import CANCELLED, COMPLETED, FAILED, LOST, REFUSED, History, Record
 
+MINIMUM_LOOKS = 2
 DIGEST_BYTES = 32
 """A snapshot begins with the SHA-256 of the rest (common/mirror.py)."""
 
@@ -184,29 +186,25 @@ class Write:
         key: The key.
         epoch: The writing leader's epoch; 0 for a deletion.
         number: Of the table within the epoch.
-        rates: What it grants, milli-MU per minute by tenant.
     """
 
     key: str
     epoch: int
     number: int = 0
-    rates: Mapping[str, int] = field(default_factory=dict)
 
 
 def epochs_never_go_back(writes: Iterable[Write]) -> None:
-    """Once a newer leader has written, an older one's writes never come into force, and numbers of a key grow.
+    """Once a newer leader has written a key, an older one's write never takes its place, and its numbers grow.
 
     Args:
-        writes: In the order of the store's revisions.
+        writes: As a reader saw them.
     """
-    newest, by_key = 0, {}
+    by_key: dict[str, tuple[int, int]] = {}
     for write in writes:
         if not write.epoch:
             continue
-        assert write.epoch >= newest, f"{write.key}: epoch {write.epoch} was written after {newest}"
-        newest = write.epoch
-        version = (write.epoch, write.number)
-        assert version >= by_key.get(write.key, (0, 0)), f"{write.key} went from {by_key[write.key]} to {version}"
+        before, version = by_key.get(write.key, (0, 0)), (write.epoch, write.number)
+        assert version >= before, f"{write.key} went from (epoch, number) {before} to {version}"
         by_key[write.key] = version
 
 
@@ -222,19 +220,21 @@ def tables_stay(writes: Iterable[Write], living: Iterable[str]) -> None:
     assert not gone, f"deleted, and its router lives: {', '.join(sorted(set(gone)))}"
 
 
-def leases_within(writes: Iterable[Write], *, tenant: str, quota_milli_mu_per_minute: int) -> None:
-    """At no moment do the stored leases of a tenant make up more than its quota.
+def refills_within(looks: Sequence[Mapping[str, int]], *, limit_milli_mu_per_minute: int) -> None:
+    """What all routers refill a tenant's buckets with makes up no more than its quota.
+
+    Routers cannot be looked at in one instant, and a share that moves is seen twice or not at all; so what counts of a
+    router is what it had at two looks in a row.
 
     Args:
-        writes: Of the lease tables, in the order of the store's revisions.
-        tenant: Whose.
-        quota_milli_mu_per_minute: The quota.
+        looks: The refill in force by router, one mapping per look; a router that could not be looked at is missing.
+        limit_milli_mu_per_minute: The quota, and what a fault may add.
     """
-    by_key: dict[str, int] = {}
-    for write in writes:
-        by_key[write.key] = write.rates.get(tenant, 0)
-        leased = sum(by_key.values())
-        assert leased <= quota_milli_mu_per_minute, f"{leased} of {quota_milli_mu_per_minute} mMU/min leased: {by_key}"
+    assert len(looks) >= MINIMUM_LOOKS, "the routers were not looked at"
+    for first, second in pairwise(looks):
+        steady = {name: min(rate, second.get(name, 0)) for name, rate in first.items()}
+        total = sum(steady.values())
+        assert total <= limit_milli_mu_per_minute, f"{total} of {limit_milli_mu_per_minute} mMU/min in force: {steady}"
 
 
 def same_admission(before_milli_mu_per_s: float, after_milli_mu_per_s: float, *, part: float) -> None:

@@ -33,7 +33,7 @@ def namespaces_or_skip() -> None:
     why_not = missing_for_namespaces()
     if why_not is None:
         return
-    if os.environ.get("CI") == "true" and os.geteuid() == 0:
+    if os.environ.get("CI") == "true":
         pytest.fail(f"CI must be able to cut connections: {why_not}")
     pytest.skip(f"cannot cut connections: {why_not}")
 

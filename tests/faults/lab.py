@@ -14,24 +14,23 @@ from common import keys
 from common.etcd_store import EtcdStore
 from fairlead.admin.v1 import admin_pb2
 from tests.faults.books import RouterBooks, router_books, value
+from tests.faults.load import ask
 from tests.faults.network import Loopback, Namespaces
 from tests.faults.processes import LabProcess, Service
+from tests.faults.tenants import KEYS, MODEL, QUOTAS, STEADY
 from tests.support.ports import free_port
 from tests.support.router_lab import PEPPER, api_key
 from tests.support.waiting import eventually
 
-MODEL = "sim-8b"
 LEASE_S = 3.0
 ELECTION_TTL_S = 2
 BURST_WINDOW_S = 5
 REFRESH_S = 0.5
-START_S = 60.0
-
-GREEDY, STEADY = "greedy", "steady"
-KEYS = {GREEDY: "fl-greedygreedygree-secret", STEADY: "fl-steadysteadystea-secret"}
-# Milli-MU per minute: (reserved, ceiling). The greedy one always wants more than its ceiling, the steady one a quarter
-# of its reservation; three simulated replicas serve thirty times as much, so that nothing but quotas limits anybody.
-QUOTAS = {GREEDY: (4_500, 9_000), STEADY: (6_000, 6_000)}
+START_S = 150.0
+"""Ten interpreters start at once, perhaps on a machine with other things to do."""
+LOOK_S = 0.15
+LEAST_SHARE = 0.4
+"""Part of an equal share of the steady quota, of which a quarter is used: what each router has before a fault."""
 
 _GRPC_PORT, _OPS_PORT, _ETCD_PORT, _ETCD_PEER_PORT = 7000, 9000, 2379, 2380
 
@@ -113,6 +112,7 @@ class Lab:
                     "lease_s": LEASE_S,
                     "refresh_s": REFRESH_S,
                     "burst_window_s": BURST_WINDOW_S,
+                    "burst_min_milli_mu": 0,
                     "debounce_ms": 50,
                     "demand_interval_s": 0.5,
                 },
@@ -176,14 +176,46 @@ class Lab:
             process.thaw()
         for service in self.services.values():
             if not service.as_shipped():
-                service.kill()
+                service.end()
                 service.runs(service.module)
         for process in self.processes:
             process.start()
-        await eventually(self.well, START_S, "the whole platform is well")
+        await self.wait_well()
+        await self._warm()
+
+    async def _warm(self) -> None:
+        """Returns when every router has a lease worth having.
+
+        One that was just started has next to nothing as long as its predecessor's leases run, and until it is asked.
+        """
+
+        async def leased() -> bool:
+            enough = LEAST_SHARE * QUOTAS[STEADY][0] / len(self.routers)
+            for router in self.routers:
+                page = await asyncio.to_thread(router.metrics)
+                if value(page, "fairlead_router_lease_milli_mu_per_minute", tenant=STEADY) < enough:
+                    await ask(STEADY, router.grpc_address)
+                    return False
+            return True
+
+        await eventually(leased, START_S, "every router has a lease")
+
+    async def wait_well(self, timeout_s: float = START_S) -> None:
+        """Returns when all is well; fails at once when a process that should run has ended by itself."""
+
+        async def well_or_dead() -> bool:
+            return bool(self._dead()) or await self.well()
+
+        await eventually(well_or_dead, timeout_s, "the whole platform is well")
+        assert not self._dead(), f"ended by themselves: {', '.join(self._dead())}"
+
+    def _dead(self) -> list[str]:
+        return [process.name for process in self.processes if process.died]
 
     async def well(self) -> bool:
-        """Whether everybody is ready, somebody leads, and the routers' leases make up the quotas."""
+        """Whether everybody is ready, one limiter leads, and all routers report to it."""
+        # Looking is work too, and those that start need the processor.
+        await asyncio.sleep(LOOK_S)
         ready = await asyncio.gather(*(asyncio.to_thread(service.ready) for service in self.services.values()))
         if not all(ready):
             missing = [name for name, good in zip(self.services, ready, strict=True) if not good]
@@ -192,10 +224,6 @@ class Lab:
         live = value(leading, "fairlead_ratelimiter_routers")
         if live != len(self.router_names):
             raise AssertionError(f"the limiter knows {live:g} routers")
-        for tenant, (reserved, _) in QUOTAS.items():
-            leased = value(leading, "fairlead_ratelimiter_leased_milli_mu_per_minute", tenant=tenant)
-            if leased < 0.98 * reserved:
-                raise AssertionError(f"{tenant} is leased {leased:g} of {reserved}")
         return True
 
     async def become(self, name: str, mutant: str, **environment: str) -> Service:
@@ -207,10 +235,11 @@ class Lab:
             environment: Beyond this process's own.
         """
         service = self.services[name]
-        service.kill()
+        service.end()
         service.runs(f"tests.faults.mutants.{mutant}", **environment)
         service.start()
-        await eventually(self.well, START_S, f"{mutant} serves")
+        await self.wait_well()
+        await self._warm()
         return service
 
     def leader(self, service: str) -> Service:
@@ -252,12 +281,13 @@ class Lab:
         after = await self.quiet()
         return {name: books.since(before[name]) for name, books in after.items()}
 
-    async def add_tenant(self, name: str) -> str:
+    async def add_tenant(self, name: str, *, display_name: str = "") -> str:
         """Writes a tenant with a key but without a reservation; returns the key."""
         key = f"fl-{name:x<16.16}-secret"
         async with self.store() as store:
             stored = api_key(key, name)
-            await store.put(keys.tenant(name), admin_pb2.Tenant(tenant_id=name).SerializeToString())
+            tenant = admin_pb2.Tenant(tenant_id=name, display_name=display_name)
+            await store.put(keys.tenant(name), tenant.SerializeToString())
             await store.put(keys.api_key(stored.key_id), stored.SerializeToString())
         return key
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,12 +16,12 @@ import grpc.aio
 from fairlead.errors import Reason, from_rpc_error
 from fairlead.inference.v1 import inference_pb2 as pb
 from fairlead.inference.v1 import inference_pb2_grpc
-from tests.faults.lab import KEYS, MODEL
+from tests.faults.tenants import KEYS, MODEL
 
 COMPLETED, REFUSED, FAILED, CANCELLED, LOST = "completed", "refused", "failed", "cancelled", "lost"
 _REFUSALS = {Reason.QUOTA_USED_UP, Reason.QUOTA_HELD, Reason.QUOTA_TOO_SMALL}
 
-# Every prompt begins with a number of its own, so that no prefix cache makes it cheaper than the others.
+# Every prompt begins with a random number, so that no prefix cache makes it cheaper than the others.
 PROMPT = "The same words again and again, so that every request costs the same. " * 14
 OUTPUT_TOKENS = 4
 DEADLINE_S = 10.0
@@ -86,15 +87,10 @@ class Stream:
     output_tokens: int = OUTPUT_TOKENS
 
 
-def request(number: int, output_tokens: int = OUTPUT_TOKENS) -> pb.GenerateRequest:
-    """A greedy request that runs to its limit.
-
-    Args:
-        number: Makes its prompt unlike any other; below 10^9.
-        output_tokens: Its limit.
-    """
+def request(output_tokens: int = OUTPUT_TOKENS) -> pb.GenerateRequest:
+    """A request unlike any other, which runs to its limit."""
     sampling = pb.SamplingParameters(max_tokens=output_tokens, ignore_end_token=True, temperature=0.0)
-    return pb.GenerateRequest(model=MODEL, prompt=f"{number:09} {PROMPT}", sampling=sampling)
+    return pb.GenerateRequest(model=MODEL, prompt=f"{secrets.token_hex(8)} {PROMPT}", sampling=sampling)
 
 
 class Load:
@@ -144,14 +140,11 @@ class Load:
             while open_here:
                 await asyncio.wait(open_here)
 
-    def _number(self) -> int:
-        return self._random.randrange(10**9)
-
     async def _one(self, stub: inference_pb2_grpc.InferenceServiceAsyncStub, stream: Stream, *, cancel: bool) -> None:
         sent_s, first_s = time.monotonic(), 0.0
         outcome, reason, cost = COMPLETED, "", 0
         metadata = (("authorization", f"Bearer {KEYS[stream.tenant]}"),)
-        call = stub.StreamGenerate(request(self._number(), stream.output_tokens), metadata=metadata, timeout=DEADLINE_S)
+        call = stub.StreamGenerate(request(stream.output_tokens), metadata=metadata, timeout=DEADLINE_S)
         try:
             while isinstance(message := await call.read(), pb.StreamGenerateResponse):
                 first_s = first_s or time.monotonic()
@@ -214,3 +207,15 @@ async def load(streams: Sequence[Stream]) -> AsyncIterator[History]:
     finally:
         running.stop()
         await task
+
+
+async def ask(tenant: str, address: str) -> bool:
+    """Sends one request that nobody counts; returns whether it was answered."""
+    metadata = (("authorization", f"Bearer {KEYS[tenant]}"),)
+    async with _channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        try:
+            await stub.Generate(request(), metadata=metadata, timeout=DEADLINE_S)
+        except grpc.aio.AioRpcError:
+            return False
+    return True

@@ -32,6 +32,7 @@ class LabProcess:
         self.environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
         self._frozen = False
+        self._ended = False
 
     @property
     def pid(self) -> int:
@@ -44,10 +45,16 @@ class LabProcess:
         """Whether it runs, frozen or not."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def died(self) -> bool:
+        """Whether it was started and has ended without being told to."""
+        return self._process is not None and not self._ended and self._process.poll() is not None
+
     def start(self) -> None:
         """Starts it, unless it runs."""
         if self.running:
             return
+        self._ended = False
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -71,6 +78,7 @@ class LabProcess:
 
     def kill(self) -> None:
         """Ends it at once: SIGKILL."""
+        self._ended = True
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -78,10 +86,18 @@ class LabProcess:
 
     def stop(self, timeout_s: float = 20.0) -> None:
         """Asks it to end and waits until it has: SIGTERM."""
+        self._ended = True
         if self._process is not None:
             self.thaw()
             self._process.terminate()
             self._process.wait(timeout_s)
+
+    def end(self, timeout_s: float = 20.0) -> None:
+        """Ends it in order where it still can, else at once."""
+        try:
+            self.stop(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
 
     def log(self) -> str:
         """What it has written."""

@@ -118,19 +118,26 @@ def test_charges_nobody_was_told_of_are_found() -> None:
 
 
 def test_writes_of_a_deposed_leader_are_found() -> None:
-    """An epoch that goes back, a table that goes back, a deleted table of a living router, leases over the quota."""
+    """An epoch that goes back, a table that goes back, a deleted table of a living router."""
     first, second = "/fairlead/v1/leases/router-1/0", "/fairlead/v1/leases/router-2/0"
-    good = [Write(first, 5, 1, {"acme": 60}), Write(second, 5, 2, {"acme": 40}), Write(first, 9, 1, {"acme": 60})]
+    good = [Write(first, 5, 1), Write(second, 5, 2), Write(first, 9, 1)]
     checkers.epochs_never_go_back(good)
     checkers.tables_stay([*good, Write(second, 0)], ["router-1"])
-    checkers.leases_within(good, tenant="acme", quota_milli_mu_per_minute=100)
-    for bad in (Write(second, 5, 3), Write(first, 9, 0)):
+    for bad in (Write(first, 5, 3), Write(second, 5, 1)):
         with pytest.raises(AssertionError):
             checkers.epochs_never_go_back([*good, bad])
     with pytest.raises(AssertionError, match="deleted"):
         checkers.tables_stay([*good, Write(first, 0)], ["router-1"])
-    with pytest.raises(AssertionError, match="leased"):
-        checkers.leases_within([*good, Write(second, 9, 2, {"acme": 41})], tenant="acme", quota_milli_mu_per_minute=100)
+
+
+def test_refills_over_the_quota_are_found() -> None:
+    """More than the quota at two looks in a row is over it; a share that moves between two looks is not."""
+    moving = [{"router-1": 99, "router-2": 1}, {"router-1": 50, "router-2": 50}, {"router-1": 50}]
+    checkers.refills_within(moving, limit_milli_mu_per_minute=100)
+    with pytest.raises(AssertionError, match="in force"):
+        checkers.refills_within([{"router-1": 60, "router-2": 60}] * 2, limit_milli_mu_per_minute=100)
+    with pytest.raises(AssertionError, match="looked at"):
+        checkers.refills_within([], limit_milli_mu_per_minute=100)
 
 
 def test_another_admission_is_found() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc.aio
@@ -17,19 +17,21 @@ from common import keys
 from fairlead.errors import UnavailableError
 from tests.faults import checkers
 from tests.faults.disk import SmallDisk, missing_for_mounts
-from tests.faults.lab import GREEDY, STEADY, Lab
+from tests.faults.lab import Lab
 from tests.faults.load import load
 from tests.faults.processes import Service
+from tests.faults.tenants import GREEDY, STEADY
 from tests.faults.traffic import BURST, GREEDY_RATE, both
 from tests.faults.views import HEAL_S, heals, knows
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
-ROUTER_DISK_BYTES = 2 << 20
+ROUTER_DISK_BYTES = 16 << 20
 ETCD_QUOTA_BYTES = 8 << 20
 # Two write-ahead segments of 64 MB, one in use and one in reserve, and a little for the database.
 ETCD_DISK_BYTES = 144 << 20
+LONG = "x" * 65_536
 CHUNK = b"x" * (256 << 10)
 FULL_S = 4.0
 
@@ -37,7 +39,7 @@ FULL_S = 4.0
 @pytest.fixture(autouse=True)
 def _may_mount() -> None:
     why_not = missing_for_mounts()
-    if why_not is not None and os.environ.get("CI") == "true" and os.geteuid() == 0:
+    if why_not is not None and os.environ.get("CI") == "true":
         pytest.fail(f"CI must be able to fill a disk: {why_not}")
     if why_not is not None:
         pytest.skip(f"cannot fill a disk: {why_not}")
@@ -60,11 +62,11 @@ async def test_a_router_with_a_full_disk_serves_and_recovers(lab: Lab, small: tu
     """A full state_dir costs no request and tears no snapshot; with space again, snapshots follow by themselves."""
     router, disk = small
     router.start()
-    await eventually(lab.well, HEAL_S, "the router serves from the small disk")
+    await lab.wait_well()
     before = lab.books()
     disk.fill()
     async with load(both(lab)) as history:
-        key = await lab.add_tenant("whilefull")
+        key = await lab.add_tenant("whilefull", display_name=LONG)
         await heals([router], key, within_s=HEAL_S)
         await asyncio.sleep(1.0)
         checkers.snapshots_whole(lab.folder / "router-1.state")
@@ -88,22 +90,30 @@ async def test_a_snapshot_written_in_place_is_caught(lab: Lab, small: tuple[Serv
     router, disk = small
     await lab.become("router-1", "torn_snapshot_router")
     disk.fill()
-    await heals([router], await lab.add_tenant("whiletorn" + "x" * 7), within_s=HEAL_S)
+    await heals([router], await lab.add_tenant("whiletorn", display_name=LONG), within_s=HEAL_S)
 
     def torn() -> bool:
-        with pytest.raises(AssertionError, match=r"cut off|damaged"):
+        try:
             checkers.snapshots_whole(lab.folder / "router-1.state")
-        return True
+        except AssertionError as found:
+            return "cut off" in str(found) or "damaged" in str(found)
+        return False
 
     await eventually(torn, HEAL_S, "a torn snapshot")
 
 
-async def fill_store(lab: Lab) -> None:
-    """Writes until etcd takes no more, whatever it does then."""
+async def fill_store(lab: Lab, until: Callable[[Exception], bool]) -> None:
+    """Writes until etcd takes no more for a reason that is looked for."""
     async with lab.store() as store:
-        with contextlib.suppress(UnavailableError):
-            for number in range(1_000):
+        for number in range(1_000):
+            try:
                 await store.put(f"{keys.PREFIX}junk/{number}", CHUNK)
+            except UnavailableError as error:
+                if until(error):
+                    return
+                # A server that is busy or gone for a moment: what is looked for comes after it.
+                await asyncio.sleep(0.1)
+    raise AssertionError("etcd took everything")
 
 
 async def clear_store(lab: Lab) -> None:
@@ -116,8 +126,10 @@ async def clear_store(lab: Lab) -> None:
         await rpc.KVStub(channel).Compact(rpc.CompactionRequest(revision=revision, physical=True), timeout=20)
         maintenance = rpc.MaintenanceStub(channel)
         await maintenance.Defragment(rpc.DefragmentRequest(), timeout=20)
-        disarm = rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, alarm=rpc.AlarmType.Value("NOSPACE"))
-        await maintenance.Alarm(disarm, timeout=20)
+        alarms = await maintenance.Alarm(rpc.AlarmRequest(action=rpc.AlarmRequest.GET), timeout=20)
+        for member in alarms.alarms:
+            request = rpc.AlarmRequest(action=rpc.AlarmRequest.DEACTIVATE, memberID=member.memberID, alarm=member.alarm)
+            await maintenance.Alarm(request, timeout=20)
 
 
 @contextlib.asynccontextmanager
@@ -128,13 +140,12 @@ async def etcd_with(lab: Lab, *options: str) -> AsyncIterator[None]:
     lab.etcd.command = [*usual, *options]
     lab.etcd.start()
     try:
-        await eventually(lab.well, HEAL_S, "etcd serves with its new options")
+        await lab.wait_well(HEAL_S)
         yield
     finally:
         lab.etcd.thaw()
         lab.etcd.kill()
         lab.etcd.command = usual
-        lab.etcd.start()
 
 
 async def test_etcd_without_space_costs_no_request(lab: Lab) -> None:
@@ -142,13 +153,11 @@ async def test_etcd_without_space_costs_no_request(lab: Lab) -> None:
     async with etcd_with(lab, "--quota-backend-bytes", str(ETCD_QUOTA_BYTES)):
         before = lab.books()
         async with load(both(lab)) as history:
-            await fill_store(lab)
-            with pytest.raises(UnavailableError, match="space"):
-                await lab.add_tenant("nospace")
+            await fill_store(lab, lambda error: "space exceeded" in str(error))
             await asyncio.sleep(FULL_S)
             await clear_store(lab)
             await heals(lab.routers, await lab.add_tenant("spaceagain"), within_s=HEAL_S)
-            await eventually(lab.well, HEAL_S, "everybody leads and reports again")
+            await lab.wait_well(HEAL_S)
         books = await lab.since(before)
     checkers.never_refused(history.of(STEADY))
     checkers.admitted_within(history.of(GREEDY), rate_milli_mu_per_minute=GREEDY_RATE, burst_milli_mu=BURST)
@@ -167,14 +176,18 @@ async def test_etcd_on_a_full_disk_costs_no_request(lab: Lab, tmp_path: Path) ->
             before = lab.books()
             async with load(both(lab)) as history:
                 disk.fill()
-                await fill_store(lab)
-                await eventually(lambda: not lab.etcd.running, HEAL_S, "etcd gives up")
+                await fill_store(lab, lambda _: not lab.etcd.running)
                 await asyncio.sleep(FULL_S)
                 disk.free()
                 lab.etcd.start()
-                await eventually(lab.well, HEAL_S, "everybody leads and reports again")
+                await lab.wait_well(HEAL_S)
             books = await lab.since(before)
+        # Back to the disk it came from, with everything written since: a store must not go back.
+        lab.etcd.stop()
+        shutil.rmtree(lab.etcd.data_dir)
+        shutil.copytree(folder / "etcd", lab.etcd.data_dir)
     finally:
+        lab.etcd.kill()
         disk.close()
     checkers.never_refused(history.of(STEADY))
     checkers.admitted_within(history.of(GREEDY), rate_milli_mu_per_minute=GREEDY_RATE, burst_milli_mu=BURST)

@@ -10,13 +10,14 @@ import pytest
 
 from tests.faults import checkers
 from tests.faults.checkers import Allowance
-from tests.faults.lab import GREEDY, LEASE_S, STEADY, Lab
+from tests.faults.lab import LEASE_S, Lab
 from tests.faults.load import History, load
 from tests.faults.mutants.dying_router import POINTS
+from tests.faults.tenants import GREEDY, STEADY
 from tests.faults.traffic import BURST, GREEDY_RATE, both
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 # After a lease has ended: the limiter's look at the time (1 s), its guard (1 %), a report and an answer.
 REGRANT_S = 2.5

@@ -11,15 +11,16 @@ from aetcd import rpc
 from common import keys
 from fairlead.admin.v1 import admin_pb2
 from tests.faults import checkers
-from tests.faults.lab import GREEDY, STEADY, Lab
+from tests.faults.lab import Lab
 from tests.faults.load import load
 from tests.faults.processes import Service
+from tests.faults.tenants import GREEDY, STEADY
 from tests.faults.traffic import BURST, GREEDY_RATE, both
 from tests.faults.views import HEAL_S, heals
 from tests.faults.watch import watching
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 HANG_S = 10.0
 DEAD_S = 2.0
@@ -45,7 +46,7 @@ async def test_traffic_and_views_survive_etcd(lab: Lab, how: str) -> None:
 
         await eventually(written, HEAL_S, "etcd takes writes again")
         await heals(lab.routers, await lab.add_tenant(f"after{how}"), within_s=HEAL_S)
-        await eventually(lab.well, HEAL_S, "everybody leads and reports again")
+        await lab.wait_well(HEAL_S)
     books = await lab.since(before)
     checkers.never_refused(history.of(STEADY))
     checkers.admitted_within(history.of(GREEDY), rate_milli_mu_per_minute=GREEDY_RATE, burst_milli_mu=BURST)

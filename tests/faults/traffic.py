@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.faults.lab import BURST_WINDOW_S, GREEDY, QUOTAS, STEADY, Lab
+from tests.faults.lab import BURST_WINDOW_S, Lab
 from tests.faults.load import Stream
+from tests.faults.tenants import GREEDY, QUOTAS, STEADY
 
 GREEDY_RATE = QUOTAS[GREEDY][1]
 GREEDY_RESERVED = QUOTAS[GREEDY][0]

@@ -11,8 +11,13 @@ from common import keys
 from common.mirror import Mirror
 from fairlead.capacity.v1 import capacity_pb2
 from fairlead.quota.v1 import quota_pb2
+from tests.faults.books import value
 from tests.faults.checkers import Write
 from tests.faults.lab import Lab
+from tests.faults.processes import Service
+from tests.faults.tenants import GREEDY
+
+LOOK_S = 0.5
 
 
 @dataclass
@@ -22,21 +27,38 @@ class Seen:
     Attributes:
         leases: Changes of lease tables.
         quotas: Changes of quota tables.
-        tables: The lease tables there are now, by key below leases/.
+        safe_rates: The most of the greedy tenant's quota a router may use once its leases have ended, milli-MU per
+            minute by router.
+        refills: The greedy tenant's refill in force by router, one mapping per look at them.
     """
 
     leases: list[Write] = field(default_factory=list)
     quotas: list[Write] = field(default_factory=list)
-    tables: dict[str, quota_pb2.LeaseTable] = field(default_factory=dict)
+    safe_rates: dict[str, int] = field(default_factory=dict)
+    refills: list[dict[str, int]] = field(default_factory=list)
 
-    def safe_rate(self, router: str, tenant: str) -> int:
-        """What a router may admit of a tenant after its leases have expired, milli-MU per minute."""
-        return sum(
-            lease.safe_rate_milli_mu_per_minute
-            for table in self.tables.values()
-            for lease in table.leases
-            if table.router_id == router and lease.tenant_id == tenant
-        )
+    def note(self, table: quota_pb2.LeaseTable) -> None:
+        """Remembers the largest safe rate a router was ever granted."""
+        for lease in table.leases:
+            if lease.tenant_id == GREEDY:
+                known = self.safe_rates.get(table.router_id, 0)
+                self.safe_rates[table.router_id] = max(known, lease.safe_rate_milli_mu_per_minute)
+
+
+async def _look(lab: Lab, seen: Seen) -> None:
+    """Looks at the routers' refills again and again; one that does not answer is left out."""
+    while True:
+        looks = await asyncio.gather(*(asyncio.to_thread(_refill, router) for router in lab.routers))
+        found = zip(lab.router_names, looks, strict=True)
+        seen.refills.append({name: rate for name, rate in found if rate is not None})
+        await asyncio.sleep(LOOK_S)
+
+
+def _refill(router: Service) -> int | None:
+    try:
+        return int(value(router.metrics(), "fairlead_router_lease_milli_mu_per_minute", tenant=GREEDY))
+    except OSError:
+        return None
 
 
 @asynccontextmanager
@@ -46,12 +68,10 @@ async def watching(lab: Lab) -> AsyncIterator[Seen]:
 
     def on_lease(key: str, table: quota_pb2.LeaseTable | None) -> None:
         if table is None:
-            seen.tables.pop(key, None)
             seen.leases.append(Write(keys.LEASES + key, 0))
             return
-        seen.tables[key] = table
-        rates = {lease.tenant_id: lease.rate_milli_mu_per_minute for lease in table.leases}
-        seen.leases.append(Write(keys.LEASES + key, table.epoch, table.table_number, rates))
+        seen.note(table)
+        seen.leases.append(Write(keys.LEASES + key, table.epoch, table.table_number))
 
     def on_quota(key: str, table: capacity_pb2.QuotaTable | None) -> None:
         seen.quotas.append(Write(keys.QUOTAS + key, table.epoch if table else 0))
@@ -62,6 +82,7 @@ async def watching(lab: Lab) -> AsyncIterator[Seen]:
         leases.on_change(on_lease)
         quotas.on_change(on_quota)
         tasks = [asyncio.create_task(mirror.run()) for mirror in (leases, quotas)]
+        tasks.append(asyncio.create_task(_look(lab, seen)))
         try:
             await leases.wait_synced()
             yield seen

@@ -1,4 +1,4 @@
-"""A router that forgets to end every tenth hold."""
+"""A router that forgets to end every third hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ended = 0
 def _settle_most(self: Holds, hold: Hold, cost_milli_mu: int, now_ns: int) -> None:
     global _ended
     _ended += 1
-    if _ended % 10:
+    if _ended % 3:
         _settle(self, hold, cost_milli_mu, now_ns)
     else:
         hold.open = False

@@ -7,6 +7,6 @@ from ratelimiter.core.roster import Roster
 from tests.faults import mutants
 
 if __name__ == "__main__":
-    lease.split_quota = lambda quota, wants: [quota] * len(wants)  # type: ignore[attr-defined]
+    lease.resplit_quota = lambda quota, wants, has: [quota] * len(wants)  # type: ignore[attr-defined]
     Roster.held = lambda self, workload: 0  # type: ignore[method-assign]
     mutants.run("ratelimiter")
