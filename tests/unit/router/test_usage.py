@@ -444,6 +444,7 @@ async def test_a_damaged_journal_counts_as_far_as_it_is_readable_and_is_kept(rec
             await next_.publisher.adopt()
             assert {tenant for _, tenant, _, _ in await stored(store)} == {f"t{n}" for n in range(5) if n != record - 1}
             assert [each.name for each in path.parent.iterdir()] == [path.name + ".damaged"]
+            assert not await told(store), "nobody says that all of it is stored"
             failures.append(next_.journal.lost)
             next_.die()
             journals.remove(next_.journal.folder)
