@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-RATE_MAX_MILLI = 10**12
-"""What the platform takes at most, milli-MU per minute: ten million replicas."""
+from fairlead.reservation_limits import RATE_MAX_MILLI_MU_PER_MINUTE
+
+_RATE_MAX = RATE_MAX_MILLI_MU_PER_MINUTE // 1000
 
 
 def milli(value: Any) -> int:
@@ -24,20 +25,20 @@ def milli(value: Any) -> int:
         ValueError: It is no such number; the text says why, to go on after the amount's name.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise ValueError(f"{_shown(value)} must be a number of MU per minute")
+        raise ValueError(f"{shown(value)} must be a number of MU per minute")
     try:
-        amount = Decimal(str(value))
+        amount = Decimal(value) if isinstance(value, int) else Decimal(str(value))
     except InvalidOperation:
-        raise ValueError(f"{_shown(value)} must be a number of MU per minute") from None
+        raise ValueError(f"{shown(value)} must be a number of MU per minute") from None
     if not amount.is_finite():
-        raise ValueError(f"{_shown(value)} must be a finite number of MU per minute")
+        raise ValueError(f"{shown(value)} must be a finite number of MU per minute")
     if amount < 0:
-        raise ValueError(f"{_shown(value)} must not be negative")
-    if amount * 1000 > RATE_MAX_MILLI:
-        raise ValueError(f"{_shown(value)} is more than {RATE_MAX_MILLI // 1000:,} MU per minute")
+        raise ValueError(f"{shown(value)} must not be negative")
+    if amount > _RATE_MAX:  # before multiplying, which may overflow
+        raise ValueError(f"{shown(value)} is more than {_RATE_MAX:,} MU per minute")
     rounded = int((amount * 1000).to_integral_value())
     if amount and not rounded:
-        raise ValueError(f"{_shown(value)} is less than 0.001 MU per minute")
+        raise ValueError(f"{shown(value)} is less than 0.001 MU per minute")
     return rounded
 
 
@@ -46,8 +47,12 @@ def decimal(rate: int) -> str:
     return f"{rate // 1000}.{rate % 1000:03}".rstrip("0").rstrip(".")
 
 
-def _shown(value: Any) -> str:
-    return repr(value)[:40] if isinstance(value, str) else str(value)[:40]
+def shown(value: Any) -> str:
+    """The beginning of a value that is refused, a text in quotation marks."""
+    try:
+        return repr(value)[:40] if isinstance(value, str) else str(value)[:40]
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 class ModelUnits(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2 only
@@ -69,7 +74,7 @@ class ModelUnits(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
         if self._above_zero and not rate:
-            self.fail(f"{_shown(value)} must be above 0.", param, ctx)
+            self.fail(f"{shown(value)} must be above 0.", param, ctx)
         return rate
 
 

@@ -19,13 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairlead.admin.v1 import admin_pb2
-from fairlead.cli.amounts import decimal, milli
-from fairlead.cli.policy_forms import TIER_DEFAULT, WEIGHT_DEFAULT, BrokenFileError, entry_lines, parse
+from fairlead.cli.amounts import decimal, milli, shown
+from fairlead.cli.policy_forms import BrokenFileError, entry_lines, parse
+from fairlead.reservation_limits import TIER_DEFAULT, TIER_MAX, WEIGHT_DEFAULT, WEIGHT_MAX
 
 _REQUIRED = ("tenant", "model", "reserved")
 _SPELLED_OUT = (*_REQUIRED, "burst", "tier", "weight")
 _KNOWN = (*_SPELLED_OUT, "etag")
-_RANGES = {"tier": (1, 9), "weight": (1, 1000)}
+_RANGES = {"tier": (1, TIER_MAX), "weight": (1, WEIGHT_MAX)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def read_policies(text: str, form: str) -> PolicyFile:
     counted = "quotas" in document
     if counted and (isinstance(document["quotas"], bool) or document["quotas"] != len(entries)):
         found.refuse(
-            f"quotas says {document['quotas']!r} and {len(entries)} are there: a file cut off, or a wrong count"
+            f"quotas says {shown(document['quotas'])} and {len(entries)} are there: a file cut off, or a wrong count"
         )
     first: dict[tuple[str, str], int] = {}
     for number, entry in enumerate(entries, 1):
@@ -152,7 +153,9 @@ def _entry(found: PolicyFile, number: int, entry: Any, *, counted: bool) -> admi
     texts = {key: entry.get(key, "") for key in ("tenant", "model", "etag")}
     for key, value in texts.items():
         if not isinstance(value, str) or (key in entry and not value):
-            found.refuse(f"{str(value)[:40]!r} must be a text", number, name, key)
+            found.refuse(
+                f"{shown(value if isinstance(value, str) else shown(value))} must be a text", number, name, key
+            )
     rates = {key: _rate(found, number, name, key, entry) for key in ("reserved", "burst")}
     whole = {key: _whole(found, number, name, key, entry) for key in _RANGES}
     reserved, burst = rates["reserved"] or 0, rates["burst"]
@@ -176,7 +179,9 @@ def _entry(found: PolicyFile, number: int, entry: Any, *, counted: bool) -> admi
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    return f"{str(entry.get('tenant', '?'))[:63]} on {str(entry.get('model', '?'))[:127]}"
+    named = [entry.get(key, "?") for key in ("tenant", "model")]
+    tenant_id, model_id = (value if isinstance(value, str) else shown(value) for value in named)
+    return f"{tenant_id[:63]} on {model_id[:127]}"
 
 
 def _rate(found: PolicyFile, number: int, name: str, key: str, entry: Mapping[str, Any]) -> int | None:
@@ -185,7 +190,7 @@ def _rate(found: PolicyFile, number: int, name: str, key: str, entry: Mapping[st
     value = entry[key]
     try:
         if isinstance(value, str):
-            raise ValueError(f"{value[:40]!r} must be a number, not a text")
+            raise ValueError(f"{shown(value)} must be a number, not a text: plainly in decimal, as 300 or 2.5")
         return milli(value)
     except ValueError as error:
         found.refuse(str(error), number, name, key)
@@ -197,6 +202,6 @@ def _whole(found: PolicyFile, number: int, name: str, key: str, entry: Mapping[s
         return None
     value, (least, most) = entry[key], _RANGES[key]
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        found.refuse(f"{str(value)[:40]} must be a whole number from {least} to {most:,}", number, name, key)
+        found.refuse(f"{shown(value)} must be a whole number from {least} to {most:,}", number, name, key)
         return None
     return value

@@ -6,7 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Hashable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import yaml
 
 from fairlead.admin.v1 import admin_pb2
 from fairlead.cli.amounts import decimal
+from fairlead.reservation_limits import TIER_DEFAULT, WEIGHT_DEFAULT
 
 FORMS = ("toml", "json", "yaml")
-TIER_DEFAULT, WEIGHT_DEFAULT = 5, 1
-"""What the platform takes where none is set (admin.proto)."""
 
 _TOML_HEAD = re.compile(r"^[ \t]*\[\[[ \t]*quota[ \t]*\]\]", re.MULTILINE)
+_YAML_INT, _YAML_FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 _YAML_HEAD = re.compile(r"^[ \t]*- ", re.MULTILINE)
 
 
@@ -46,7 +46,10 @@ def form_of(name: str, text: str) -> str:
 
 
 def parse(text: str, form: str) -> Any:
-    """Turns a text into objects; keys that stand twice are refused, fractions of TOML and JSON stay exact.
+    """Turns a text into objects; keys that stand twice are refused, fractions stay exact.
+
+    What YAML 1.1 takes for a number that reads differently (010 is 8, 1:30 is 90), and a number beyond Decimal's
+    exponents, stays the text that it is.
 
     Args:
         text: The file.
@@ -93,8 +96,20 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _fraction(text: str) -> Decimal | str:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which no key may stand twice."""
+    """YAML in which no key may stand twice, and only plain decimal numbers are numbers."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # the base class declares it without ClassVar
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_YAML_INT, _YAML_FLOAT)]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """See yaml.SafeLoader."""
@@ -104,12 +119,28 @@ class _StrictLoader(yaml.SafeLoader):
         return made
 
 
+def _yaml_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))
+
+
+def _yaml_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal | str:
+    return _fraction(loader.construct_scalar(node))
+
+
+_StrictLoader.add_implicit_resolver(_YAML_INT, re.compile(r"[-+]?(0|[1-9][0-9]*)\Z"), list("-+0123456789"))
+_StrictLoader.add_implicit_resolver(
+    _YAML_FLOAT, re.compile(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?\Z"), list("-+0123456789")
+)
+_StrictLoader.add_constructor(_YAML_INT, _yaml_int)
+_StrictLoader.add_constructor(_YAML_FLOAT, _yaml_float)
+
+
 def _toml(text: str) -> Any:
-    return tomllib.loads(text, parse_float=Decimal)
+    return tomllib.loads(text, parse_float=_fraction)
 
 
 def _json(text: str) -> Any:
-    return json.loads(text, parse_float=Decimal, object_pairs_hook=_once)
+    return json.loads(text, parse_float=_fraction, object_pairs_hook=_once)
 
 
 def _yaml(text: str) -> Any:

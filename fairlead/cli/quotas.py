@@ -8,7 +8,7 @@ from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2
 from fairlead.cli.connection import AdminConnection
 from fairlead.cli.output import message_row
-from fairlead.errors import FailedPreconditionError, FairleadError, UnavailableError
+from fairlead.errors import FairleadError
 from fairlead.quota.v1 import quota_pb2
 
 _FROM_ALLOCATOR = (
@@ -49,7 +49,7 @@ def read_quotas(
             for model in ledger.models
             for quota in model.quotas
         }
-    except (UnavailableError, FailedPreconditionError) as error:
+    except FairleadError as error:
         missing.append(_cannot("the capacity allocator", error))
     leases: dict[tuple[str, str], list[dict[str, Any]]] = {}
     leases_known = True
@@ -62,7 +62,7 @@ def read_quotas(
                 row = {"router_id": table.router_id, **message_row(lease)}
                 del row["tenant_id"], row["model_id"]
                 leases.setdefault((lease.model_id, lease.tenant_id), []).append(row)
-    except (UnavailableError, FailedPreconditionError) as error:
+    except FairleadError as error:
         missing.append(_cannot("the rate limiter", error))
         leases_known = False
     rows = []
@@ -82,6 +82,23 @@ def reservation_of(connection: AdminConnection, tenant_id: str, model_id: str) -
     request = admin_pb2.ListReservationsRequest(tenant_id=tenant_id, model_id=model_id)
     found = connection.call(connection.admin.ListReservations, request).reservations
     return found[0] if found else None
+
+
+def check_names(connection: AdminConnection, tenant_id: str = "", model_id: str = "") -> None:
+    """Tells a name that does not exist from one that has nothing: to be asked where nothing was found.
+
+    Args:
+        connection: To the control plane.
+        tenant_id: A tenant that was asked for; empty for none.
+        model_id: Likewise a model.
+
+    Raises:
+        FairleadError: There is no such tenant or model.
+    """
+    if tenant_id:
+        connection.call(connection.admin.GetTenant, admin_pb2.GetTenantRequest(tenant_id=tenant_id))
+    if model_id:
+        connection.call(connection.admin.GetModel, admin_pb2.GetModelRequest(model_id=model_id))
 
 
 def _cannot(who: str, error: FairleadError) -> str:

@@ -10,18 +10,19 @@ from rich.table import Table
 
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2
-from fairlead.cli.amounts import ModelUnits, TenantAmount
+from fairlead.cli.amounts import ModelUnits, TenantAmount, decimal
 from fairlead.cli.app import Invocation, dry_run_option, pass_invocation, root
 from fairlead.cli.candidates import model_ids, tenant_ids
 from fairlead.cli.commands.models import HEADROOMS, headroom_of
 from fairlead.cli.commands.quota import change, reservation_options
-from fairlead.cli.connection import AdminConnection, new_request_id
+from fairlead.cli.connection import new_request_id
 from fairlead.cli.ledgers import LEDGER, headroom, ledger_rows, moved_tenants, tenants_table, what_if_table
 from fairlead.cli.output import Column, Output, Row, message_row, mu
-from fairlead.cli.quotas import reservation_of
+from fairlead.cli.quotas import check_names, reservation_of
 from fairlead.errors import FailedPreconditionError, InvalidArgumentError, Reason
 
 SALE = (
+    Column("change", "reserved MU/min"),
     Column("have_milli_mu_per_minute", "have MU/min", mu),
     Column("headroom_domain", "headroom"),
     Column("sellable_milli_mu_per_minute", "sellable", mu),
@@ -35,7 +36,7 @@ QUOTA = (
     Column("guaranteed_milli_mu_per_minute", "guaranteed", mu),
     Column("wants_milli_mu_per_minute", "wants", mu),
     Column("used_milli_mu_per_minute", "used", mu),
-    Column("burst_ceiling_milli_mu_per_minute", "burst", mu),
+    Column("burst_ceiling_milli_mu_per_minute", "ceiling", mu),
 )
 PARTS = (
     Column("tier", "tier"),
@@ -60,6 +61,8 @@ def show(invocation: Invocation, model: str) -> None:
     """Show have, sellable, sold and used per model, with each tenant's quota in the JSON."""
     with invocation.admin() as connection:
         answer = connection.call(connection.capacity.ListCapacity, capacity_pb2.ListCapacityRequest(model_id=model))
+        if not answer.models:
+            check_names(connection, model_id=model)
     rows = [message_row(entry) for entry in answer.models]
     output = invocation.output
     if output.for_people:
@@ -119,7 +122,8 @@ def plan(
     )
     with invocation.admin() as connection:
         for tenant_id, reserved in reserve:
-            request.reservations.append(_reservation(connection, tenant_id, model_id, reserved))
+            found = reservation_of(connection, tenant_id, model_id)
+            request.reservations.append(_changed(found, tenant_id, model_id, reserved))
         answer = message_row(connection.call(connection.capacity.PlanCapacity, request))
     _show_plan(invocation.output, answer)
 
@@ -147,7 +151,8 @@ def _show_plan(output: Output, answer: Row) -> None:
 @capacity.command("sell")
 @click.argument("tenant_id", metavar="TENANT", shell_complete=tenant_ids)
 @click.argument("model_id", metavar="MODEL", shell_complete=model_ids)
-@click.option("--reserved", type=ModelUnits(above_zero=True), required=True, help="MU/min to guarantee.")
+@click.option("--reserved", type=ModelUnits(above_zero=True), help="MU/min to guarantee in all.")
+@click.option("--more", type=ModelUnits(above_zero=True), help="MU/min to guarantee beyond what it has.")
 @reservation_options
 @dry_run_option
 @pass_invocation
@@ -155,7 +160,8 @@ def sell(
     invocation: Invocation,
     tenant_id: str,
     model_id: str,
-    reserved: int,
+    reserved: int | None,
+    more: int | None,
     burst: int | None,
     tier: int | None,
     weight: int | None,
@@ -163,32 +169,53 @@ def sell(
 ) -> None:
     """Sell a reservation if live capacity covers it, less the model's headroom; ends with 1 if it does not.
 
-    `fairlead quota set` also sells what replicas that are yet to come will cover.
+    `fairlead quota set` also sells what replicas that are yet to come will cover, and lowers a reservation.
     """
+    if (reserved is None) == (more is None):
+        raise click.UsageError("give either --reserved, how much it is to have, or --more, how much beyond what it has")
     output = invocation.output
-    asked = capacity_pb2.PlanReservationRequest(
-        model_id=model_id, tenant_id=tenant_id, reserved_milli_mu_per_minute=reserved
-    )
     with invocation.admin() as connection:
-        wanted = _reservation(connection, tenant_id, model_id, reserved, burst, tier, weight)
+        found = reservation_of(connection, tenant_id, model_id)
+        now = found.reserved_milli_mu_per_minute if found is not None else 0
+        then = now + (more or 0) if reserved is None else reserved
+        if then < now:
+            raise InvalidArgumentError(
+                f"{tenant_id} has {mu(now)} MU/min of {model_id}, and {mu(then)} is less: "
+                f"`fairlead quota set {tenant_id} {model_id} --reserved {decimal(then)}` lowers it",
+                field="reserved",
+            )
+        asked = capacity_pb2.PlanReservationRequest(
+            model_id=model_id, tenant_id=tenant_id, reserved_milli_mu_per_minute=then
+        )
+        wanted = _changed(found, tenant_id, model_id, then, burst, tier, weight)
         # Whatever else is wrong with it, a person wants to know before the capacity.
         tried = admin_pb2.SetReservationRequest(reservation=wanted, validate_only=True, allow_oversell=True)
         connection.call(connection.admin.SetReservation, tried)
         answer = connection.call(connection.capacity.PlanReservation, asked)
         if answer.sellable and not dry_run:
-            request = admin_pb2.SetReservationRequest(reservation=wanted, request_id=new_request_id())
+            request = admin_pb2.SetReservationRequest(
+                reservation=wanted, request_id=new_request_id(), live_capacity_only=True
+            )
             connection.call(connection.admin.SetReservation, request)
-    row = {"tenant_id": tenant_id, "model_id": model_id, **message_row(answer), "sold": answer.sellable and not dry_run}
-    output.row({**row, "headroom_domain": headroom(row)} if output.for_people else row, SALE)
+    row = {
+        "tenant_id": tenant_id,
+        "model_id": model_id,
+        "reserved_now_milli_mu_per_minute": now,
+        "reserved_then_milli_mu_per_minute": then,
+        **message_row(answer),
+        "sold": answer.sellable and not dry_run,
+    }
+    shown = {**row, "change": f"{mu(now)} → {mu(then)}", "headroom_domain": headroom(row)}
+    output.row(shown if output.for_people else row, SALE)
     if not answer.sellable:
         raise FailedPreconditionError(
-            f"{mu(reserved)} MU/min of {model_id} cannot be sold to {tenant_id}: at most "
-            f"{mu(answer.reservable_milli_mu_per_minute)} can; `fairlead capacity plan {model_id} --add-replicas 1` "
-            "shows what would help",
+            f"{mu(then - now)} MU/min of {model_id} cannot be sold to {tenant_id}: at most "
+            f"{mu(max(0, answer.reservable_milli_mu_per_minute - now))} can; "
+            f"`fairlead capacity plan {model_id} --add-replicas 1` shows what would help",
             reason=Reason.CAPACITY_EXCEEDED,
             metadata={"reservable_milli_mu_per_minute": str(answer.reservable_milli_mu_per_minute)},
         )
-    output.done(f"{mu(reserved)} MU/min of {model_id} sold to {tenant_id}", dry_run=dry_run)
+    output.done(f"{mu(then - now)} MU/min of {model_id} sold to {tenant_id}, {mu(then)} in all", dry_run=dry_run)
 
 
 @capacity.command("explain")
@@ -218,8 +245,8 @@ def explain(invocation: Invocation, tenant_id: str, model_id: str) -> None:
     output.rows(ledger_rows([row["model"]]), LEDGER, empty="")
 
 
-def _reservation(
-    connection: AdminConnection,
+def _changed(
+    found: admin_pb2.Reservation | None,
     tenant_id: str,
     model_id: str,
     reserved: int,
@@ -234,7 +261,6 @@ def _reservation(
     """
     if burst is not None and burst < reserved:
         raise InvalidArgumentError(f"--burst {mu(burst)} must be at least the {mu(reserved)} reserved", field="burst")
-    found = reservation_of(connection, tenant_id, model_id)
     wanted = found or admin_pb2.Reservation(tenant_id=tenant_id, model_id=model_id)
     change(wanted, reserved, burst, tier, weight)
     return wanted

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +17,11 @@ from fairlead.cli.commands.quota import oversell_option, quota
 from fairlead.cli.connection import AdminConnection, new_request_id
 from fairlead.cli.output import Output, message_row
 from fairlead.cli.policy_files import PolicyFile, read_policies
-from fairlead.cli.policy_forms import TIER_DEFAULT, WEIGHT_DEFAULT, form_of, policy_text
+from fairlead.cli.policy_forms import form_of, policy_text
+from fairlead.cli.quotas import check_names
+from fairlead.cli.whole_files import whole_file
 from fairlead.errors import FairleadError, InvalidArgumentError
+from fairlead.reservation_limits import TIER_DEFAULT, WEIGHT_DEFAULT
 
 # A hundred thousand quotas are written in some two thousand transactions, one after the other.
 APPLY_TIMEOUT_S: Final = 300.0
@@ -76,10 +76,13 @@ def export(invocation: Invocation, file: Path | None, model: str) -> None:
     output = invocation.output
     with invocation.admin() as connection:
         reservations = _reservations(connection, model)
+        if not reservations:
+            check_names(connection, model_id=model)
     if file is None:
         click.echo(policy_text(reservations, "toml" if output.for_people else output.form), nl=False)
         return
-    _replace(file, policy_text(reservations, form_of(file.name, "")))
+    with whole_file(file) as opened:
+        opened.write(policy_text(reservations, form_of(file.name, "")))
     output.note(f"{len(reservations):,} quotas written to {file}")
 
 
@@ -234,20 +237,3 @@ def _differences(before: admin_pb2.Reservation | None, after: admin_pb2.Reservat
         if value != old[field]
     )
     return ", ".join(parts)
-
-
-def _replace(file: Path, text: str) -> None:
-    """Writes a file so that it is never there half."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=f".{file.name}.", delete=False) as written:
-            try:
-                written.write(text)
-                written.flush()
-                os.fsync(written.fileno())
-                Path(written.name).replace(file)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    Path(written.name).unlink()
-                raise
-    except OSError as error:
-        raise InvalidArgumentError(f"cannot write {file}: {error.strerror}") from None

@@ -7,17 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from rich.console import Group
 from rich.live import Live
+from rich.text import Text
 
 from fairlead.admin.v1 import admin_pb2
 from fairlead.cli.amounts import ModelUnits
 from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, yes_option
 from fairlead.cli.candidates import model_ids, tenant_ids
 from fairlead.cli.connection import AdminConnection, new_request_id
+from fairlead.cli.failures import show_error
 from fairlead.cli.output import Column, Row, message_row, mu, table_of
-from fairlead.cli.policy_forms import TIER_DEFAULT, WEIGHT_DEFAULT
-from fairlead.cli.quotas import read_quotas, reservation_of
-from fairlead.errors import NotFoundError
+from fairlead.cli.quotas import check_names, read_quotas, reservation_of
+from fairlead.errors import FairleadError, NotFoundError
+from fairlead.reservation_limits import TIER_DEFAULT, TIER_MAX, WEIGHT_DEFAULT, WEIGHT_MAX
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,14 +28,14 @@ RESERVATION = (
     Column("tenant_id", "tenant"),
     Column("model_id", "model"),
     Column("reserved_milli_mu_per_minute", "reserved MU/min", mu),
-    Column("burst_ceiling_milli_mu_per_minute", "burst", mu),
+    Column("burst_ceiling_milli_mu_per_minute", "ceiling", mu),
     Column("tier", "tier"),
     Column("weight", "weight"),
 )
 LEASES = (
     Column("router_id", "router"),
     Column("rate_milli_mu_per_minute", "rate MU/min", mu),
-    Column("burst_milli_mu", "burst MU", mu),
+    Column("burst_milli_mu", "saves up MU", mu),
     Column("safe_rate_milli_mu_per_minute", "safe rate", mu),
 )
 
@@ -47,7 +50,7 @@ COLUMNS = (
     *RESERVATION[:3],
     Column("guaranteed_milli_mu_per_minute", "guaranteed", mu),
     Column("granted_milli_mu_per_minute", "granted", mu),
-    Column("burst_ceiling_milli_mu_per_minute", "burst", mu),
+    Column("burst_ceiling_milli_mu_per_minute", "ceiling", mu),
     Column("wants_milli_mu_per_minute", "wants", mu),
     Column("used_milli_mu_per_minute", "used", mu),
     Column("leases", "leases", _leases),
@@ -65,8 +68,10 @@ def reservation_options(function: Function) -> Function:
         click.option(
             "--burst", type=ModelUnits(), help="Ceiling including lent capacity, MU/min.  [default: reserved]"
         ),
-        click.option("--tier", type=click.IntRange(1, 9), help="1 is served first in a shortfall.  [default: 5]"),
-        click.option("--weight", type=click.IntRange(1, 1000), help="Weight among equals.  [default: 1]"),
+        click.option(
+            "--tier", type=click.IntRange(1, TIER_MAX), help="1 is served first in a shortfall.  [default: 5]"
+        ),
+        click.option("--weight", type=click.IntRange(1, WEIGHT_MAX), help="Weight among equals.  [default: 1]"),
     ]
     for option in reversed(options):
         function = option(function)
@@ -163,6 +168,8 @@ def list_(invocation: Invocation, tenant: str, model: str) -> None:
     """List quotas: reserved, guaranteed, granted, wanted, used, and the leases of each router."""
     with invocation.admin() as connection:
         rows = _read(invocation, connection, tenant, model)
+        if not rows:
+            check_names(connection, tenant, model)
     invocation.output.rows(rows, COLUMNS, empty="no quotas: fairlead quota set TENANT MODEL --reserved MU")
 
 
@@ -173,20 +180,32 @@ def list_(invocation: Invocation, tenant: str, model: str) -> None:
 @click.option("--count", type=click.IntRange(1), help="Stop after so many looks.")
 @pass_invocation
 def watch(invocation: Invocation, tenant: str, model: str, interval: float, count: int | None) -> None:
-    """Show quotas as they change, until Ctrl-C. With -o json, one line per look."""
+    """Show quotas as they change, until Ctrl-C. With -o json, one line per look.
+
+    Once it runs, a look that fails is said, and the last one stays.
+    """
     output = invocation.output
-    with invocation.admin() as connection, Live(console=output.console, auto_refresh=False) as live:
-        looks = 0
-        while True:
-            rows = _read(invocation, connection, tenant, model, quiet=looks > 0)
-            if output.for_people:
-                live.update(table_of(rows, COLUMNS), refresh=True)
-            else:
-                output.line(rows)
-            looks += 1
-            if looks == count:
-                return
-            time.sleep(interval)
+    with invocation.admin() as connection:
+        rows, notes = read_quotas(connection, tenant, model)
+        if not rows:
+            check_names(connection, tenant, model)
+        with Live(console=output.console, auto_refresh=False) as live:
+            looks, fresh = 1, True
+            while True:
+                if output.for_people:
+                    live.update(Group(table_of(rows, COLUMNS), *(Text(note, "dim") for note in notes)), refresh=True)
+                elif fresh:
+                    output.line(rows)
+                if looks == count:
+                    return
+                time.sleep(interval)
+                looks += 1
+                try:
+                    (rows, notes), fresh = read_quotas(connection, tenant, model), True
+                except FairleadError as error:
+                    notes, fresh = [f"as it was at the last look that succeeded; now: {error.message}"], False
+                    if not output.for_people:
+                        show_error(error, output.form)
 
 
 @quota.command("delete")
@@ -207,10 +226,8 @@ def delete(invocation: Invocation, tenant_id: str, model_id: str, yes: bool, dry
     invocation.output.done(f"quota of {tenant_id} on {model_id} deleted", dry_run=dry_run)
 
 
-def _read(
-    invocation: Invocation, connection: AdminConnection, tenant_id: str, model_id: str, *, quiet: bool = False
-) -> Sequence[Row]:
+def _read(invocation: Invocation, connection: AdminConnection, tenant_id: str, model_id: str) -> Sequence[Row]:
     rows, missing = read_quotas(connection, tenant_id, model_id)
-    for problem in missing if rows and not quiet else ():
+    for problem in missing if rows else ():
         invocation.output.note(problem)
     return rows

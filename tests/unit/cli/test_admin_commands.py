@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fairlead import UnavailableError
-from fairlead.errors import Reason
+from fairlead.errors import DeadlineExceededError, Reason
 from tests.support.fake_platform import FakePlatform
 from tests.unit.cli.conftest import Command
 
@@ -187,6 +187,33 @@ def test_quota_watch_prints_a_line_per_look(command: Command) -> None:
     assert "alpha" in command.run(*line.split()).stdout
 
 
+def test_quota_watch_outlives_a_hiccup(
+    command: Command, platform: FakePlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves that a look that fails is said and keeps the last rows, and that the next one is new again."""
+    failures = [UnavailableError("etcd is gone", reason=Reason.STORE_UNAVAILABLE), None] * 2
+
+    def pause(seconds: float) -> None:
+        platform.control.failure = failures.pop(0)
+
+    monkeypatch.setattr("fairlead.cli.commands.quota.time.sleep", pause)
+    watched = command.run("-o", "json", "quota", "watch", "--count", "3")
+    assert [json.loads(look)[0]["tenant_id"] for look in watched.stdout.splitlines()] == ["alpha"] * 2
+    assert json.loads(watched.stderr)["error"]["reason"] == "STORE_UNAVAILABLE"
+    shown = command.run("quota", "watch", "--count", "2").stdout
+    assert "alpha" in shown
+    assert "now: etcd is gone" in shown
+    command.error("quota", "watch", exit_code=3)
+
+
+def test_one_owner_that_fails_hides_no_other(command: Command, platform: FakePlatform) -> None:
+    """Proves that whatever the allocator answers, reservations and leases are still shown."""
+    platform.control.capacity.failure = DeadlineExceededError("too slow")
+    (row,) = command.json("quota", "list")
+    assert (row["granted_milli_mu_per_minute"], len(row["leases"])) == (None, 1)
+    assert "the capacity allocator cannot be asked now: too slow" in command.run("quota", "list").stderr
+
+
 def test_replicas_assignments_services(command: Command) -> None:
     """What runs where, and a drain."""
     (replica,) = command.json("replicas", "list", "--model", "tiny")
@@ -232,6 +259,11 @@ def test_empty_lists_say_what_comes_next(command: Command, platform: FakePlatfor
         ("quota set alpha tiny --reserved nan", 2, "must be a finite number"),
         ("quota set alpha tiny --reserved inf", 2, "must be a finite number"),
         ("quota set alpha tiny --reserved 1e300", 2, "is more than 1,000,000,000 MU"),
+        ("quota set alpha tiny --reserved 1e999999", 2, "is more than 1,000,000,000 MU"),
+        ("quota set alpha tiny --reserved 1e99999999999999999999", 2, "must be a number"),
+        ("quota list --tenant typo", 5, "fairlead tenants list"),
+        ("quota list --model typo", 5, "fairlead models list"),
+        ("quota watch --tenant typo", 5, "fairlead tenants list"),
         ("quota set alpha tiny --reserved 9223372036854775807", 2, "is more than"),
         ("quota set alpha tiny --reserved 0.0004", 2, "less than 0.001"),
         ("quota set alpha tiny --reserved many", 2, "must be a number"),

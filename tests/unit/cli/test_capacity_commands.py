@@ -78,6 +78,21 @@ def test_sell_checks_and_sells(command: Command, platform: FakePlatform) -> None
     assert ("tiny", "gamma") not in platform.control.reservations
 
 
+def test_sell_more_says_now_and_then_and_never_lowers(command: Command, platform: FakePlatform) -> None:
+    """Proves that --more adds to what a tenant has, that both amounts are shown, and that less is not sold."""
+    tried = command.json("capacity", "sell", "alpha", "tiny", "--more", "20", "--dry-run")
+    assert (tried["reserved_now_milli_mu_per_minute"], tried["reserved_then_milli_mu_per_minute"]) == (60_000, 80_000)
+    refused = command.run("capacity", "sell", "alpha", "tiny", "--more", "20.5", exit_code=1)
+    assert "20.5 MU/min of tiny cannot be sold to alpha: at most 20.0 can" in refused.stderr
+    sold = command.run("capacity", "sell", "alpha", "tiny", "--more", "15.5")
+    assert "60.0 → 75.5" in sold.stdout
+    assert "15.5 MU/min of tiny sold to alpha, 75.5 in all" in sold.stderr
+    assert "lowers it" in command.error("capacity", "sell", "alpha", "tiny", "--reserved", "75", exit_code=2)
+    assert platform.control.reservations["tiny", "alpha"].reserved_milli_mu_per_minute == 75_500
+    checked, request = platform.control.mutations[-2:]
+    assert (checked.validate_only, request.live_capacity_only, request.allow_oversell) == (True, True, False)
+
+
 def test_explain_says_every_number(command: Command) -> None:
     """Proves that people see the parts and the steps, and programs all of it."""
     row = command.json("capacity", "explain", "alpha", "tiny")
@@ -109,10 +124,15 @@ def test_explain_says_every_number(command: Command) -> None:
         ("capacity plan tiny --reserve alpha=1e300", 2, "more than"),
         ("capacity plan tiny --reserve alpha=5 --without alpha", 2, "cannot be both"),
         ("capacity sell alpha tiny", 2, "--reserved"),
+        ("capacity sell alpha tiny --reserved 1 --more 1", 2, "either --reserved"),
+        ("capacity sell alpha tiny --more 0", 2, "above 0"),
+        ("capacity sell alpha tiny --more 1e999999", 2, "is more than 1,000,000,000 MU"),
+        ("capacity sell alpha tiny --reserved 59.5", 2, "fairlead quota set alpha tiny --reserved 59.5"),
+        ("capacity show --model typo", 5, "fairlead models list"),
         ("capacity sell alpha tiny --reserved 0", 2, "above 0"),
         ("capacity sell alpha tiny --reserved -3", 2, "negative"),
         ("capacity sell alpha tiny --reserved 1e17", 2, "more than"),
-        ("capacity sell alpha tiny --reserved 10 --burst 5", 2, "at least the 10.0 reserved"),
+        ("capacity sell alpha tiny --reserved 70 --burst 5", 2, "at least the 70.0 reserved"),
         ("capacity sell alpha none --reserved 1", 5, "fairlead models list"),
     ],
 )

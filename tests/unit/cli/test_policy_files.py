@@ -113,8 +113,9 @@ def test_export_to_standard_output(command: Command, platform: FakePlatform) -> 
     assert 'tenant = "alpha"' in command.run("quota", "export").stdout
     assert command.json("quota", "export")["quota"][0]["reserved"] == 60
     assert yaml.safe_load(command.run("quota", "export", "-o", "yaml").stdout)["quotas"] == 1
-    assert command.json("quota", "export", "--model", "none") == {"quotas": 0, "quota": []}
+    assert "no model none" in command.error("quota", "export", "--model", "none", exit_code=5)
     platform.control.reservations.clear()
+    assert command.json("quota", "export", "--model", "tiny") == {"quotas": 0, "quota": []}
     nothing = command.run("quota", "export").stdout
     assert command.json("quota", "apply", "-", stdin=nothing)["unchanged"] == 0
     assert "cannot write" in command.error("quota", "export", "none/quotas.toml", exit_code=2)
@@ -138,6 +139,13 @@ def entry(**fields: Any) -> str:
         (entry(reserved="1e300"), "reserved: 1E+300 is more than 1,000,000,000 MU"),
         (entry(reserved="9223372036854775807"), "is more than"),
         (entry(reserved="9223372036854776"), "is more than"),
+        (entry(reserved="1e999999"), "reserved: 1E+999999 is more than 1,000,000,000 MU"),
+        (entry(reserved="1e-9999999"), "reserved: 1E-9999999 is less than 0.001"),
+        (entry(reserved="1e99999999999999999999"), "reserved: '1e99999999999999999999' must be a number, not a text"),
+        (entry(tier="0x" + "f" * 5_000), "tier: a number of thousands of digits must be"),
+        (entry(reserved="0x" + "f" * 5_000), "reserved: a number of thousands of digits is more than"),
+        (entry(tenant="0x" + "f" * 5_000), "tenant: 'a number of thousands of digits' must be a text"),
+        ("quotas = 0x" + "f" * 5_000 + "\n" + entry(), "quotas says a number of thousands of digits and 1 are there"),
         (entry(reserved="true"), "reserved: True must be a number"),
         (entry(reserved='"100"'), "reserved: '100' must be a number, not a text"),
         (entry(reserved="[1]"), "reserved: [1] must be a number"),
@@ -183,12 +191,23 @@ def test_a_bad_file_is_refused_by_name(command: Command, platform: FakePlatform,
     [
         ("q.json", '{"quota": [{"tenant": "alpha", "model": "tiny", "reserved": NaN}]}', "finite"),
         ("q.json", '{"quota": [{"tenant": "alpha", "model": "tiny", "reserved": 1e999}]}', "is more than"),
+        ("q.json", '{"quota": [{"tenant": "alpha", "model": "tiny", "reserved": 1e99999999999999999999}]}', "'1e9999"),
         ("q.json", '{"quota": [{"tenant": "alpha", "tenant": "b"}]}', "a key stands twice"),
         ("q.json", '{"quota": [{"tenant": "alpha"', "q.json:1: not JSON, or cut off"),
         ("q.json", "[" * 100_000, "not JSON, or cut off"),
         ("q.json", '{"quota": [{"reserved": ' + "9" * 5_000 + "}]}", "not JSON, or cut off"),
         ("q.yaml", "quota:\n- tenant: alpha\n  tenant: beta\n", "q.yaml:2: not YAML, or cut off: a key stands twice"),
         ("q.yaml", "quota:\n- {tenant: alpha, model: tiny, reserved: .nan}\n", "q.yaml:2: quota 1"),
+        *(
+            (
+                "q.yaml",
+                f"quota:\n- {{tenant: alpha, model: tiny, reserved: {value}}}\n",
+                f"reserved: '{value}' must be a n",
+            )
+            for value in ("010", "1:30", "0x1F", "0b11", "1_000", ".5", "1e99999999999999999999", "1:30.5", ".inf")
+        ),
+        ("q.yaml", "quota:\n- {tenant: alpha, model: tiny, reserved: 5, tier: 05}\n", "tier: '05' must be a whole"),
+        ("q.yaml", "quota:\n- {tenant: alpha, model: tiny, reserved: 1e999999}\n", "is more than"),
         ("q.yaml", "quota:\n- {tenant: alpha, model: ti\n", "not YAML, or cut off"),
         ("q.yaml", "quota:\n- {tenant: alpha, model: tiny, reserved: 5}", "the last line has no end"),
         ("q.yaml", "quota:\n- !!python/object:os.system {}\n", "not YAML, or cut off"),
@@ -224,6 +243,15 @@ def test_more_than_the_capacity_is_refused(command: Command, platform: FakePlatf
     assert platform.control.reservations["tiny", "alpha"].reserved_milli_mu_per_minute == 60_000
     command.run("quota", "apply", "quotas.toml", "--oversell")
     assert platform.control.reservations["tiny", "alpha"].reserved_milli_mu_per_minute == 161_000
+
+
+def test_numbers_of_yaml_are_exact() -> None:
+    """Proves that plain decimal numbers are read as they are written, to the last digit."""
+    for value, rate in (("8", 8_000), ("1e3", 1_000_000), ("0.001", 1), ("999999999.999", 10**12 - 1), ("+2.5", 2_500)):
+        found = read_policies(f"quota:\n- {{tenant: a, model: 010, reserved: {value}}}\n", "yaml")
+        assert not found.problems
+        assert found.reservations[0].reserved_milli_mu_per_minute == rate
+        assert found.reservations[0].model_id == "010"
 
 
 reservations = st.lists(
