@@ -178,6 +178,25 @@ def settled_agrees(history: History, books: Mapping[str, RouterBooks], *, tenant
     assert told <= charged <= told + untold, f"clients were told {told} mMU, routers charged {charged}"
 
 
+def usage_holds(history: History, router: str, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    """What a router told its clients that it charged them is in the usage, whatever became of the router.
+
+    Args:
+        history: All requests of a stretch of time.
+        router: Its name.
+        before: What was stored of its usage before, milli-MU by tenant.
+        after: The same afterwards.
+    """
+    told: Counter[str] = Counter()
+    for record in history.records:
+        if record.router == router:
+            told[record.tenant] += record.cost_milli_mu
+    assert told, f"nobody asked {router}"
+    for tenant, cost in told.items():
+        stored = after.get(tenant, 0) - before.get(tenant, 0)
+        assert stored >= cost, f"{router} told {tenant} {cost} mMU, its usage holds {stored}"
+
+
 @dataclass(frozen=True, slots=True)
 class Write:
     """One change of a key a leader writes, as a watch saw it.

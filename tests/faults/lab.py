@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import shutil
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from common import keys
 from common.etcd_store import EtcdStore
 from fairlead.admin.v1 import admin_pb2
+from fairlead.admin.v1.usage_pb2 import UsageTable
 from tests.faults.books import RouterBooks, router_books, value
 from tests.faults.load import ask
 from tests.faults.network import Loopback, Namespaces
@@ -280,6 +282,15 @@ class Lab:
         """The books of the routers that run since `before`, once nothing is in flight."""
         after = await self.quiet()
         return {name: books.since(before[name]) for name, books in after.items()}
+
+    async def usage(self, router: str) -> Counter[str]:
+        """What is stored of a router's usage, over all its processes, milli-MU by tenant."""
+        used: Counter[str] = Counter()
+        async with self.store() as store:
+            tables = [UsageTable.FromString(entry.value) for entry in (await store.list(keys.USAGE)).entries]
+        for row in (row for table in tables if table.router_id == router for row in table.rows):
+            used[row.tenant_id] += row.prefill_milli_mu + row.decode_milli_mu
+        return used
 
     async def add_tenant(self, name: str, *, display_name: str = "") -> str:
         """Writes a tenant with a key but without a reservation; returns the key."""

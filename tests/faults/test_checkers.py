@@ -117,6 +117,16 @@ def test_charges_nobody_was_told_of_are_found() -> None:
             checkers.settled_agrees(History([sent(0)]), {"router-1": book(1, completed=count)}, tenant="acme")
 
 
+def test_usage_that_is_lost_is_found() -> None:
+    """What a client was told must be stored; that more is stored is the requests nobody was told of."""
+    history = History([sent(0), sent(1)])
+    checkers.usage_holds(history, "router-1", {"acme": 100}, {"acme": 100 + 2 * COST})
+    with pytest.raises(AssertionError, match="usage holds"):
+        checkers.usage_holds(history, "router-1", {"acme": 100}, {"acme": 100 + COST})
+    with pytest.raises(AssertionError, match="nobody asked"):
+        checkers.usage_holds(history, "router-2", {}, {})
+
+
 def test_writes_of_a_deposed_leader_are_found() -> None:
     """An epoch that goes back, a table that goes back, a deleted table of a living router."""
     first, second = "/fairlead/v1/leases/router-1/0", "/fairlead/v1/leases/router-2/0"
