@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from common import keys
+from fairlead.errors import Reason
 from tests.faults.books import RouterBooks
 from tests.faults.load import CANCELLED, COMPLETED, FAILED, LOST, REFUSED, History, Record
 
 MINIMUM_LOOKS = 2
+_OVERDUE = Reason.DEADLINE_EXCEEDED.value
 DIGEST_BYTES = 32
 """A snapshot begins with the SHA-256 of the rest (common/mirror.py)."""
 
@@ -139,14 +141,16 @@ def _one_book_agrees(name: str, records: Sequence[Record], book: RouterBooks) ->
     client = Counter(
         ("error", record.reason) if record.outcome in (REFUSED, FAILED) else (record.outcome, "") for record in records
     )
-    for how in {how for how in (*server, *client) if how[0] == "error"}:
+    # A cancellation that came too late is complete at the router, or over its deadline, and cancelled at the client.
+    late = server[COMPLETED, ""] - client[COMPLETED, ""]
+    overdue = server["error", _OVERDUE] - client["error", _OVERDUE]
+    assert late >= 0, f"{name} completed {server[COMPLETED, '']}, clients saw {client[COMPLETED, '']}"
+    assert overdue >= 0, f"{name} ended {server['error', _OVERDUE]} at their deadline, clients saw more"
+    for how in {how for how in (*server, *client) if how[0] == "error" and how[1] != _OVERDUE}:
         assert 0 <= server[how] - client[how] <= lost, (
             f"{name}: {how[1]} {server[how]} times, clients say {client[how]}"
         )
-    # A cancellation that came too late is complete at the router and cancelled at the client.
-    late = server[COMPLETED, ""] - client[COMPLETED, ""]
-    cancelled = server[CANCELLED, ""] + late - client[CANCELLED, ""]
-    assert late >= 0, f"{name} completed {server[COMPLETED, '']}, clients saw {client[COMPLETED, '']}"
+    cancelled = server[CANCELLED, ""] + late + overdue - client[CANCELLED, ""]
     assert 0 <= cancelled <= lost, f"{name}: {cancelled} more completed or cancelled than clients know of"
 
 

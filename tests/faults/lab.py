@@ -182,14 +182,15 @@ class Lab:
                 service.runs(service.module)
         for process in self.processes:
             process.start()
-        await self.wait_well()
-        await self._warm()
+        await self.wait_settled()
 
-    async def _warm(self) -> None:
-        """Returns when every router has a lease worth having.
+    async def wait_settled(self) -> None:
+        """Returns when all is well and every router has a lease worth having.
 
         One that was just started has next to nothing as long as its predecessor's leases run, and until it is asked.
         """
+
+        await self.wait_well()
 
         async def leased() -> bool:
             enough = LEAST_SHARE * QUOTAS[STEADY][0] / len(self.routers)
@@ -240,8 +241,7 @@ class Lab:
         service.end()
         service.runs(f"tests.faults.mutants.{mutant}", **environment)
         service.start()
-        await self.wait_well()
-        await self._warm()
+        await self.wait_settled()
         return service
 
     def leader(self, service: str) -> Service:

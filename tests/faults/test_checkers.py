@@ -16,6 +16,7 @@ from tests.faults.load import CANCELLED, COMPLETED, FAILED, LOST, REFUSED, Histo
 
 # 60 mMU/s in requests of 6: ten per second keep the quota exactly.
 RATE, COST, BURST = 3_600, 6, 60
+OVERDUE = ("acme", "failed", "DEADLINE_EXCEEDED")
 
 
 def sent(at_s: float, outcome: str = COMPLETED, cost: int = COST, reason: str = "") -> Record:
@@ -84,6 +85,8 @@ def test_books_that_disagree_are_found() -> None:
     checkers.books_agree(history, {"router-1": book(2, completed=1, cancelled=1)})
     # The router may have finished before the cancellation reached it.
     checkers.books_agree(history, {"router-1": book(2, completed=2)})
+    overdue = replace(book(2, completed=1), finished=Counter({("acme", "completed", ""): 1, OVERDUE: 1}))
+    checkers.books_agree(history, {"router-1": overdue})
     checkers.books_agree(History([*history.records, sent(2, LOST, 0)]), {"router-1": book(3, completed=3)})
     for wrong in (
         book(2, completed=1, cancelled=2),

@@ -62,7 +62,7 @@ async def test_a_router_with_a_full_disk_serves_and_recovers(lab: Lab, small: tu
     """A full state_dir costs no request and tears no snapshot; with space again, snapshots follow by themselves."""
     router, disk = small
     router.start()
-    await lab.wait_well()
+    await lab.wait_settled()
     before = lab.books()
     disk.fill()
     async with load(both(lab)) as history:
