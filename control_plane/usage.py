@@ -15,11 +15,11 @@ from common.store import Entry, Store
 from control_plane.core import check
 from control_plane.core.usage import (
     HOUR_S,
-    DamagedTableError,
     HourSum,
     Period,
     TableKey,
     complete_until_ns,
+    damaged_table,
     hour_name,
     hour_of,
     process_key,
@@ -57,7 +57,7 @@ class UsageReader:
         """The hours of a period in which anything was written, in order; their begins in seconds since the epoch.
 
         Raises:
-            DamagedTableError: A key between them is no table's.
+            FailedPreconditionError: A key between them is no table's.
         """
         cursor, end = keys.USAGE + hour_name(period.start_s), keys.USAGE + hour_name(period.end_s)
         while found := await self._store.list_keys(cursor, end, 1):
@@ -108,13 +108,13 @@ def decoded(entries: Sequence[Entry]) -> Iterator[tuple[TableKey, str, usage_pb2
         try:
             yield _where(entry.key), entry.key, usage_pb2.UsageTable.FromString(entry.value)
         except DecodeError:
-            raise DamagedTableError(entry.key, "it is no usage table") from None
+            raise damaged_table(entry.key, "it is no usage table") from None
 
 
 def _where(key: str) -> TableKey:
     where = table_key(key.removeprefix(keys.USAGE))
     if where is None:
-        raise DamagedTableError(key, "its name is no usage table's")
+        raise damaged_table(key, "its name is no usage table's")
     return where
 
 

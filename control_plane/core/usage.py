@@ -44,20 +44,18 @@ class TableKey(NamedTuple):
     """The shard of tenants."""
 
 
-class DamagedTableError(FailedPreconditionError):
+def damaged_table(key: str, wrong: str) -> FailedPreconditionError:
     """A stored table cannot be what a router wrote, so that no sum with or without it would be true.
 
     Args:
         key: The table's key in the store.
         wrong: What is wrong with it.
     """
-
-    def __init__(self, key: str, wrong: str) -> None:
-        super().__init__(
-            f"the usage stored at {key} is damaged ({wrong}): no export of its hour can be exact. Export the hours "
-            "before and after it (--end, --start), and restore that key from a backup of etcd",
-            metadata={"key": key},
-        )
+    return FailedPreconditionError(
+        f"the usage stored at {key} is damaged ({wrong}): no export of its hour can be exact. Export the hours "
+        "before and after it (--end, --start), and restore that key from a backup of etcd",
+        metadata={"key": key},
+    )
 
 
 class HourSum:
@@ -84,19 +82,19 @@ class HourSum:
             table: What is stored there.
 
         Raises:
-            DamagedTableError: It is of another place or hour, holds a row twice, or a counter below zero.
+            FailedPreconditionError: It is of another place or hour, holds a row twice, or a counter below zero.
         """
         found = (table.router_id, table.incarnation_id, str(table.shard), table.hour.seconds)
         if found != (where.router_id, where.incarnation_id, where.shard, self._hour_s):
-            raise DamagedTableError(key, "it says of itself that it belongs elsewhere")
+            raise damaged_table(key, "it says of itself that it belongs elsewhere")
         seen: set[tuple[str, str]] = set()
         for row in table.rows:
             name = (row.model_id, row.tenant_id)
             counts = [getattr(row, counter) for counter in COUNTERS]
             if not all(name) or name in seen:
-                raise DamagedTableError(key, "a tenant and model is not named, or named twice")
+                raise damaged_table(key, "a tenant and model is not named, or named twice")
             if min(counts) < 0:
-                raise DamagedTableError(key, f"a counter of {row.tenant_id} on {row.model_id} is negative")
+                raise damaged_table(key, f"a counter of {row.tenant_id} on {row.model_id} is negative")
             seen.add(name)
             if self._tenant_id in ("", row.tenant_id) and self._model_id in ("", row.model_id):
                 sums = self._sums.setdefault(name, [0] * len(COUNTERS))

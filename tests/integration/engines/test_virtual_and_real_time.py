@@ -37,6 +37,7 @@ REPLICA = hardware("h100-tp4")
 LIMITS = SchedulerLimits(piece_tokens=PIECE_TOKENS)
 TOLERANCE = 0.05
 ANSWER_MAX_TOKENS = 400
+PROFILE = built_in_profiles().default_for(REPLICA.label)
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,8 @@ def recorded(duration_s: float, keep_every: int) -> list[TraceRequest]:
 
 def load_of(requests: Sequence[TraceRequest], duration_s: float) -> float:
     """Share of the replica's capacity that these requests take."""
-    profile = built_in_profiles().default_for(REPLICA.label)
     milli_mu = sum(
-        cost(profile, input_tokens=each.input_tokens, output_tokens=each.output_tokens).total_milli_mu
+        cost(PROFILE, input_tokens=each.input_tokens, output_tokens=each.output_tokens).total_milli_mu
         for each in requests
     )
     return milli_mu / (REPLICA_CAPACITY * duration_s / 60)
@@ -98,7 +98,12 @@ async def serve(requests: Sequence[TraceRequest], clock: Clock) -> list[Served]:
         prompt = Prompt("".join(itertools.islice(words, what.input_tokens * BYTES_PER_TOKEN)))
         sampling = Sampling(what.output_tokens, ignore_end_token=True)
         arrival_s, first_s, tokens = loop.time(), 0.0, 0
-        async for batch in dispatcher.run(Job(EngineRequest(f"r{number}", prompt, sampling), tenant_id="t")):
+        price = cost(PROFILE, input_tokens=what.input_tokens, output_tokens=what.output_tokens)
+        job = Job(
+            EngineRequest(f"r{number}", prompt, sampling), tenant_id="t",
+            prefill_milli_mu=price.prefill_milli_mu, decode_milli_mu=price.decode_milli_mu,
+        )  # fmt: skip
+        async for batch in dispatcher.run(job):
             first_s = first_s or loop.time()
             tokens += batch.output_tokens
         assert tokens == what.output_tokens

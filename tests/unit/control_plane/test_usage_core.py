@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from control_plane.core.usage import (
     COUNTER_MAX,
     COUNTERS,
-    DamagedTableError,
     HourSum,
     TableKey,
     complete_until_ns,
@@ -90,7 +89,7 @@ def test_table_that_cannot_be_true_is_refused_by_name(
 ) -> None:
     """Another router's, process's, shard's or hour's table, a negative counter, a nameless row: nothing is added."""
     summed = HourSum(HOUR_S)
-    with pytest.raises(DamagedTableError, match="usage/of/r1"):
+    with pytest.raises(FailedPreconditionError, match="usage/of/r1"):
         summed.add(place(), "usage/of/r1", table(where, found, hour_s))
     assert not list(summed.rows())
 
@@ -99,7 +98,7 @@ def test_row_named_twice_is_refused() -> None:
     """Two rows of one tenant and model could mean that one of them is old: nobody may guess."""
     doubled = table(place(), ONE)
     doubled.rows.add().CopyFrom(doubled.rows[0])
-    with pytest.raises(DamagedTableError, match="twice"):
+    with pytest.raises(FailedPreconditionError, match="twice"):
         HourSum(HOUR_S).add(place(), "key", doubled)
 
 
