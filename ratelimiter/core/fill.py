@@ -14,6 +14,8 @@ IDLE_PART = 50
 _ROOM_PART = 8
 _CLOSE_PART = 128
 _LEFT_PART = 64
+# Nobody stays with less than a quarter of what a new split gives, as a router that has just come would.
+_BEHIND_TIMES = 4
 
 
 def split_quota(quota: int, wants: Sequence[int]) -> list[int]:
@@ -56,7 +58,10 @@ def resplit_quota(quota: int, wants: Sequence[int], has: Sequence[int]) -> list[
     idle = quota // (IDLE_PART * max(1, len(wants)))
     if left < 0 or left * _LEFT_PART > quota or any(rate < idle for rate in has):
         return fresh
-    if all(rate >= want + want // _ROOM_PART for want, rate in zip(wants, has, strict=True)):
+    if all(
+        rate >= want + want // _ROOM_PART and rate * _BEHIND_TIMES >= new
+        for want, rate, new in zip(wants, has, fresh, strict=True)
+    ):
         return list(has)
     close = all(abs(rate - new) * _CLOSE_PART <= quota for rate, new in zip(has, fresh, strict=True))
     return list(has) if close else fresh
