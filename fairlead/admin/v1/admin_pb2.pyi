@@ -59,6 +59,50 @@ HEADROOM_RACK: Headroom.ValueType  # 4
 """All replicas of one rack may be lost; replicas without a rack count by host."""
 Global___Headroom: _TypeAlias = Headroom  # noqa: Y015
 
+class _RoutingPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoutingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoutingPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROUTING_POLICY_UNSPECIFIED: _RoutingPolicy.ValueType  # 0
+    """The platform's choice; see docs/routing.md."""
+    ROUTING_POLICY_COST: _RoutingPolicy.ValueType  # 1
+    """The least prefill that waits and decode that runs over capacity, prefixes in its cache counted off."""
+    ROUTING_POLICY_LATE_BINDING: _RoutingPolicy.ValueType  # 2
+    """Like COST, but a request waits in the router, shortest first with ageing, until a replica has room."""
+    ROUTING_POLICY_ROUND_ROBIN: _RoutingPolicy.ValueType  # 3
+    """Each in turn."""
+    ROUTING_POLICY_TWO_CHOICES: _RoutingPolicy.ValueType  # 4
+    """Of two at random the one with fewer of this router's requests in flight."""
+    ROUTING_POLICY_LEAST_REQUESTS: _RoutingPolicy.ValueType  # 5
+    """The fewest of this router's requests in flight."""
+    ROUTING_POLICY_LEAST_COST: _RoutingPolicy.ValueType  # 6
+    """The least work left, prefill and decode alike, over capacity."""
+    ROUTING_POLICY_PREFIX_MATCH: _RoutingPolicy.ValueType  # 7
+    """The longest cached prefix where it is long enough and the load is even enough, else the fewest requests."""
+
+class RoutingPolicy(_RoutingPolicy, metaclass=_RoutingPolicyEnumTypeWrapper):
+    """How routers pick one of a workload's replicas."""
+
+ROUTING_POLICY_UNSPECIFIED: RoutingPolicy.ValueType  # 0
+"""The platform's choice; see docs/routing.md."""
+ROUTING_POLICY_COST: RoutingPolicy.ValueType  # 1
+"""The least prefill that waits and decode that runs over capacity, prefixes in its cache counted off."""
+ROUTING_POLICY_LATE_BINDING: RoutingPolicy.ValueType  # 2
+"""Like COST, but a request waits in the router, shortest first with ageing, until a replica has room."""
+ROUTING_POLICY_ROUND_ROBIN: RoutingPolicy.ValueType  # 3
+"""Each in turn."""
+ROUTING_POLICY_TWO_CHOICES: RoutingPolicy.ValueType  # 4
+"""Of two at random the one with fewer of this router's requests in flight."""
+ROUTING_POLICY_LEAST_REQUESTS: RoutingPolicy.ValueType  # 5
+"""The fewest of this router's requests in flight."""
+ROUTING_POLICY_LEAST_COST: RoutingPolicy.ValueType  # 6
+"""The least work left, prefill and decode alike, over capacity."""
+ROUTING_POLICY_PREFIX_MATCH: RoutingPolicy.ValueType  # 7
+"""The longest cached prefix where it is long enough and the load is even enough, else the fewest requests."""
+Global___RoutingPolicy: _TypeAlias = RoutingPolicy  # noqa: Y015
+
 @_typing.final
 class Tenant(_message.Message):
     """Who pays. The value at /fairlead/v1/tenants/{tenant_id}."""
@@ -198,6 +242,7 @@ class Model(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     PREVIOUS_PROFILE_ID_FIELD_NUMBER: _builtins.int
     HEADROOM_FIELD_NUMBER: _builtins.int
+    ROUTING_POLICY_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """1 to 127 of a-z, 0-9, '.', '_', '-', starting with a letter or digit. Immutable."""
     display_name: _builtins.str
@@ -226,6 +271,8 @@ class Model(_message.Message):
     """What must be able to vanish without a reservation being cut: that much capacity is held back from sale, and lent
     while nothing is lost.
     """
+    routing_policy: Global___RoutingPolicy.ValueType
+    """How routers pick one of a workload's replicas."""
     @_builtins.property
     def engine(self) -> Global___EngineSpec:
         """What its replicas run."""
@@ -252,10 +299,11 @@ class Model(_message.Message):
         etag: _builtins.str = ...,
         previous_profile_id: _builtins.str = ...,
         headroom: Global___Headroom.ValueType = ...,
+        routing_policy: Global___RoutingPolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "engine", b"engine"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_token", b"bytes_per_token", "context_tokens", b"context_tokens", "create_time", b"create_time", "display_name", b"display_name", "engine", b"engine", "etag", b"etag", "headroom", b"headroom", "model_id", b"model_id", "output_tokens_default", b"output_tokens_default", "output_tokens_max", b"output_tokens_max", "previous_profile_id", b"previous_profile_id", "profile_id", b"profile_id", "replicas_max", b"replicas_max", "replicas_min", b"replicas_min", "target_utilization", b"target_utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_token", b"bytes_per_token", "context_tokens", b"context_tokens", "create_time", b"create_time", "display_name", b"display_name", "engine", b"engine", "etag", b"etag", "headroom", b"headroom", "model_id", b"model_id", "output_tokens_default", b"output_tokens_default", "output_tokens_max", b"output_tokens_max", "previous_profile_id", b"previous_profile_id", "profile_id", b"profile_id", "replicas_max", b"replicas_max", "replicas_min", b"replicas_min", "routing_policy", b"routing_policy", "target_utilization", b"target_utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

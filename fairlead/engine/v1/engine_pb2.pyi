@@ -5,6 +5,7 @@ Between routers, replica agents and engines: serving, load, draining, and the re
 
 from collections import abc as _abc
 from fairlead.inference.v1 import inference_pb2 as _inference_pb2
+from fairlead.sharding.v1 import sharding_pb2 as _sharding_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -71,6 +72,11 @@ class EngineGenerateRequest(_message.Message):
     PREFILL_MILLI_MU_FIELD_NUMBER: _builtins.int
     DECODE_MILLI_MU_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    ROUTER_ID_FIELD_NUMBER: _builtins.int
+    DISPATCH_NUMBER_FIELD_NUMBER: _builtins.int
+    SHARD_KEY_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    PREFIX_BLOCKS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, unique per tenant. Required."""
     tenant_id: _builtins.str
@@ -78,16 +84,32 @@ class EngineGenerateRequest(_message.Message):
     priority: _inference_pb2.Priority.ValueType
     """The scheduling class, already checked by the router."""
     prefill_milli_mu: _builtins.int
-    """The router's price of the prefill part, milli-MU: the agent's queue and load reports use it."""
+    """The router's price of the part of the prompt that it does not expect in this replica's prefix cache, milli-MU: the
+    agent's queue and load reports use it.
+    """
     decode_milli_mu: _builtins.int
     """The router's estimate of the decode part, milli-MU."""
     weight: _builtins.int
     """The tenant's weight among tenants whose requests wait here: its quota over all routers, milli-MU per minute. 0 counts
     as 1.
     """
+    router_id: _builtins.str
+    """The router that sends it, as in WatchLoadRequest."""
+    dispatch_number: _builtins.int
+    """Counts what this router process sent to this replica, from 1: load reports to it say how far they go."""
+    shard_key: _builtins.int
+    """Where the request lies in the key space of sharding.v1."""
     @_builtins.property
     def request(self) -> _inference_pb2.GenerateRequest:
         """What to generate; model, input and sampling are read."""
+
+    @_builtins.property
+    def assignment(self) -> _sharding_pb2.Generation:
+        """The assignment the router picked this replica by; unset where it had none."""
+
+    @_builtins.property
+    def prefix_blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Names of the prompt's leading blocks, front first; each stands for its block and everything before it. At most 1024."""
 
     def __init__(
         self,
@@ -99,10 +121,15 @@ class EngineGenerateRequest(_message.Message):
         prefill_milli_mu: _builtins.int = ...,
         decode_milli_mu: _builtins.int = ...,
         weight: _builtins.int = ...,
+        router_id: _builtins.str = ...,
+        dispatch_number: _builtins.int = ...,
+        shard_key: _builtins.int = ...,
+        assignment: _sharding_pb2.Generation | None = ...,
+        prefix_blocks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_milli_mu", b"decode_milli_mu", "prefill_milli_mu", b"prefill_milli_mu", "priority", b"priority", "request", b"request", "request_id", b"request_id", "tenant_id", b"tenant_id", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "decode_milli_mu", b"decode_milli_mu", "dispatch_number", b"dispatch_number", "prefill_milli_mu", b"prefill_milli_mu", "prefix_blocks", b"prefix_blocks", "priority", b"priority", "request", b"request", "request_id", b"request_id", "router_id", b"router_id", "shard_key", b"shard_key", "tenant_id", b"tenant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -158,8 +185,14 @@ class WatchLoadRequest(_message.Message):
 
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     INTERVAL_FIELD_NUMBER: _builtins.int
+    WITH_CACHE_FIELD_NUMBER: _builtins.int
+    WITH_KEYS_FIELD_NUMBER: _builtins.int
     router_id: _builtins.str
     """Who asks, for the agent's logs."""
+    with_cache: _builtins.bool
+    """Reports say what the replica's prefix cache holds."""
+    with_keys: _builtins.bool
+    """Reports say which keys the load belongs to."""
     @_builtins.property
     def interval(self) -> _duration_pb2.Duration:
         """Longest pause between reports; 100 ms to 10 s, unset means 1 s."""
@@ -169,14 +202,88 @@ class WatchLoadRequest(_message.Message):
         *,
         router_id: _builtins.str = ...,
         interval: _duration_pb2.Duration | None = ...,
+        with_cache: _builtins.bool = ...,
+        with_keys: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "router_id", b"router_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "router_id", b"router_id", "with_cache", b"with_cache", "with_keys", b"with_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchLoadRequest: _TypeAlias = WatchLoadRequest  # noqa: Y015
+
+@_typing.final
+class CacheChange(_message.Message):
+    """What changed in a replica's prefix cache since the previous report of the same stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHOLE_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    whole: _builtins.bool
+    """It is all of the cache and not a change: the first of a stream, and whenever the replica lost count."""
+    @_builtins.property
+    def added(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks that came, named as in EngineGenerateRequest.prefix_blocks."""
+
+    @_builtins.property
+    def dropped(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Blocks that went."""
+
+    def __init__(
+        self,
+        *,
+        whole: _builtins.bool = ...,
+        added: _abc.Iterable[_builtins.int] | None = ...,
+        dropped: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "dropped", b"dropped", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheChange: _TypeAlias = CacheChange  # noqa: Y015
+
+@_typing.final
+class KeyLoad(_message.Message):
+    """Load of one part of the key space at one replica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_KEY_FIELD_NUMBER: _builtins.int
+    RATE_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    WARM_TOKENS_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
+    first_key: _builtins.int
+    """Where it begins: keys that agree in all but their lowest 28 bits are counted together."""
+    rate_milli_mu_per_minute: _builtins.int
+    """What arrived, priced by the routers: an average that halves in 20 s, milli-MU per minute."""
+    warm_tokens: _builtins.int
+    """Prompt tokens of these keys in the prefix cache."""
+    in_flight: _builtins.int
+    """Requests of these keys that wait or run here."""
+    tenant_id: _builtins.str
+    """Whose, where all of them are one tenant's; else empty."""
+    def __init__(
+        self,
+        *,
+        first_key: _builtins.int = ...,
+        rate_milli_mu_per_minute: _builtins.int = ...,
+        warm_tokens: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        tenant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_key", b"first_key", "in_flight", b"in_flight", "rate_milli_mu_per_minute", b"rate_milli_mu_per_minute", "tenant_id", b"tenant_id", "warm_tokens", b"warm_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyLoad: _TypeAlias = KeyLoad  # noqa: Y015
 
 @_typing.final
 class LoadReport(_message.Message):
@@ -195,6 +302,13 @@ class LoadReport(_message.Message):
     PROGRESS_TOKENS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     UTILIZATION_FIELD_NUMBER: _builtins.int
+    QUEUED_DECODE_MILLI_MU_FIELD_NUMBER: _builtins.int
+    KV_CAPACITY_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    DISPATCHES_SEEN_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    KEY_LOADS_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """The replica that reports."""
     sequence: _builtins.int
@@ -215,9 +329,29 @@ class LoadReport(_message.Message):
     """Whether this replica takes new requests."""
     utilization: _builtins.float
     """Utilisation over the last reporting window: MU served over capacity, 0 to about 1."""
+    queued_decode_milli_mu: _builtins.int
+    """Decode cost of requests that wait in the agent's queue, estimated, milli-MU."""
+    kv_capacity_tokens: _builtins.int
+    """KV cache of the engine, tokens; 0 where it does not tell."""
+    cached_tokens: _builtins.int
+    """Prompt tokens in the prefix cache, as far as the agent knows."""
+    dispatches_seen: _builtins.int
+    """The highest dispatch_number received from the router that this report goes to; 0 before the first."""
     @_builtins.property
     def report_time(self) -> _timestamp_pb2.Timestamp:
         """When it was measured, by the replica's clock."""
+
+    @_builtins.property
+    def cache(self) -> Global___CacheChange:
+        """What changed in the prefix cache; only in streams that asked for it, and only where something did."""
+
+    @_builtins.property
+    def key_loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyLoad]:
+        """Load by key, heaviest first, at most 1024; only in streams that asked for it."""
+
+    @_builtins.property
+    def assignment(self) -> _sharding_pb2.Generation:
+        """The assignment this replica holds; unset where it holds none."""
 
     def __init__(
         self,
@@ -233,10 +367,17 @@ class LoadReport(_message.Message):
         progress_tokens: _builtins.int = ...,
         state: Global___ReplicaState.ValueType = ...,
         utilization: _builtins.float = ...,
+        queued_decode_milli_mu: _builtins.int = ...,
+        kv_capacity_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
+        dispatches_seen: _builtins.int = ...,
+        cache: Global___CacheChange | None = ...,
+        key_loads: _abc.Iterable[Global___KeyLoad] | None = ...,
+        assignment: _sharding_pb2.Generation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["report_time", b"report_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "cache", b"cache", "report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_milli_mu", b"decode_milli_mu", "kv_used_tokens", b"kv_used_tokens", "pending_prefill_milli_mu", b"pending_prefill_milli_mu", "progress_tokens", b"progress_tokens", "queued_requests", b"queued_requests", "replica_id", b"replica_id", "report_time", b"report_time", "running_requests", b"running_requests", "sequence", b"sequence", "state", b"state", "utilization", b"utilization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "cache", b"cache", "cached_tokens", b"cached_tokens", "decode_milli_mu", b"decode_milli_mu", "dispatches_seen", b"dispatches_seen", "key_loads", b"key_loads", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_used_tokens", b"kv_used_tokens", "pending_prefill_milli_mu", b"pending_prefill_milli_mu", "progress_tokens", b"progress_tokens", "queued_decode_milli_mu", b"queued_decode_milli_mu", "queued_requests", b"queued_requests", "replica_id", b"replica_id", "report_time", b"report_time", "running_requests", b"running_requests", "sequence", b"sequence", "state", b"state", "utilization", b"utilization"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,6 +647,7 @@ class Replica(_message.Message):
     DRIFT_RATIO_FIELD_NUMBER: _builtins.int
     DRIFT_PROFILE_ID_FIELD_NUMBER: _builtins.int
     DRIFT_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Unique for every start of an agent."""
     address: _builtins.str
@@ -550,6 +692,8 @@ class Replica(_message.Message):
     """The profile that ratio is about."""
     drift_tokens: _builtins.int
     """Output tokens that ratio stands for."""
+    prefix_cache: _builtins.bool
+    """Whether its engine keeps the prefixes of prompts it has computed."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the agent started."""
@@ -579,10 +723,11 @@ class Replica(_message.Message):
         drift_ratio: _builtins.float = ...,
         drift_profile_id: _builtins.str = ...,
         drift_tokens: _builtins.int = ...,
+        prefix_cache: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "drift_profile_id", b"drift_profile_id", "drift_ratio", b"drift_ratio", "drift_tokens", b"drift_tokens", "engine", b"engine", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "drift_profile_id", b"drift_profile_id", "drift_ratio", b"drift_ratio", "drift_tokens", b"drift_tokens", "engine", b"engine", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "prefix_cache", b"prefix_cache", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -127,6 +127,8 @@ class CandidateScore(_message.Message):
     DECODE_MILLI_MU_FIELD_NUMBER: _builtins.int
     CAPACITY_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    QUEUED_DECODE_MILLI_MU_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """The replica."""
     score: _builtins.float
@@ -139,6 +141,10 @@ class CandidateScore(_message.Message):
     """Its capacity, milli-MU per minute."""
     health: _builtins.str
     """"ready", "doubtful" or "closed"."""
+    queued_decode_milli_mu: _builtins.int
+    """Decode of requests that waited there, milli-MU."""
+    cached_tokens: _builtins.int
+    """Prompt tokens of this request expected in its prefix cache."""
     def __init__(
         self,
         *,
@@ -148,10 +154,12 @@ class CandidateScore(_message.Message):
         decode_milli_mu: _builtins.int = ...,
         capacity_milli_mu_per_minute: _builtins.int = ...,
         health: _builtins.str = ...,
+        queued_decode_milli_mu: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "decode_milli_mu", b"decode_milli_mu", "health", b"health", "pending_prefill_milli_mu", b"pending_prefill_milli_mu", "replica_id", b"replica_id", "score", b"score"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "decode_milli_mu", b"decode_milli_mu", "health", b"health", "pending_prefill_milli_mu", b"pending_prefill_milli_mu", "queued_decode_milli_mu", b"queued_decode_milli_mu", "replica_id", b"replica_id", "score", b"score"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -171,6 +179,9 @@ class Attempt(_message.Message):
     PANIC_FIELD_NUMBER: _builtins.int
     FAILURE_REASON_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_OFFSET_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """The replica."""
     candidate_count: _builtins.int
@@ -181,6 +192,8 @@ class Attempt(_message.Message):
     """Health was ignored because too few replicas had it."""
     failure_reason: _builtins.str
     """Why it failed, a reason of docs/errors.md; empty where it did not."""
+    policy: _builtins.str
+    """The rule that picked: "late_binding", "cost", "round_robin", ..."""
     @_builtins.property
     def start_offset(self) -> _duration_pb2.Duration:
         """From the arrival of the request to the pick."""
@@ -193,6 +206,14 @@ class Attempt(_message.Message):
     def first_token_offset(self) -> _duration_pb2.Duration:
         """From the pick to the first token; unset where none came."""
 
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long the request waited in the router for a replica with room."""
+
+    @_builtins.property
+    def expected_first_token(self) -> _duration_pb2.Duration:
+        """Expected at the pick: until the first token."""
+
     def __init__(
         self,
         *,
@@ -204,10 +225,13 @@ class Attempt(_message.Message):
         panic: _builtins.bool = ...,
         failure_reason: _builtins.str = ...,
         first_token_offset: _duration_pb2.Duration | None = ...,
+        policy: _builtins.str = ...,
+        wait: _duration_pb2.Duration | None = ...,
+        expected_first_token: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["first_token_offset", b"first_token_offset", "start_offset", b"start_offset"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expected_first_token", b"expected_first_token", "first_token_offset", b"first_token_offset", "start_offset", b"start_offset", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_count", b"candidate_count", "candidates", b"candidates", "failure_reason", b"failure_reason", "first_token_offset", b"first_token_offset", "panic", b"panic", "replica_id", b"replica_id", "start_offset", b"start_offset", "sticky", b"sticky"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_count", b"candidate_count", "candidates", b"candidates", "expected_first_token", b"expected_first_token", "failure_reason", b"failure_reason", "first_token_offset", b"first_token_offset", "panic", b"panic", "policy", b"policy", "replica_id", b"replica_id", "start_offset", b"start_offset", "sticky", b"sticky", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

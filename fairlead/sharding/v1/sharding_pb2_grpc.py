@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ShardingServiceStub:
-    """Served by the control plane.
+    """Served by the control plane, for people.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class ShardingServiceStub:
 
 
 class ShardingServiceServicer:
-    """Served by the control plane.
+    """Served by the control plane, for people.
     """
 
     def ListAssignments(self, request, context):
@@ -70,7 +70,7 @@ def add_ShardingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ShardingService:
-    """Served by the control plane.
+    """Served by the control plane, for people.
     """
 
     @staticmethod
@@ -90,6 +90,82 @@ class ShardingService:
             '/fairlead.sharding.v1.ShardingService/ListAssignments',
             fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ListAssignmentsRequest.SerializeToString,
             fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ListAssignmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AssignmentServiceStub:
+    """Served by everybody who holds assignments: replica agents on their port, routers on theirs (with the platform's token).
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ExchangeAssignments = channel.unary_unary(
+                '/fairlead.sharding.v1.AssignmentService/ExchangeAssignments',
+                request_serializer=fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ExchangeAssignmentsRequest.SerializeToString,
+                response_deserializer=fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ExchangeAssignmentsResponse.FromString,
+                _registered_method=True)
+
+
+class AssignmentServiceServicer:
+    """Served by everybody who holds assignments: replica agents on their port, routers on theirs (with the platform's token).
+    """
+
+    def ExchangeAssignments(self, request, context):
+        """Two holders of assignments meet: each ends up with the newer one of every model that both know of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AssignmentServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ExchangeAssignments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExchangeAssignments,
+                    request_deserializer=fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ExchangeAssignmentsRequest.FromString,
+                    response_serializer=fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ExchangeAssignmentsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fairlead.sharding.v1.AssignmentService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fairlead.sharding.v1.AssignmentService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AssignmentService:
+    """Served by everybody who holds assignments: replica agents on their port, routers on theirs (with the platform's token).
+    """
+
+    @staticmethod
+    def ExchangeAssignments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.sharding.v1.AssignmentService/ExchangeAssignments',
+            fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ExchangeAssignmentsRequest.SerializeToString,
+            fairlead_dot_sharding_dot_v1_dot_sharding__pb2.ExchangeAssignmentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,1 @@
+"""Who serves which part of the key space: pure."""
