@@ -19,7 +19,7 @@ MOVES_MAX: Final = 64
 """Moves that an assignment tells of, as the proto says: what it changed is for people, who read the largest ones."""
 
 GENERATION_MAX: Final = 1 << 62
-"""Largest incarnation and number that are taken over: a successor must fit into 64 bits for longer than anybody runs."""
+"""Largest incarnation and number that are taken over: successors must fit into 64 bits for longer than anybody runs."""
 
 _NS_PER_MS: Final = 1_000_000
 _CAUSES: Final = {cause: sharding_pb2.MoveCause.Value(f"MOVE_CAUSE_{cause.name}") for cause in Cause}
