@@ -14,11 +14,14 @@ from typing import NamedTuple
 from fairlead.errors import InvalidArgumentError
 from fairlead.replay.traces import DEFAULT_TRACE
 from model_units.cost import CostProfile, cost
-from simulation.scenario import EXCERPT, SYNTHETIC, TenantSpec
+from simulation.scenario import CHAT, EXCERPT, SYNTHETIC, TenantSpec
+from simulation.sessions import ChatTerms, Conversation, openings, sampled
+from simulation.shape import Shape, shape_of
 from simulation.traces import REQUESTS_MAX, Kind, SimRequest, Workload, open_workload, recognise
 
 # Requests looked at to learn what a workload costs per request.
 _SAMPLES = 2_000
+_SESSION_SAMPLES = 300
 _SYNTHETIC_TOKENS_MAX = 100_000
 _SAMPLE_S, _SAMPLE_RATE = 600.0, 3.0
 
@@ -35,6 +38,7 @@ class Arrival(NamedTuple):
         output_tokens: What it will produce.
         client: Who sends it; empty where nobody says.
         prefix: Ids of its prompt's leading blocks.
+        conversation: Says what comes after it, where it is a turn of a session.
     """
 
     at_s: float
@@ -42,6 +46,7 @@ class Arrival(NamedTuple):
     output_tokens: int
     client: str = ""
     prefix: tuple[int, ...] = ()
+    conversation: Conversation | None = None
 
 
 class Workloads:
@@ -67,7 +72,7 @@ class Workloads:
         if not path.is_file():
             where = f"in {self._folder}" if self._folder else "here; name their folder with --traces"
             raise InvalidArgumentError(
-                f"there is no workload {name!r} {where}; use a trace file's name, {EXCERPT} or {SYNTHETIC}",
+                f"there is no workload {name!r} {where}; use a trace file's name, {EXCERPT}, {SYNTHETIC} or {CHAT}",
                 field="workload",
             )
         return path
@@ -117,17 +122,20 @@ def traffic(
     Raises:
         InvalidArgumentError: Its workload cannot be had, has no request of its client, or would be endless work.
     """
-    if spec.workload == SYNTHETIC:
+    shape = shape_of(spec, lambda: Random(random.getrandbits(64)), duration_s)
+    if spec.workload in (SYNTHETIC, CHAT):
         rate = spec.requests_per_s
         if spec.load:
-            # Tenants of one entry differ in their names and times alone.
-            drawn = _sample(spec.input_tokens, spec.input_sigma, spec.output_tokens, spec.output_sigma)
-            rate = _requests_per_s(spec.load, capacity, profile, drawn)
-        _check_rate(spec, rate, duration_s)
-        return _bounded(_synthetic(spec, rate, random), spec)
+            rate = _requests_per_s(spec.load, capacity, profile, _sampled(spec))
+        _check_rate(spec, rate, duration_s, shape)
+        if spec.workload == CHAT:
+            return _bounded(_chat(spec, rate, random, shape), spec)
+        return _bounded(_shaped(_synthetic(spec, rate, random), shape), spec)
     path = workloads.drawn(spec.workload)
     if path is not None:
-        return _bounded(_drawn(spec, path, random, profile, capacity, duration_s, note), spec)
+        needed_s = duration_s if shape is None else shape.work_s(duration_s)
+        drawn = _drawn(spec, path, random, profile, capacity, needed_s, note)
+        return _bounded(_shaped(drawn, shape), spec)
     workload = workloads.recorded(spec.workload)
     requests = _of_client(workload, spec)
     scale = spec.rate_scale
@@ -135,10 +143,23 @@ def traffic(
         every = max(1, len(requests) // _SAMPLES)
         rate = _requests_per_s(spec.load, capacity, profile, tuple(_pair(each) for each in requests[::every]))
         scale = rate * workload.duration_s / len(requests)
-    _check_rate(spec, len(requests) / workload.duration_s * scale, duration_s)
+    _check_rate(spec, len(requests) / workload.duration_s * scale, duration_s, shape)
     note([*workload.notes, *_played(workload, scale, spec, duration_s)])
     salt = random.getrandbits(60)
-    return _bounded(_repeated(requests, workload.duration_s, scale, spec.offset_s, salt), spec)
+    played = _repeated(requests, workload.duration_s, scale, spec.offset_s, salt)
+    return _bounded(_shaped(played, shape), spec)
+
+
+def _shaped(arrivals: Iterator[Arrival], shape: Shape | None) -> Iterator[Arrival]:
+    return arrivals if shape is None else shape.apply(arrivals)
+
+
+def _sampled(spec: TenantSpec) -> tuple[tuple[int, int], ...]:
+    """Lengths of a workload that is made up; tenants of one entry differ in their names and times alone."""
+    if spec.workload == CHAT:
+        like = (spec.turns, spec.system_tokens)
+        return _sample_of_chat(spec.input_tokens, spec.input_sigma, spec.output_tokens, spec.output_sigma, *like)
+    return _sample(spec.input_tokens, spec.input_sigma, spec.output_tokens, spec.output_sigma)
 
 
 def _drawn(
@@ -184,12 +205,15 @@ def _of_client(workload: Workload, spec: TenantSpec) -> Sequence[SimRequest]:
     return requests
 
 
-def _check_rate(spec: TenantSpec, requests_per_s: float, duration_s: float) -> None:
+def _check_rate(spec: TenantSpec, requests_per_s: float, duration_s: float, shape: Shape | None) -> None:
     """Refuses traffic of more requests than a run can take, before the first of them."""
     active_s = max(0.0, min(spec.end_s or duration_s, duration_s) - spec.start_s)
+    if shape is not None:
+        active_s = shape.work_s(active_s)
     expected = requests_per_s * active_s
     if expected > REQUESTS_MAX:
-        knob = "load" if spec.load else "requests_per_s" if spec.workload == SYNTHETIC else "rate_scale"
+        made_up = spec.workload in (SYNTHETIC, CHAT)
+        knob = "load" if spec.load else "requests_per_s" if made_up else "rate_scale"
         raise InvalidArgumentError(
             f"tenant {spec.id!r} would send about {expected:,.0f} requests ({requests_per_s:,.4g} per second for "
             f"{active_s:g} s), more than {REQUESTS_MAX:,}: take a smaller {knob} or a shorter duration_s, or share the "
@@ -248,6 +272,29 @@ def _synthetic(spec: TenantSpec, rate: float, random: Random) -> Iterator[Arriva
         at_s += random.expovariate(rate)
         read, made = _lengths(spec.input_tokens, spec.input_sigma, spec.output_tokens, spec.output_sigma, random)
         yield Arrival(at_s, read, made)
+
+
+def _chat(spec: TenantSpec, rate: float, random: Random, shape: Shape | None) -> Iterator[Arrival]:
+    terms = ChatTerms.of(spec, random.getrandbits(60))
+    for at_s, turn, conversation in openings(terms, rate / spec.turns, random, shape):
+        yield Arrival(at_s, turn.input_tokens, turn.output_tokens, f"{conversation.seed:x}", turn.prefix, conversation)
+
+
+@functools.lru_cache(maxsize=64)
+def _sample_of_chat(
+    input_tokens: int, input_sigma: float, output_tokens: int, output_sigma: float, turns: float, system_tokens: int
+) -> tuple[tuple[int, int], ...]:
+    """The same of a chat, over all turns of some sessions."""
+    spec = TenantSpec(
+        id="sample",
+        input_tokens=input_tokens,
+        input_sigma=input_sigma,
+        output_tokens=output_tokens,
+        output_sigma=output_sigma,
+        turns=turns,
+        system_tokens=system_tokens,
+    )
+    return sampled(spec, _SESSION_SAMPLES)
 
 
 @functools.lru_cache(maxsize=64)

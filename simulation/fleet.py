@@ -180,23 +180,33 @@ class Simulation:
     def _arrive(self, coming: tuple[tuple[Tenant, Iterator[Arrival]], Arrival]) -> None:
         source, arrival = coming
         tenant = source[0]
+        self._receive(self._flight(tenant, arrival))
+        self._next(source)
+
+    def _flight(self, tenant: Tenant, arrival: Arrival) -> Flight:
         session = ""
         if tenant.spec.session == "client":
             session = f"{tenant.id}/{arrival.client}"
         elif tenant.spec.session == "prefix" and arrival.prefix:
             session = f"{tenant.id}/{arrival.prefix[0]:x}"
-        self._receive(
-            Flight(next(self._numbers), tenant, arrival.input_tokens, arrival.output_tokens, arrival.prefix, session)
+        return Flight(
+            next(self._numbers),
+            tenant,
+            arrival.input_tokens,
+            arrival.output_tokens,
+            arrival.prefix,
+            session,
+            conversation=arrival.conversation,
         )
-        self._next(source)
 
     def _receive(self, flight: Flight) -> None:
         self.routers[mix(flight.number) % len(self.routers)].receive(flight)
 
     def _on_end(self, flight: Flight, outcome: Outcome, retry_after_s: float | None) -> None:
-        """A request has ended; a refused one may come again, as a request of its own."""
+        """A request has ended: a refused one may come again, as a request of its own, and a session goes on."""
         tenant = flight.tenant
         if outcome is not Outcome.REFUSED or retry_after_s is None or flight.tries >= tenant.spec.retries_max:
+            self._go_on(flight)
             return
         wait_s = max(_RETRY_S, retry_after_s) * (1.0 + _RETRY_SPREAD * (mix(flight.number) / 2.0**64))
         again = Flight(
@@ -207,10 +217,31 @@ class Simulation:
             flight.prefix,
             flight.session_id,
             flight.tries + 1,
+            flight.conversation,
         )
         tenant.book.repeated += 1
         self._retries_pending += 1
         self.loop.after(wait_s, self._repeat, again)
+
+    def _go_on(self, flight: Flight) -> None:
+        """The next turn of a session comes when the answer has been read, whatever it was."""
+        turn = flight.conversation.next_turn() if flight.conversation is not None else None
+        if turn is None:
+            return
+        at_ns = self.loop.now_ns + round(turn.think_s * NS_PER_S)
+        duration_s = self.scenario.settings.duration_s
+        end_s = min(flight.tenant.spec.end_s or duration_s, duration_s)
+        if at_ns < self._start_ns + round(end_s * NS_PER_S):
+            again = Flight(
+                next(self._numbers),
+                flight.tenant,
+                turn.input_tokens,
+                turn.output_tokens,
+                turn.prefix,
+                flight.session_id,
+                conversation=flight.conversation,
+            )
+            self.loop.at(at_ns, self._receive, again)
 
     def _repeat(self, flight: Flight) -> None:
         self._retries_pending -= 1

@@ -11,6 +11,7 @@ from engines.agent.core.queue import Priority, Ticket
 from simulation.books import TenantBook
 from simulation.kernel import NS_PER_S
 from simulation.scenario import TenantSpec
+from simulation.sessions import Conversation
 
 if TYPE_CHECKING:
     from simulation.replica import Replica
@@ -54,6 +55,7 @@ class Flight:
         input_tokens: Its prompt.
         output_tokens: What it will produce.
         prefix: Ids of its prompt's leading blocks.
+        conversation: Says what comes after it, where it is a turn of a session.
         session_id: What it says of its session.
         tries: How often its client was refused before.
         prompt_bytes: Of its text.
@@ -82,6 +84,7 @@ class Flight:
         "arrived_ns",
         "attempts",
         "cached",
+        "conversation",
         "covered_tokens",
         "delivered",
         "dispatch",
@@ -121,6 +124,7 @@ class Flight:
         prefix: tuple[int, ...] = (),
         session_id: str = "",
         tries: int = 0,
+        conversation: Conversation | None = None,
     ) -> None:
         self.number = number
         self.tenant = tenant
@@ -129,6 +133,7 @@ class Flight:
         self.prefix = prefix
         self.session_id = session_id
         self.tries = tries
+        self.conversation = conversation
         self.prompt_bytes = max(1, int(input_tokens * tenant.spec.bytes_per_token))
         self.max_tokens = max(tenant.spec.max_tokens, output_tokens)
         self.arrived_ns = 0

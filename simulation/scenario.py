@@ -31,6 +31,9 @@ EXCERPT = "excerpt"
 SYNTHETIC = "synthetic"
 """Poisson arrivals with lognormal lengths."""
 
+CHAT = "chat"
+"""Sessions of several turns, each of which sends all of the conversation so far."""
+
 POLICY_NAMES = ("product", "round_robin", "two_choices", "least_requests")
 """The replica choices of simulation/policy.py."""
 
@@ -77,12 +80,14 @@ class TenantSpec:
         id: Its name; with a `count` the tenants are called id-1, id-2, ...
         model: The model it uses; empty takes the first.
         count: How many such tenants; a recorded workload is shifted for each.
+        zipf: 0 gives each of them all that the entry says; above 0 they share its load, rates, reservation and burst by
+            Zipf's law of this exponent.
         reservation_mu_per_minute: What it bought.
         burst_mu_per_minute: Most it may be lent; 0 means its reservation.
         tier: 1 (first in a shortfall) to 9.
         weight: Share of lent capacity among equals.
         priority: interactive, or batch, which waits for quota.
-        workload: "excerpt", "synthetic", or a trace file's name.
+        workload: "excerpt", "synthetic", "chat", or a trace file's name.
         client: Only this client of the workload; empty means all.
         rate_scale: How much faster than recorded.
         load: Instead of rate_scale: the rate at which its work is this share of what its model's replicas serve at
@@ -90,11 +95,18 @@ class TenantSpec:
         start_s: When its traffic begins.
         end_s: When it ends; 0 means never.
         offset_s: Where in a recorded workload it begins.
-        requests_per_s: Synthetic: mean rate.
-        input_tokens: Synthetic: median prompt.
-        input_sigma: Synthetic: sigma of its logarithm.
-        output_tokens: Synthetic: median output.
-        output_sigma: Synthetic: sigma of its logarithm.
+        requests_per_s: Synthetic and chat: mean rate.
+        input_tokens: Synthetic: median prompt; chat: of what a turn adds to it.
+        input_sigma: Synthetic and chat: sigma of its logarithm.
+        output_tokens: Synthetic and chat: median output.
+        output_sigma: Synthetic and chat: sigma of its logarithm.
+        turns: Chat: mean requests of a session.
+        think_s: Chat: mean time from the end of an answer to the next turn.
+        system_tokens: Chat: beginning of the prompt that all sessions of the tenant share.
+        surge_at_s: When its rate changes.
+        surge_for_s: How long; 0 means for good.
+        surge_factor: To how many times what it was.
+        noise: Its rate wanders by up to this share up and down, drawn anew every half minute.
         max_tokens: What its requests ask for at most; longer recorded outputs raise it.
         bytes_per_token: Of its text; the router reckons with 4 until it has learned.
         session: What its session ids follow: none, client or prefix (the prompt's first block).
@@ -106,6 +118,7 @@ class TenantSpec:
     id: str
     model: str = ""
     count: int = number(1, minimum=1, maximum=10_000)
+    zipf: float = number(0.0, maximum=5.0)
     reservation_mu_per_minute: float = number(0.0)
     burst_mu_per_minute: float = number(0.0)
     tier: int = number(5, minimum=1, maximum=9)
@@ -123,6 +136,13 @@ class TenantSpec:
     input_sigma: float = number(0.8, maximum=3.0)
     output_tokens: int = number(150, minimum=1, maximum=1_000_000)
     output_sigma: float = number(0.8, maximum=3.0)
+    turns: float = number(5.0, minimum=1.0, maximum=1_000.0)
+    think_s: float = number(20.0, maximum=3_600.0)
+    system_tokens: int = number(0, maximum=16_384)
+    surge_at_s: float = number(0.0)
+    surge_for_s: float = number(0.0)
+    surge_factor: float = number(1.0, maximum=1_000.0)
+    noise: float = number(0.0, maximum=1.0)
     max_tokens: int = number(4_096, minimum=1)
     bytes_per_token: float = number(4.0, minimum=0.5, maximum=50.0)
     session: str = choice("none", "none", "client", "prefix")
@@ -303,10 +323,26 @@ def _check_failures(failures: Sequence[FailureSpec], models: Sequence[ModelSpec]
 def _copies(tenant: TenantSpec) -> list[TenantSpec]:
     if tenant.count == 1:
         return [tenant]
-    return [
+    copies = [
         replace(tenant, id=f"{tenant.id}-{at + 1}", count=1, offset_s=tenant.offset_s + at * _COPY_SHIFT_S)
         for at in range(tenant.count)
     ]
+    if not tenant.zipf:
+        return copies
+    parts = [rank**-tenant.zipf for rank in range(1, tenant.count + 1)]
+    return [_shared(copy, part / sum(parts)) for copy, part in zip(copies, parts, strict=True)]
+
+
+def _shared(tenant: TenantSpec, part: float) -> TenantSpec:
+    """A tenant with its part of what those of its entry share."""
+    return replace(
+        tenant,
+        load=part * tenant.load,
+        rate_scale=part * tenant.rate_scale,
+        requests_per_s=part * tenant.requests_per_s,
+        reservation_mu_per_minute=part * tenant.reservation_mu_per_minute,
+        burst_mu_per_minute=part * tenant.burst_mu_per_minute,
+    )
 
 
 def _tables(raw: dict[str, object], name: str) -> list[dict[str, object]]:
