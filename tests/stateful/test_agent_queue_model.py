@@ -38,7 +38,7 @@ class NaiveClass:
 
 
 class AgentQueueModel(RuleBasedStateMachine):
-    """Proves: classes overtake, tenants of a class go by virtual time and each tenant's requests as they came; who
+    """Proves: classes overtake, tenants of a class go by virtual time and each tenant's requests by turn; who
     waits for room is not overtaken; slots, the kept slot, cache room, prefill inside and the queue's bound always hold;
     the load is the exact sum over those present, zero when nobody is.
     """
@@ -66,7 +66,7 @@ class AgentQueueModel(RuleBasedStateMachine):
 
     def first_of_each_tenant(self, priority: Priority) -> dict[str, Known]:
         firsts: dict[str, Known] = {}
-        for each in self.waiting(priority):
+        for each in sorted(self.waiting(priority), key=lambda each: (each.ticket.turn_s, each.arrival)):
             firsts.setdefault(each.ticket.tenant_id, each)
         return firsts
 
@@ -87,12 +87,21 @@ class AgentQueueModel(RuleBasedStateMachine):
         length=st.integers(1, 20),
         tenant=st.sampled_from("abc"),
         weight=st.sampled_from((0, 1_000, 3_000)),
+        turn_s=st.sampled_from((0.0, 1.0, 2.0)),
     )
     def arrive_one(
-        self, priority: Priority, kv: int, prefill: int, decode: int, length: int, tenant: str, weight: int
+        self,
+        priority: Priority,
+        kv: int,
+        prefill: int,
+        decode: int,
+        length: int,
+        tenant: str,
+        weight: int,
+        turn_s: float,
     ) -> None:
         self.count += 1
-        self.arrive(Ticket(f"r{self.count}", priority, kv, tenant, weight, prefill, decode), length)
+        self.arrive(Ticket(f"r{self.count}", priority, kv, tenant, weight, prefill, decode, turn_s), length)
 
     @rule(
         count=st.integers(2, 6),
@@ -252,6 +261,7 @@ class AgentQueueModel(RuleBasedStateMachine):
             each.ticket.prefill_milli_mu for each in everybody if not each.produced
         )
         assert load.decode_milli_mu == sum(left)
+        assert load.queued_decode_milli_mu == sum(each.ticket.decode_milli_mu for each in self.waiting())
 
 
 AgentQueueModel.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

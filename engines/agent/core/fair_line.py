@@ -1,7 +1,14 @@
-"""One class of the agent's queue: first come first served within a tenant, virtual time between tenants.
+"""One class of the agent's queue: shortest prompt first with ageing within a tenant, virtual time between tenants.
 
-The head is the first request of the tenant with the least counter (model_units/virtual_time.py). A head that waits for
-room in the KV cache is *pinned*: it stays the head whoever comes, so that a long prompt is not starved by short ones.
+The head is the first request of the tenant with the least counter (model_units/virtual_time.py). A tenant's requests go
+by their turn,
+
+    turn = arrival + AGEING * prefill
+
+in seconds; equal turns go as they came. A turn never changes, and nobody who comes after it can be before it: a request
+with a prefill of p seconds is overtaken only by what its own tenant sends within AGEING * p seconds, so it does not
+starve. A head that waits for room in the KV cache is *pinned*: it stays the head whoever comes, so that a long prompt
+is not starved by short ones.
 
 Where somebody has to leave, it is the youngest request of the tenant with most waiting beside its first, over its
 weight: the one furthest above its fair part of the line.
@@ -13,27 +20,55 @@ import heapq
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from model_units.units import MilliModelUnits, MilliModelUnitsPerMinute, seconds_to_serve
 from model_units.virtual_time import NS_PER_MINUTE, VirtualTime
 
 if TYPE_CHECKING:
     from engines.agent.core.queue import Ticket
 
+AGEING: Final = 10.0
+"""Seconds of waiting that weigh as much as one second of prefill."""
+
 # As in model_units/virtual_time.py.
 _STALE_MIN: Final = 16
 
 
-class _TenantLine:
-    """Waiting requests of one tenant in order of arrival."""
+def turn_s(arrival_s: float, prefill_milli_mu: int, capacity: MilliModelUnitsPerMinute) -> float:
+    """A request's turn among those of its tenant: the least is first.
 
-    __slots__ = ("tickets", "weight")
+    Args:
+        arrival_s: When it came, seconds of any clock that all of them share.
+        prefill_milli_mu: Price of its prefill, mMU, 0 or more.
+        capacity: What the replica serves, mMU per minute, above 0.
+    """
+    return arrival_s + AGEING * seconds_to_serve(MilliModelUnits(prefill_milli_mu), capacity)
+
+
+class _TenantLine:
+    """Waiting requests of one tenant, in order of arrival and by turn."""
+
+    __slots__ = ("_turns", "tickets", "weight")
 
     def __init__(self) -> None:
         self.tickets: OrderedDict[str, tuple[int, Ticket]] = OrderedDict()
         self.weight = 1
+        self._turns: list[tuple[float, int, str]] = []  # heap of (turn, order, id), some of them gone
+
+    def join(self, order: int, ticket: Ticket) -> None:
+        self.tickets[ticket.request_id] = (order, ticket)
+        heapq.heappush(self._turns, (ticket.turn_s, order, ticket.request_id))
+        if len(self._turns) > 2 * len(self.tickets) + _STALE_MIN:
+            self._turns = [(each.turn_s, order, name) for name, (order, each) in self.tickets.items()]
+            heapq.heapify(self._turns)
 
     @property
     def first(self) -> tuple[int, Ticket]:
-        return next(iter(self.tickets.values()))
+        while True:
+            _, order, name = self._turns[0]
+            known = self.tickets.get(name)
+            if known is not None and known[0] == order:
+                return known
+            heapq.heappop(self._turns)
 
     @property
     def last(self) -> tuple[int, Ticket]:
@@ -69,9 +104,9 @@ class FairLine:
         if line is None:
             line = self._tenants[ticket.tenant_id] = _TenantLine()
         line.weight = max(1, ticket.weight)
-        line.tickets[ticket.request_id] = (order, ticket)
+        line.join(order, ticket)
         self._count += 1
-        if len(line.tickets) == 1:
+        if line.first[1] is ticket:
             self._time.wait(ticket.tenant_id, order)
         heapq.heappush(self._crowds, (-line.excess, -order, ticket.tenant_id))
         if len(self._crowds) > 2 * len(self._tenants) + _STALE_MIN:

@@ -1,8 +1,8 @@
 """What a replica is busy with, in milli-MU, for its load reports.
 
 Prefill and decode are kept apart because pending prefill decides the time to first token. A request's prefill is
-pending until its first token; its decode work shrinks token by token while it is in the engine. Every request's share
-is removed when it ends, however it ends, so an idle replica reports exactly zero.
+pending until its first token; its decode work is queued while it waits and shrinks token by token while it is in the
+engine. Every request's share is removed when it ends, however it ends, so an idle replica reports exactly zero.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from model_units.units import MilliModelUnits, MilliModelUnitsPerMinute, served_in
+
+PRICE_MAX: Final = 10**12
+"""What one request's prefill or decode counts for at most, mMU: ten thousand minutes of the largest replica that can be
+configured. So a full queue of absurd prices still fits into a report's 64 bits."""
 
 _BUCKETS: Final = 10
 
@@ -25,12 +29,14 @@ class Load:
         pending_prefill_milli_mu: Prefill of requests that have no token yet, waiting ones included, mMU.
         running_requests: Requests in the engine.
         decode_milli_mu: Estimated decode work left of requests in the engine, mMU.
+        queued_decode_milli_mu: Estimated decode work of requests that wait in the agent, mMU.
     """
 
     queued_requests: int
     pending_prefill_milli_mu: MilliModelUnits
     running_requests: int
     decode_milli_mu: MilliModelUnits
+    queued_decode_milli_mu: MilliModelUnits
 
 
 @dataclass(slots=True)
@@ -60,14 +66,15 @@ class LoadAccount:
         self._running = 0
         self._pending_prefill = 0
         self._decode = 0
+        self._queued_decode = 0
 
     def queue(self, request_id: str, *, prefill_milli_mu: int, decode_milli_mu: int, output_tokens: int) -> None:
         """A request arrived.
 
         Args:
             request_id: Unique among the requests here.
-            prefill_milli_mu: Its prefill price, 0 or more.
-            decode_milli_mu: Its estimated decode price, 0 or more.
+            prefill_milli_mu: Its prefill price, 0 to PRICE_MAX; what is outside counts as its end.
+            decode_milli_mu: Its estimated decode price, likewise.
             output_tokens: The output that price stands for, 1 or more.
 
         Raises:
@@ -75,9 +82,10 @@ class LoadAccount:
         """
         if request_id in self._shares:
             raise ValueError(f"request {request_id!r} is already counted")
-        share = _Share(max(0, prefill_milli_mu), max(0, decode_milli_mu), max(1, output_tokens))
+        share = _Share(sane_price(prefill_milli_mu), sane_price(decode_milli_mu), max(1, output_tokens))
         self._shares[request_id] = share
         self._pending_prefill += share.prefill_pending
+        self._queued_decode += share.decode
 
     def start(self, request_id: str) -> None:
         """A request went into the engine."""
@@ -85,6 +93,7 @@ class LoadAccount:
         if not share.running:
             share.running = True
             self._running += 1
+            self._queued_decode -= share.decode
             self._decode += share.decode_left
 
     def produce(self, request_id: str, tokens: int) -> float:
@@ -122,8 +131,11 @@ class LoadAccount:
         if share is None:
             return 0
         self._pending_prefill -= share.prefill_pending
-        self._decode -= share.decode_left
-        self._running -= share.running
+        if share.running:
+            self._decode -= share.decode_left
+            self._running -= 1
+        else:
+            self._queued_decode -= share.decode
         return share.decode * share.produced // share.output_tokens
 
     def load(self) -> Load:
@@ -133,7 +145,13 @@ class LoadAccount:
             pending_prefill_milli_mu=MilliModelUnits(self._pending_prefill),
             running_requests=self._running,
             decode_milli_mu=MilliModelUnits(self._decode),
+            queued_decode_milli_mu=MilliModelUnits(self._queued_decode),
         )
+
+
+def sane_price(milli_mu: int) -> int:
+    """A price as it is counted: 0 to PRICE_MAX, whatever a router says."""
+    return min(max(0, milli_mu), PRICE_MAX)
 
 
 class UtilizationWindow:

@@ -1,8 +1,8 @@
 """The priority queue in front of the engine, and who is let into the engine when.
 
 Engines that batch continuously take every request they are given, so waiting and overtaking must happen here: system
-before interactive before batch; inside a class the tenants take turns by virtual time, each first come first served
-(`fair_line.py`). A request is let in when
+before interactive before batch; inside a class the tenants take turns by virtual time, each its shortest prompts first
+with ageing (`fair_line.py`). A request is let in when
 
 - a sequence slot is free; one is kept for system requests (health probes), which get in although the engine is full;
 - prefill inside, of requests that have no token yet, is below its limit. An engine computes prompts in the order they
@@ -75,6 +75,7 @@ class Ticket:
         weight: The tenant's weight, its quota in mMU per minute; less than 1 counts as 1.
         prefill_milli_mu: Price of its prefill, 0 or more.
         decode_milli_mu: Estimated price of its decoding, 0 or more.
+        turn_s: Its turn among those of its tenant, see `fair_line.turn_s`; equal ones go first come first served.
     """
 
     request_id: str
@@ -84,6 +85,7 @@ class Ticket:
     weight: int = 1
     prefill_milli_mu: int = 0
     decode_milli_mu: int = 0
+    turn_s: float = 0.0
 
     @property
     def milli_mu(self) -> int:

@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 from tests.unit.engines.fake_engine import FakeEngine
 
 GONE = Refusal("gone", Reason.REPLICA_LOST)
-NOTHING = Load(0, MilliModelUnits(0), 0, MilliModelUnits(0))
+NOTHING = Load(0, MilliModelUnits(0), 0, MilliModelUnits(0), MilliModelUnits(0))
 
 
 class Bench:
@@ -75,7 +75,7 @@ async def test_a_request_goes_in_and_leaves_nothing() -> None:
     bench = await Bench().open()
     task = bench.start("a")
     await eventually(lambda: bench.inside() == ["a"])
-    assert bench.dispatcher.load() == Load(0, MilliModelUnits(10), 1, MilliModelUnits(20))
+    assert bench.dispatcher.load() == Load(0, MilliModelUnits(10), 1, MilliModelUnits(20), MilliModelUnits(0))
     assert bench.dispatcher.awaited == 1
     bench.engine.give(3)
     assert len(await task) == 3

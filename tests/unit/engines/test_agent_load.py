@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import pytest
 
-from engines.agent.core.load import Load, LoadAccount, UtilizationWindow
+from engines.agent.core.load import PRICE_MAX, Load, LoadAccount, UtilizationWindow
 from model_units.units import MilliModelUnits, MilliModelUnitsPerMinute
 
 
-def load(queued: int, prefill: int, running: int, decode: int) -> Load:
-    return Load(queued, MilliModelUnits(prefill), running, MilliModelUnits(decode))
+def load(queued: int, prefill: int, running: int, decode: int, queued_decode: int = 0) -> Load:
+    return Load(queued, MilliModelUnits(prefill), running, MilliModelUnits(decode), MilliModelUnits(queued_decode))
 
 
 def test_the_life_of_a_request() -> None:
-    """Proves each stage: prefill is pending until the first token, decode counts only inside and shrinks per token."""
+    """Proves each stage: prefill is pending until the first token, decode is queued outside and shrinks inside."""
     account = LoadAccount()
     account.queue("a", prefill_milli_mu=100, decode_milli_mu=50, output_tokens=10)
-    assert account.load() == load(1, 100, 0, 0)
+    assert account.load() == load(1, 100, 0, 0, 50)
     account.start("a")
     assert account.load() == load(0, 100, 1, 50)
     assert account.produce("a", 1) == 105
@@ -38,13 +38,34 @@ def test_outrunning_the_estimate_leaves_no_negative_decode() -> None:
 
 
 def test_absurd_prices_do_no_harm() -> None:
-    """Proves that negative prices and zero lengths from a broken router are taken as nothing."""
+    """Proves that negative prices and zero lengths from a broken router are taken as nothing, and that a full queue of
+    the largest numbers there are still fits into a report."""
     account = LoadAccount()
     account.queue("a", prefill_milli_mu=-5, decode_milli_mu=-5, output_tokens=0)
     account.start("a")
     assert account.produce("a", 0) == 0
     assert account.produce("a", 3) == 0
     assert account.load() == load(0, 0, 1, 0)
+    for number in range(1_000):
+        account.queue(str(number), prefill_milli_mu=2**63 - 1, decode_milli_mu=2**63 - 1, output_tokens=1)
+    full = account.load()
+    assert full.pending_prefill_milli_mu == full.queued_decode_milli_mu == 1_000 * PRICE_MAX
+    assert 1_000_000 * PRICE_MAX < 2**63
+
+
+def test_who_leaves_while_waiting_takes_its_decode_along() -> None:
+    """Proves that queued decode ends with the request that waited, however it ends, and is exact in between."""
+    account = LoadAccount()
+    for number in range(10):
+        account.queue(str(number), prefill_milli_mu=3, decode_milli_mu=7 * number, output_tokens=3)
+    assert account.load() == load(10, 30, 0, 0, 7 * 45)
+    account.end("9")
+    account.start("8")
+    account.start("8")
+    assert account.load() == load(8, 27, 1, 56, 7 * 28)
+    for number in range(10):
+        account.end(str(number))
+    assert account.load() == load(0, 0, 0, 0)
 
 
 def test_ending_twice_and_double_ids() -> None:
