@@ -74,11 +74,13 @@ class View:
         servers: Its replicas that can serve, in any order.
         reserved: Reserved rate by tenant, mMU per minute.
         loads: What each replica reported last, by replica id; replicas that said nothing (yet) are left out.
+        token_milli_mu: Price of computing one prompt token again, mMU, 0 or more: what a warm token is worth.
     """
 
     servers: Sequence[Server]
     reserved: Mapping[str, Rate] = field(default_factory=dict)
     loads: Mapping[str, Sequence[KeyLoad]] = field(default_factory=dict)
+    token_milli_mu: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +167,21 @@ class Happened:
     tenant_id: str
     message: str
     facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a round decided.
+
+    Attributes:
+        placement: The new one; None where nothing changes, or where there is nobody to serve: an empty view is not
+            "everyone is dead", and routers keep the last placement.
+        happened: For operators.
+        heat: Load that each replica reported, mMU per minute, by replica id.
+        slice_loads: Load of each slice now, mMU per minute, by first key.
+    """
+
+    placement: Placement | None
+    happened: tuple[Happened, ...] = ()
+    heat: Mapping[str, int] = field(default_factory=dict)
+    slice_loads: Mapping[int, int] = field(default_factory=dict)

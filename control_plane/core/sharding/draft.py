@@ -1,0 +1,174 @@
+"""A placement that is being worked on: who serves which slice, and how busy that makes everybody.
+
+A slice's load is shared by its subset in proportion to capacity. Routers do better than that, because they see queues;
+what is even here is even enough there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from control_plane.core.sharding.values import Cause, Life, Move, Server
+from model_units.units import REPLICA_CAPACITY
+
+
+@dataclass(slots=True, eq=False)
+class Piece:
+    """A slice that is being worked on.
+
+    Attributes:
+        at: Its place among the slices.
+        first_key: Where it begins.
+        tenant_id: Whose, or empty.
+        load: Measured, mMU per minute.
+        wanted: Measured or reserved, whichever is more, mMU per minute.
+        planned: What it is placed with: measured, or the part of its reservation that is expected, mMU per minute.
+        warm: Its warm tokens by place of the replica.
+        frozen_until_ms: Until then it gets no fresh seats; 0: it is not frozen.
+        members: Places of its replicas.
+    """
+
+    at: int
+    first_key: int
+    tenant_id: str
+    load: float
+    wanted: float
+    planned: float
+    warm: Mapping[int, int]
+    frozen_until_ms: int
+    members: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Step:
+    piece: Piece
+    gone: int | None
+    came: int | None
+    gone_id: str
+    cause: Cause
+    load: float
+
+
+class Draft:
+    """Slices and replicas, and every change of who serves what.
+
+    Args:
+        servers: The replicas there are.
+        pieces: The slices, without members.
+
+    Attributes:
+        servers: The replicas, sorted by id; everything else names them by their place here.
+        capacities: Of each, above 0, mMU per minute.
+        open: Places of those that take more; all of them where every one is leaving.
+        pieces: The slices.
+        on: The slices each one serves.
+        planned: What each one is planned to serve, mMU per minute.
+        measured: The same of measured load.
+    """
+
+    def __init__(self, servers: Iterable[Server], pieces: Sequence[Piece]) -> None:
+        self.servers = sorted(servers, key=lambda server: server.replica_id)
+        self.capacities = [float(each.capacity if each.capacity > 0 else REPLICA_CAPACITY) for each in self.servers]
+        staying = [at for at, server in enumerate(self.servers) if server.life is Life.OPEN]
+        self.open = staying or list(range(len(self.servers)))
+        self.pieces = pieces
+        self.on: list[set[int]] = [set() for _ in self.servers]
+        self.planned = [0.0] * len(self.servers)
+        self.measured = [0.0] * len(self.servers)
+        self._steps: list[_Step] = []
+        self._open_set = frozenset(self.open)
+
+    @property
+    def open_capacity(self) -> float:
+        """Of those that take more, mMU per minute."""
+        return sum(self.capacities[at] for at in self.open)
+
+    def takes_more(self, at: int) -> bool:
+        """Whether a replica takes more."""
+        return at in self._open_set
+
+    def seed(self, piece: Piece, members: Iterable[int]) -> None:
+        """Gives a slice the replicas that it had before: no change."""
+        piece.members = set(members)
+        self._count(piece, 1.0)
+
+    def share(self, piece: Piece, at: int, load: float) -> float:
+        """What one of a slice's replicas, or one that would join it, serves of a load of it, mMU per minute."""
+        capacity = sum(self.capacities[member] for member in piece.members)
+        if at not in piece.members:
+            capacity += self.capacities[at]
+        return load * self.capacities[at] / capacity
+
+    def join(self, piece: Piece, at: int, cause: Cause, gone_id: str = "") -> None:
+        """A replica comes to a slice.
+
+        Args:
+            piece: The slice.
+            at: The replica's place.
+            cause: Why.
+            gone_id: The replica it stands in for, if that is gone altogether.
+        """
+        self._change(piece, None, at)
+        self._steps.append(_Step(piece, None, at, gone_id, cause, self.share(piece, at, piece.load)))
+
+    def leave(self, piece: Piece, at: int, cause: Cause) -> None:
+        """A replica leaves a slice."""
+        load = self.share(piece, at, piece.load)
+        self._change(piece, at, None)
+        self._steps.append(_Step(piece, at, None, "", cause, load))
+
+    def swap(self, piece: Piece, gone: int, came: int, cause: Cause) -> None:
+        """A replica of a slice leaves it for another."""
+        load = self.share(piece, gone, piece.load)
+        self._change(piece, gone, came)
+        self._steps.append(_Step(piece, gone, came, "", cause, load))
+
+    def lost(self, piece: Piece, gone_id: str, load: float, cause: Cause) -> None:
+        """A replica that is gone altogether left a slice, and nobody came for it."""
+        self._steps.append(_Step(piece, None, None, gone_id, cause, load))
+
+    def moves(self) -> list[Move]:
+        """Every change, in order."""
+        return [
+            Move(
+                step.piece.first_key,
+                step.piece.tenant_id,
+                step.gone_id if step.gone is None else self.servers[step.gone].replica_id,
+                "" if step.came is None else self.servers[step.came].replica_id,
+                step.cause,
+                round(step.load),
+                0 if step.gone is None else step.piece.warm.get(step.gone, 0),
+            )
+            for step in self._steps
+        ]
+
+    def _change(self, piece: Piece, gone: int | None, came: int | None) -> None:
+        self._count(piece, -1.0)
+        if gone is not None:
+            piece.members.discard(gone)
+        if came is not None:
+            piece.members.add(came)
+        self._count(piece, 1.0)
+
+    def _count(self, piece: Piece, sign: float) -> None:
+        capacity = sum([self.capacities[member] for member in piece.members])
+        for member in piece.members:
+            part = sign * self.capacities[member] / capacity
+            self.planned[member] += part * piece.planned
+            self.measured[member] += part * piece.load
+            if sign > 0:
+                self.on[member].add(piece.at)
+            else:
+                self.on[member].discard(piece.at)
+
+
+def coldest(draft: Draft, candidates: Iterable[int], load: Callable[[int], float]) -> list[int]:
+    """Replicas by their load over capacity, least first; ties by place.
+
+    Args:
+        draft: Whose.
+        candidates: Places.
+        load: Of a place, mMU per minute.
+    """
+    return sorted(candidates, key=lambda at: (load(at) / draft.capacities[at], at))
