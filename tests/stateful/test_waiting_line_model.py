@@ -9,13 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from data_plane.router.core.waiting_line import End, Place, Pool, WaitingLine
+from data_plane.router.core.waiting_line import End, Place, Subset, WaitingLine
 from fairlead.errors import QuotaExceededError, Reason
 
 MS = 1_000_000
 NS_PER_MINUTE = 60_000_000_000
 TENANTS = "abcd"
-POOLS: tuple[Pool, ...] = (("r1",), ("r1", "r2"), ("r2", "r3"), ("r3",), ())
+SUBSETS: tuple[Subset, ...] = (("r1",), ("r1", "r2"), ("r2", "r3"), ("r3",), ())
 REPLICAS = ("r1", "r2", "r3")
 WAITING_MAX = 6
 AGEING = 4.0
@@ -27,7 +27,7 @@ class Naive:
 
     place: Place[str]
     tenant: str
-    pool: Pool
+    subset: Subset
     rank: int
     weight: int
     cost: int
@@ -63,14 +63,16 @@ class LineMachine(RuleBasedStateMachine):
 
     @rule(
         tenant=st.sampled_from(TENANTS),
-        pool=st.sampled_from(POOLS),
+        subset=st.sampled_from(SUBSETS),
         rank=st.integers(0, 1),
         weight=st.sampled_from((1_000, 60_000)),
         cost=st.integers(0, 50),
         prefill_ms=st.integers(0, 1_000),
         left_ms=st.integers(0, 3_000),
     )
-    def enter(self, tenant: str, pool: Pool, rank: int, weight: int, cost: int, prefill_ms: int, left_ms: int) -> None:
+    def enter(
+        self, tenant: str, subset: Subset, rank: int, weight: int, cost: int, prefill_ms: int, left_ms: int
+    ) -> None:
         """Who finds no place is refused, or takes that of the youngest of the tenant with most."""
         deadline_ns = self.now_ns + left_ms * MS
         self.entered += 1
@@ -79,7 +81,7 @@ class LineMachine(RuleBasedStateMachine):
         try:
             place = self.line.enter(
                 tenant,
-                pool,
+                subset,
                 rank=rank,
                 weight=weight,
                 milli_mu=cost,
@@ -101,7 +103,7 @@ class LineMachine(RuleBasedStateMachine):
         if not self.count(tenant):
             self.counters[tenant] = max(self.counters.get(tenant, 0), self.virtual_ns)
         due = (self.now_ns + AGEING * prefill_ms * MS, self.entered)
-        self.waiting.append(Naive(place, tenant, pool, rank, weight, cost, due, deadline_ns, self.entered))
+        self.waiting.append(Naive(place, tenant, subset, rank, weight, cost, due, deadline_ns, self.entered))
 
     @rule(at=st.integers(0, WAITING_MAX - 1))
     def leave(self, at: int) -> None:
@@ -118,16 +120,16 @@ class LineMachine(RuleBasedStateMachine):
         """Time passes."""
         self.now_ns += ms * MS
 
-    @rule(pools=st.permutations(POOLS), seed=st.integers(0, 10))
-    def reassign(self, pools: list[Pool], seed: int) -> None:
+    @rule(subsets=st.permutations(SUBSETS), seed=st.integers(0, 10))
+    def reassign(self, subsets: list[Subset], seed: int) -> None:
         """With another assignment everybody waits for other replicas, in the same order."""
         if seed:
             return
-        mapping = dict(zip(POOLS, pools, strict=True))
-        self.line.move(lambda place: mapping[place.pool])
+        mapping = dict(zip(SUBSETS, subsets, strict=True))
+        self.line.move(lambda place: mapping[place.subset])
         for each in self.waiting:
-            each.pool = mapping[each.pool]
-            assert each.place.pool == each.pool
+            each.subset = mapping[each.subset]
+            assert each.place.subset == each.subset
 
     @rule(room=st.fixed_dictionaries({name: st.integers(0, 2) for name in REPLICAS}), freed=st.sampled_from(["", "r2"]))
     def look(self, room: dict[str, int], freed: str) -> None:
@@ -136,7 +138,7 @@ class LineMachine(RuleBasedStateMachine):
         expected = self.predict(dict(room), freed)
 
         def take(place: Place[str]) -> str | None:
-            for name in place.pool or REPLICAS:
+            for name in place.subset or REPLICAS:
                 if self.room[name]:
                     self.room[name] -= 1
                     return name
@@ -148,12 +150,12 @@ class LineMachine(RuleBasedStateMachine):
     def predict(self, room: dict[str, int], freed: str) -> list[tuple[Place[str], End, str | None]]:
         """What must come of a look."""
         result: list[tuple[Place[str], End, str | None]] = []
-        closed: set[Pool] = set()
+        closed: set[Subset] = set()
         while True:
-            heads: dict[tuple[int, str, Pool], Naive] = {}
+            heads: dict[tuple[int, str, Subset], Naive] = {}
             for each in self.waiting:
-                row = (each.rank, each.tenant, each.pool)
-                if each.pool not in closed and (not freed or not each.pool or freed in each.pool):
+                row = (each.rank, each.tenant, each.subset)
+                if each.subset not in closed and (not freed or not each.subset or freed in each.subset):
                     heads[row] = min(heads.get(row, each), each, key=lambda one: one.due)
             if not heads:
                 return result
@@ -162,9 +164,9 @@ class LineMachine(RuleBasedStateMachine):
                 result.append((first.place, End.LATE, None))
                 self.drop(first, served=False)
                 continue
-            free = [name for name in first.pool or REPLICAS if room[name]]
+            free = [name for name in first.subset or REPLICAS if room[name]]
             if not free:
-                closed.add(first.pool)
+                closed.add(first.subset)
                 continue
             room[free[0]] -= 1
             result.append((first.place, End.LET_IN, free[0]))

@@ -39,7 +39,7 @@ work for a large fleet: who comes later is better told so."""
 AGEING: Final = 4.0
 """So many times its own prefill time a request is overtaken by shorter ones at most."""
 
-Pool = tuple[str, ...]
+Subset = tuple[str, ...]
 """Replica ids that a request may go to; empty for all there are."""
 
 _FULL_RETRY_S: Final = 2.0
@@ -63,7 +63,7 @@ class Place(Generic[T]):
 
     Attributes:
         tenant_id: Whose.
-        pool: Where it may go.
+        subset: Where it may go.
         rank: Its priority: lower goes first.
         weight: Its tenant's weight, milli-MU per minute.
         milli_mu: What it costs its tenant's turn.
@@ -82,7 +82,7 @@ class Place(Generic[T]):
         "granted",
         "key",
         "milli_mu",
-        "pool",
+        "subset",
         "rank",
         "since_ns",
         "tenant_id",
@@ -92,7 +92,7 @@ class Place(Generic[T]):
     def __init__(
         self,
         tenant_id: str,
-        pool: Pool,
+        subset: Subset,
         rank: int,
         weight: int,
         milli_mu: int,
@@ -101,7 +101,7 @@ class Place(Generic[T]):
         deadline_ns: int,
     ) -> None:
         self.tenant_id = tenant_id
-        self.pool = pool
+        self.subset = subset
         self.rank = rank
         self.weight = weight
         self.milli_mu = milli_mu
@@ -114,14 +114,14 @@ class Place(Generic[T]):
 
 
 class _Row(Generic[T]):
-    """What waits of one tenant with one priority for one pool; the first of the heap goes next."""
+    """What waits of one tenant with one priority for one subset; the first of the heap goes next."""
 
-    __slots__ = ("count", "heap", "pool", "rank", "tenant_id")
+    __slots__ = ("count", "heap", "subset", "rank", "tenant_id")
 
-    def __init__(self, rank: int, tenant_id: str, pool: Pool) -> None:
+    def __init__(self, rank: int, tenant_id: str, subset: Subset) -> None:
         self.rank = rank
         self.tenant_id = tenant_id
-        self.pool = pool
+        self.subset = subset
         self.heap: list[tuple[tuple[int, int], Place[T]]] = []
         self.count = 0
 
@@ -144,7 +144,7 @@ class WaitingLine(Generic[T]):
     def __init__(self, *, waiting_max: int = WAITING_MAX, ageing: float = AGEING) -> None:
         self._waiting_max = waiting_max
         self._ageing = ageing
-        self._rows: dict[tuple[int, str, Pool], _Row[T]] = {}
+        self._rows: dict[tuple[int, str, Subset], _Row[T]] = {}
         self._crowd: Crowd[str, Place[T]] = Crowd()
         self._served = VirtualTime()
         self._orders = itertools.count(1)
@@ -155,7 +155,7 @@ class WaitingLine(Generic[T]):
     def enter(
         self,
         tenant_id: str,
-        pool: Pool,
+        subset: Subset,
         *,
         rank: int,
         weight: int,
@@ -168,7 +168,7 @@ class WaitingLine(Generic[T]):
 
         Args:
             tenant_id: Whose request.
-            pool: The replicas it may go to; empty for all.
+            subset: The replicas it may go to; empty for all.
             rank: Lower goes first.
             weight: Its tenant's weight, milli-MU per minute; less than 1 counts as 1.
             milli_mu: What it will cost, cached prefill not counted, 0 or more.
@@ -185,7 +185,7 @@ class WaitingLine(Generic[T]):
         """
         order = next(self._orders)
         key = (now_ns + int(self._ageing * max(0, prefill_ns)), order)
-        place: Place[T] = Place(tenant_id, pool, rank, weight, max(0, milli_mu), key, now_ns, deadline_ns)
+        place: Place[T] = Place(tenant_id, subset, rank, weight, max(0, milli_mu), key, now_ns, deadline_ns)
         if len(self) >= self._waiting_max:
             # One place fewer must leave the other tenant with no less than this one gets.
             if self._crowd.most - 1 < self._crowd.count(tenant_id) + 1:
@@ -207,7 +207,7 @@ class WaitingLine(Generic[T]):
         """Lets in whoever can be, in order; whose deadline has passed leaves.
 
         Args:
-            take: Gives a place what it waits for; None where none of its pool has room, which is then not asked again.
+            take: Gives a place what it waits for; None where none of its subset has room, which is then not asked again.
             now_ns: Monotonic now.
             replica_id: Only those who may go there: it has got room. Empty for everybody.
 
@@ -218,13 +218,13 @@ class WaitingLine(Generic[T]):
         agenda = [
             (row.rank, self._served.counter_ns(row.tenant_id), row.first().key[1], row)
             for row in self._rows.values()
-            if not replica_id or not row.pool or replica_id in row.pool
+            if not replica_id or not row.subset or replica_id in row.subset
         ]
         heapq.heapify(agenda)
-        closed: set[Pool] = set()
+        closed: set[Subset] = set()
         while agenda:
             rank, counter_ns, _, row = heapq.heappop(agenda)
-            if row.pool in closed or not row.count:
+            if row.subset in closed or not row.count:
                 continue
             place = row.first()
             moved_ns = self._served.counter_ns(row.tenant_id)
@@ -235,7 +235,7 @@ class WaitingLine(Generic[T]):
                 else:
                     granted = take(place)
                     if granted is None:
-                        closed.add(row.pool)
+                        closed.add(row.subset)
                         continue
                     place.granted = granted
                     self._end(place, End.LET_IN)
@@ -244,12 +244,12 @@ class WaitingLine(Generic[T]):
                 heapq.heappush(agenda, (rank, self._served.counter_ns(row.tenant_id), row.first().key[1], row))
         return ended
 
-    def move(self, pool_of: Callable[[Place[T]], Pool]) -> None:
+    def move(self, subset_of: Callable[[Place[T]], Subset]) -> None:
         """Asks again where everybody may go: another assignment is in force."""
         places = [place for row in self._rows.values() for _, place in sorted(row.heap) if place.end is None]
         self._rows.clear()
         for place in places:
-            place.pool = pool_of(place)
+            place.subset = subset_of(place)
             self._row(place)
 
     def waiting(self) -> dict[str, int]:
@@ -260,7 +260,7 @@ class WaitingLine(Generic[T]):
         return counts
 
     def _row(self, place: Place[T]) -> None:
-        name = (place.rank, place.tenant_id, place.pool)
+        name = (place.rank, place.tenant_id, place.subset)
         row = self._rows.get(name)
         if row is None:
             row = self._rows[name] = _Row(*name)
@@ -269,10 +269,10 @@ class WaitingLine(Generic[T]):
 
     def _end(self, place: Place[T], end: End) -> None:
         place.end = end
-        tenant_id, row = place.tenant_id, self._rows[place.rank, place.tenant_id, place.pool]
+        tenant_id, row = place.tenant_id, self._rows[place.rank, place.tenant_id, place.subset]
         row.count -= 1
         if not row.count:
-            del self._rows[place.rank, tenant_id, place.pool]
+            del self._rows[place.rank, tenant_id, place.subset]
         elif len(row.heap) > 2 * row.count + 16:
             row.heap = [each for each in row.heap if each[1].end is None]
             heapq.heapify(row.heap)
