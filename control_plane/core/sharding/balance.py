@@ -17,6 +17,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from control_plane.core.sharding.draft import Draft, Piece
 from control_plane.core.sharding.values import Cause
 
@@ -67,20 +70,20 @@ def _best_step(
 ) -> tuple[Piece, int, int] | None:
     if len(draft.open) < 2:
         return None
-    total = sum(draft.measured[at] for at in draft.open)
-    idle = total < IDLE_UTILISATION * draft.open_capacity
+    idle = float(draft.measured[draft.open].sum()) < IDLE_UTILISATION * draft.open_capacity
     load = draft.planned if idle else draft.measured
-    mean = sum(load[at] for at in draft.open) / draft.open_capacity
+    mean = float(load[draft.open].sum()) / draft.open_capacity
     if mean <= 0.0:
         return None
-    ranked = sorted(draft.open, key=lambda at: (load[at] / draft.capacities[at], at))
+    open_ = np.array(draft.open)
+    levels = load[open_] / (mean * draft.capacities[open_])
+    order = np.argsort(levels, kind="stable")
+    ranked = open_[order].tolist()
     empty = not draft.on[ranked[0]]
-    for hot in reversed(ranked):
-        level = load[hot] / (mean * draft.capacities[hot])
+    for hot, level in zip(reversed(ranked), levels[order][::-1].tolist(), strict=True):
         if level <= 1.0 or (idle and not empty):
             return None
-        cold_level = load[ranked[0]] / (mean * draft.capacities[ranked[0]])
-        if level <= 1.0 + BAND and cold_level >= 1.0 - BAND:
+        if level <= 1.0 + BAND and levels[order[0]] >= 1.0 - BAND:
             return None
         best: tuple[float, Piece, int, int] | None = None
         for at in sorted(draft.on[hot]):
@@ -99,21 +102,23 @@ def _best_step(
     return None
 
 
-def _worth(draft: Draft, load: list[float], mean: float, piece: Piece, hot: int, cold: int, idle: bool) -> float:
+def _worth(
+    draft: Draft, load: NDArray[np.float64], mean: float, piece: Piece, hot: int, cold: int, idle: bool
+) -> float:
     """By how much a move lowers the penalties, mMU per minute."""
     amount = piece.planned if idle else piece.load
     capacities = draft.capacities
-    inside = sum(capacities[member] for member in piece.members)
-    after = inside - capacities[hot] + capacities[cold]
+    inside = sum(float(capacities[member]) for member in piece.members)
+    after = inside - float(capacities[hot] - capacities[cold])
     worth = 0.0
-    for member in piece.members | {cold}:
-        now = load[member]
+    for member in sorted(piece.members | {cold}):
+        capacity, now = float(capacities[member]), float(load[member])
         then = now
         if member != cold:
-            then -= amount * capacities[member] / inside
+            then -= amount * capacity / inside
         if member != hot:
-            then += amount * capacities[member] / after
-        worth += _penalty(now, mean * capacities[member]) - _penalty(then, mean * capacities[member])
+            then += amount * capacity / after
+        worth += _penalty(now, mean * capacity) - _penalty(then, mean * capacity)
     return worth
 
 

@@ -2,8 +2,8 @@
 
 Two slices with the same subset have one fate: when one of them surges or kills replicas, the other has nowhere to go.
 So of the replicas whose utilisation stays low enough, at most CANDIDATES of them by rendezvous hashing, the one wins
-that leaves the slice with the least in common with any other one. With 16 replicas and subsets of 3, two random subsets are
-identical with 0.18 %; chosen so, none are until every combination is used.
+that leaves the slice with the least in common with any other one. With 16 replicas and subsets of 3, two random subsets
+are identical with 0.18 %; chosen so, none are until every combination is used.
 
 Source: shuffle sharding; rendezvous hashing is Thaler and Ravishankar, "Using name-based mappings to increase hit
 rates" (1998).
@@ -11,11 +11,12 @@ rates" (1998).
 
 from __future__ import annotations
 
-import hashlib
-from functools import lru_cache
 from typing import Final
 
-from control_plane.core.sharding.draft import Draft, Piece, coldest
+import numpy as np
+from numpy.typing import NDArray
+
+from control_plane.core.sharding.draft import Draft, Piece
 
 CANDIDATES: Final = 16
 """Replicas that are compared. Source: the upper end of the 8 to 16 candidate subsets that were found to be enough."""
@@ -33,28 +34,25 @@ def newcomer(draft: Draft, piece: Piece) -> int | None:
         draft: The placement so far.
         piece: The slice.
     """
-    outside = [at for at in draft.open if at not in piece.members]
+    outside = draft.outside(piece)
     if len(outside) <= 1:
-        return outside[0] if outside else None
-    capacities, planned = draft.capacities, draft.planned
-    inside = sum(capacities[member] for member in piece.members)
-    after = {at: (planned[at] / capacities[at] + piece.planned / (inside + capacities[at])) for at in outside}
-    mean = sum(planned[at] for at in draft.open) / draft.open_capacity
-    ranked = sorted(outside, key=lambda at: (after[at], at))
-    border = max(mean, after[ranked[min(FEASIBLE_MIN, len(ranked)) - 1]])
-    feasible = [at for at in ranked if after[at] <= border]
+        return int(outside[0]) if len(outside) else None
+    capacities, planned = draft.capacities[outside], draft.planned[outside]
+    inside = sum(draft.capacities[member] for member in piece.members)
+    after = planned / capacities + piece.planned / (inside + capacities)
+    place = min(FEASIBLE_MIN, len(outside)) - 1
+    border = max(draft.mean_planned, np.partition(after, place)[place])
+    feasible = np.flatnonzero(after <= border)
+    ranks = _ranks(piece.first_key, draft.seat_hashes[outside[feasible]])
     if len(feasible) > CANDIDATES:
-        feasible.sort(key=lambda at: _rank(piece.first_key, draft.servers[at].seat))
-        feasible = feasible[:CANDIDATES]
+        chosen = np.argsort(ranks, kind="stable")[:CANDIDATES]
+        feasible, ranks = feasible[chosen], ranks[chosen]
     shared = _shared(draft, piece)
-    return min(
-        feasible,
-        key=lambda at: (
-            *_overlap(draft, piece, shared, at),
-            round(after[at], 9),
-            _rank(piece.first_key, draft.servers[at].seat),
-        ),
-    )
+    compared = [
+        (*_overlap(draft, piece, shared, at), round(level, 9), rank, at)
+        for at, level, rank in zip(outside[feasible].tolist(), after[feasible].tolist(), ranks.tolist(), strict=True)
+    ]
+    return int(min(compared)[-1])
 
 
 def enclosed(draft: Draft, piece: Piece) -> bool:
@@ -80,8 +78,9 @@ def overlap_without(draft: Draft, piece: Piece, gone: int) -> int | None:
     for other in draft.on[gone]:
         if other != piece.at:
             shared[other] -= 1
-    candidates = coldest(draft, [at for at in draft.open if at not in piece.members], draft.planned.__getitem__)
-    best = min(candidates[:CANDIDATES], key=lambda at: (*_overlap(draft, piece, shared, at), at), default=None)
+    outside = draft.outside(piece)
+    coldest = outside[np.argsort(draft.planned[outside] / draft.capacities[outside], kind="stable")][:CANDIDATES]
+    best = min(coldest.tolist(), key=lambda at: (*_overlap(draft, piece, shared, at), at), default=None)
     if best is None:
         return None
     return best if _overlap(draft, piece, shared, best) < _overlap(draft, piece, shared, gone) else None
@@ -111,13 +110,8 @@ def _overlap(draft: Draft, piece: Piece, shared: dict[int, int], at: int) -> tup
     return (worst if worst > 0.5 else 0.0), total
 
 
-def _rank(first_key: int, seat: str) -> int:
+def _ranks(first_key: int, seat_hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Rendezvous: uniform, the same on every machine; lower is better."""
-    mixed = ((first_key | 1) * 0x9E3779B97F4A7C15 ^ _seat_hash(seat)) & _MASK
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    return (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _MASK
-
-
-@lru_cache(maxsize=16_384)
-def _seat_hash(seat: str) -> int:
-    return int.from_bytes(hashlib.blake2b(seat.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+    mixed = np.uint64((first_key | 1) * 0x9E3779B97F4A7C15 & _MASK) ^ seat_hashes
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

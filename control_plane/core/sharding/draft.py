@@ -6,8 +6,12 @@ what is even here is even enough there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from control_plane.core.sharding.values import Cause, Life, Move, Server
 from model_units.units import REPLICA_CAPACITY
@@ -60,29 +64,43 @@ class Draft:
     Attributes:
         servers: The replicas, sorted by id; everything else names them by their place here.
         capacities: Of each, above 0, mMU per minute.
+        seat_hashes: Of each one's seat, fixed.
         open: Places of those that take more; all of them where every one is leaving.
         pieces: The slices.
         on: The slices each one serves.
         planned: What each one is planned to serve, mMU per minute.
         measured: The same of measured load.
+        open_capacity: Of those that take more, mMU per minute.
     """
 
     def __init__(self, servers: Iterable[Server], pieces: Sequence[Piece]) -> None:
         self.servers = sorted(servers, key=lambda server: server.replica_id)
-        self.capacities = [float(each.capacity if each.capacity > 0 else REPLICA_CAPACITY) for each in self.servers]
+        self.capacities = np.array(
+            [float(each.capacity if each.capacity > 0 else REPLICA_CAPACITY) for each in self.servers]
+        )
+        self.seat_hashes = np.array([_hash(each.seat) for each in self.servers], dtype=np.uint64)
         staying = [at for at, server in enumerate(self.servers) if server.life is Life.OPEN]
         self.open = staying or list(range(len(self.servers)))
         self.pieces = pieces
         self.on: list[set[int]] = [set() for _ in self.servers]
-        self.planned = [0.0] * len(self.servers)
-        self.measured = [0.0] * len(self.servers)
+        self.planned = np.zeros(len(self.servers))
+        self.measured = np.zeros(len(self.servers))
+        self.open_capacity = float(self.capacities[self.open].sum())
         self._steps: list[_Step] = []
         self._open_set = frozenset(self.open)
+        self._open_mask = np.zeros(len(self.servers), dtype=bool)
+        self._open_mask[self.open] = True
 
     @property
-    def open_capacity(self) -> float:
-        """Of those that take more, mMU per minute."""
-        return sum(self.capacities[at] for at in self.open)
+    def mean_planned(self) -> float:
+        """Planned utilisation of those that take more, 0 or more."""
+        return float(self.planned[self.open].sum()) / self.open_capacity
+
+    def outside(self, piece: Piece) -> NDArray[np.intp]:
+        """Places of those that take more and do not serve a slice, rising."""
+        mask = self._open_mask.copy()
+        mask[list(piece.members)] = False
+        return np.flatnonzero(mask)
 
     def takes_more(self, at: int) -> bool:
         """Whether a replica takes more."""
@@ -98,7 +116,7 @@ class Draft:
         capacity = sum(self.capacities[member] for member in piece.members)
         if at not in piece.members:
             capacity += self.capacities[at]
-        return load * self.capacities[at] / capacity
+        return float(load * self.capacities[at] / capacity)
 
     def join(self, piece: Piece, at: int, cause: Cause, gone_id: str = "") -> None:
         """A replica comes to a slice.
@@ -163,12 +181,5 @@ class Draft:
                 self.on[member].discard(piece.at)
 
 
-def coldest(draft: Draft, candidates: Iterable[int], load: Callable[[int], float]) -> list[int]:
-    """Replicas by their load over capacity, least first; ties by place.
-
-    Args:
-        draft: Whose.
-        candidates: Places.
-        load: Of a place, mMU per minute.
-    """
-    return sorted(candidates, key=lambda at: (load(at) / draft.capacities[at], at))
+def _hash(seat: str) -> int:
+    return int.from_bytes(hashlib.blake2b(seat.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
