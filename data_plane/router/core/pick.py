@@ -14,104 +14,25 @@ could save (its own prefill), unless that replica is loaded beyond a quarter abo
 
 from __future__ import annotations
 
-import enum
-import hashlib
 import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Final
 
-DECODE_WEIGHT: Final = 0.3
-"""How much decode load delays a prefill. Source: simulation of chunked prefill on recorded traces."""
+from data_plane.router.core.candidate import DECODE_WEIGHT as DECODE_WEIGHT
+from data_plane.router.core.candidate import Candidate as Candidate
+from data_plane.router.core.candidate import Health as Health
+from data_plane.router.core.candidate import hash64 as hash64
+from data_plane.router.core.policies.policy import WEIGHED_MAX as WEIGHED_MAX
+from data_plane.router.core.pool import choose_pool as choose_pool
+from data_plane.router.core.pool import usable as usable
 
 AFFINITY_OVERLOAD: Final = 1.25
 """A session's replica may be this much above the mean load of its subset. Source: bounded-load hashing, eps = .25."""
 
-PANIC_SHARE: Final = 0.5
-"""With fewer than this share of replicas healthy, the router doubts the alarms rather than the replicas."""
-
-CAPACITY_MILLI_MU_PER_MINUTE: Final = 100_000
-"""Capacity of a replica that names none. Source: the definition of a model unit."""
-
-WEIGHED_MAX: Final = 8
-"""Most candidates of one pick that are remembered. Source: `Attempt.candidates` of decision.proto."""
-
 # Salts below 2^24 leave 29 bits of a product's fraction exact.
 _SALT_MASK: Final = (1 << 24) - 1
-
-
-class Health(enum.Enum):
-    """What the router believes of a replica."""
-
-    READY = "ready"
-    """Takes requests."""
-    DOUBTFUL = "doubtful"
-    """Says it is unhealthy, or does not answer. Used only in a panic."""
-    CLOSED = "closed"
-    """Starting or draining on purpose. Never used."""
-
-
-# Looking a member up on an enum class costs more than the rest of a comparison.
-_READY: Final = Health.READY
-_CLOSED: Final = Health.CLOSED
-
-
-class Candidate:
-    """A replica as `pick` sees it: kept current in place, because every request weighs all of them.
-
-    Args:
-        replica_id: Unique.
-        hash64: A fixed hash of the id.
-        health: What the router believes of it.
-        capacity_milli_mu_per_minute: What it serves; 0 and less counts as the definition's 100,000.
-        pending_prefill_milli_mu: Prefill that waits there, this router's newest dispatches included.
-        decode_milli_mu: Decode left there, likewise.
-
-    Attributes:
-        phase: The hash as a fraction of 2^64, 0 to 1.
-        load_milli_mu: What delays a prefill there.
-        minutes_per_milli_mu: One over the capacity.
-    """
-
-    __slots__ = (
-        "capacity_milli_mu_per_minute",
-        "decode_milli_mu",
-        "health",
-        "load_milli_mu",
-        "minutes_per_milli_mu",
-        "pending_prefill_milli_mu",
-        "phase",
-        "replica_id",
-    )
-
-    def __init__(
-        self,
-        replica_id: str,
-        hash64: int,
-        health: Health,
-        capacity_milli_mu_per_minute: int,
-        pending_prefill_milli_mu: int,
-        decode_milli_mu: int,
-    ) -> None:
-        self.replica_id = replica_id
-        self.phase = hash64 / 2.0**64
-        self.health = health
-        self.serve(capacity_milli_mu_per_minute)
-        self.carry(pending_prefill_milli_mu, decode_milli_mu)
-
-    def serve(self, capacity_milli_mu_per_minute: int) -> None:
-        """Sets the capacity; 0 and less counts as the definition's."""
-        known = capacity_milli_mu_per_minute > 0
-        self.capacity_milli_mu_per_minute = capacity_milli_mu_per_minute if known else CAPACITY_MILLI_MU_PER_MINUTE
-        self.minutes_per_milli_mu = 1.0 / self.capacity_milli_mu_per_minute
-
-    def carry(self, pending_prefill_milli_mu: int, decode_milli_mu: int) -> None:
-        """Sets the load, both parts 0 or more."""
-        self.pending_prefill_milli_mu = pending_prefill_milli_mu
-        self.decode_milli_mu = decode_milli_mu
-        self.load_milli_mu = pending_prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu
-
 
 Weighed = tuple[str, float, int, int, int, Health]
 """A candidate as it was weighed: replica id, score, pending prefill, decode, capacity, health."""
@@ -179,16 +100,6 @@ def pick(
     return Pick(eligible[best].replica_id, panic, sticky, weighed, len(eligible))
 
 
-def usable(candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], bool]:
-    """Those that may be chosen: the ready ones, or all open ones where too few are, and then in a panic (True)."""
-    ready = [each for each in candidates if each.health is _READY]
-    if len(ready) < len(candidates):
-        open_ = [each for each in candidates if each.health is not _CLOSED]
-        if len(ready) < PANIC_SHARE * len(open_):
-            return open_, True
-    return ready, False
-
-
 def _lowest(eligible: Sequence[Candidate], scores: list[float], ranked: list[float], request_id: str) -> int:
     """Where the lowest score is; of equal ones the request decides."""
     lowest = ranked[0]
@@ -239,22 +150,3 @@ def _weighed(
 def _salt(text: str) -> float:
     """A number, the same in every process, whose products with the replicas' phases are rendezvous hashes."""
     return float(zlib.crc32(text.encode("utf-8", "surrogatepass")) & _SALT_MASK)
-
-
-def choose_pool(subset: Iterable[str], known: Collection[str]) -> list[str]:
-    """The replicas a workload may use.
-
-    Args:
-        subset: Its replicas by the assignment; empty means there is no assignment.
-        known: All replicas of the model.
-
-    Returns:
-        The known part of the subset; everything known where that is empty, because an assignment that names only
-        replicas that are gone is out of date, not an order to refuse.
-    """
-    return [replica_id for replica_id in subset if replica_id in known] or sorted(known)
-
-
-def hash64(text: str) -> int:
-    """A fixed 64-bit hash, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

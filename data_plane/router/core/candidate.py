@@ -1,0 +1,115 @@
+"""A replica as the policies see it: what is believed of its health, and what it has to do."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from typing import Final
+
+from model_units.units import REPLICA_CAPACITY
+
+DECODE_WEIGHT: Final = 0.3
+"""How much running decode delays a prefill. Source: simulation of chunked prefill on recorded traces."""
+
+QUEUED_DECODE_WEIGHT: Final = 0.3
+"""How much decode that still waits in the agent delays a prefill: as much as running decode, which it will be."""
+
+CAPACITY_MILLI_MU_PER_MINUTE: Final = int(REPLICA_CAPACITY)
+"""Capacity of a replica that names none. Source: the definition of a model unit."""
+
+SECONDS_PER_MINUTE: Final = 60.0
+
+
+class Health(enum.Enum):
+    """What the router believes of a replica."""
+
+    READY = "ready"
+    """Takes requests."""
+    DOUBTFUL = "doubtful"
+    """Says it is unhealthy, or does not answer. Used only in a panic."""
+    CLOSED = "closed"
+    """Starting or draining on purpose. Never used."""
+
+
+class Candidate:
+    """A replica as a policy sees it: kept current in place, because every request weighs all of them.
+
+    Args:
+        replica_id: Unique.
+        hash64: A fixed hash of the id.
+        health: What the router believes of it.
+        capacity_milli_mu_per_minute: What it serves; 0 and less counts as the definition's 100,000.
+        pending_prefill_milli_mu: Prefill that waits there, this router's newest dispatches included, 0 or more.
+        decode_milli_mu: Decode left there, likewise.
+        queued_decode_milli_mu: Decode of requests that wait in the agent, likewise.
+
+    Attributes:
+        phase: The hash as a fraction of 2^64, 0 to 1.
+        load_minutes: What delays a prefill there, in minutes of its capacity.
+        minutes_per_milli_mu: One over the capacity.
+        in_flight: This router's requests on it.
+        requests: Requests that wait or run there, as far as this router knows.
+        kv_used_tokens: KV cache in use by its last report.
+        kv_capacity_tokens: KV cache of its engine; 0 where it does not tell.
+        cache_bit: Its bit in the prefix index of its model; 0 where it has no prefix cache.
+    """
+
+    __slots__ = (
+        "cache_bit",
+        "capacity_milli_mu_per_minute",
+        "decode_milli_mu",
+        "health",
+        "in_flight",
+        "kv_capacity_tokens",
+        "kv_used_tokens",
+        "load_milli_mu",
+        "load_minutes",
+        "minutes_per_milli_mu",
+        "pending_prefill_milli_mu",
+        "phase",
+        "queued_decode_milli_mu",
+        "replica_id",
+        "requests",
+    )
+
+    def __init__(
+        self,
+        replica_id: str,
+        hash64: int,
+        health: Health,
+        capacity_milli_mu_per_minute: int,
+        pending_prefill_milli_mu: int,
+        decode_milli_mu: int,
+        queued_decode_milli_mu: int = 0,
+    ) -> None:
+        self.replica_id = replica_id
+        self.phase = hash64 / 2.0**64
+        self.health = health
+        self.in_flight = self.requests = 0
+        self.kv_used_tokens = self.kv_capacity_tokens = 0
+        self.cache_bit = 0
+        self.minutes_per_milli_mu = 0.0
+        self.carry(pending_prefill_milli_mu, decode_milli_mu, queued_decode_milli_mu)
+        self.serve(capacity_milli_mu_per_minute)
+
+    def serve(self, capacity_milli_mu_per_minute: int) -> None:
+        """Sets the capacity; 0 and less counts as the definition's."""
+        known = capacity_milli_mu_per_minute > 0
+        self.capacity_milli_mu_per_minute = capacity_milli_mu_per_minute if known else CAPACITY_MILLI_MU_PER_MINUTE
+        self.minutes_per_milli_mu = 1.0 / self.capacity_milli_mu_per_minute
+        self.load_minutes = self.load_milli_mu * self.minutes_per_milli_mu
+
+    def carry(self, pending_prefill_milli_mu: int, decode_milli_mu: int, queued_decode_milli_mu: int = 0) -> None:
+        """Sets the load, all parts 0 or more."""
+        self.pending_prefill_milli_mu = pending_prefill_milli_mu
+        self.decode_milli_mu = decode_milli_mu
+        self.queued_decode_milli_mu = queued_decode_milli_mu
+        self.load_milli_mu = (
+            pending_prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu + QUEUED_DECODE_WEIGHT * queued_decode_milli_mu
+        )
+        self.load_minutes = self.load_milli_mu * self.minutes_per_milli_mu
+
+
+def hash64(text: str) -> int:
+    """A fixed 64-bit hash, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

@@ -1,0 +1,33 @@
+"""The fewest requests of this router in flight."""
+
+from __future__ import annotations
+
+from random import Random
+
+from data_plane.router.core.policies.policy import Ask, Pick
+from data_plane.router.core.policies.weighing import cached_tokens, chosen
+from data_plane.router.core.pool import Pool
+
+
+class LeastRequests:
+    """The replica with the fewest of this router's requests in flight.
+
+    Args:
+        random: Breaks ties, so that routers do not move in step.
+    """
+
+    name = "least_requests"
+    waits_for_room = False
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def pick(self, ask: Ask, pool: Pool) -> Pick | None:
+        """See Policy."""
+        pool = pool.without(ask.excluded)
+        scores = [float(each.in_flight) for each in pool.eligible]
+        if not scores:
+            return None
+        fewest = min(scores)
+        best = self._random.choice([place for place, count in enumerate(scores) if count == fewest])
+        return chosen(self.name, ask, pool, best, scores, cached_tokens(ask, pool), sticky=False)

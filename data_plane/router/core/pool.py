@@ -1,0 +1,88 @@
+"""The candidates of one workload, sorted once by who may be chosen and not again for every request."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+from data_plane.router.core.candidate import Candidate, Health
+from data_plane.router.core.prefix_index import PrefixIndex
+
+PANIC_SHARE: Final = 0.5
+"""With fewer than this share of replicas healthy, the router doubts the alarms rather than the replicas."""
+
+# Looking a member up on an enum class costs more than the rest of a comparison.
+_READY: Final = Health.READY
+_CLOSED: Final = Health.CLOSED
+
+
+class Pool(list[Candidate]):
+    """The replicas of one workload, as a policy picks among them.
+
+    Loads go on changing in it; after anybody's health changed it must be made anew, as `Fleet.candidates` does.
+
+    Args:
+        candidates: The workload's subset.
+        prefixes: What the caches of the model's replicas hold; None where nobody keeps prefixes.
+
+    Attributes:
+        prefixes: As given.
+        eligible: Those that may be chosen: the ready ones, or all open ones where too few are.
+        panic: Health is ignored because too few replicas have it.
+        cache_mask: The cache bits of the eligible ones.
+        places: Where in `eligible` the replica with a cache bit stands.
+    """
+
+    __slots__ = ("cache_mask", "eligible", "panic", "places", "prefixes")
+
+    def __init__(self, candidates: Iterable[Candidate], prefixes: PrefixIndex | None = None) -> None:
+        super().__init__(candidates)
+        self.prefixes = prefixes
+        eligible, self.panic = usable(self)
+        self._allow(eligible)
+
+    def _allow(self, eligible: Sequence[Candidate]) -> None:
+        self.eligible = eligible
+        self.cache_mask = 0
+        self.places: dict[int, int] = {}
+        for place, each in enumerate(eligible):
+            if each.cache_bit:
+                self.cache_mask |= each.cache_bit
+                self.places[each.cache_bit] = place
+
+    def without(self, excluded: Collection[str]) -> Pool:
+        """This pool without some of its replicas; whether it is a panic is judged with them.
+
+        Args:
+            excluded: Replica ids.
+        """
+        if not excluded:
+            return self
+        rest = Pool([each for each in self.eligible if each.replica_id not in excluded], self.prefixes)
+        rest._allow(list(rest))
+        rest.panic = self.panic
+        return rest
+
+
+def usable(candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], bool]:
+    """Those that may be chosen: the ready ones, or all open ones where too few are, and then in a panic (True)."""
+    ready = [each for each in candidates if each.health is _READY]
+    if len(ready) < len(candidates):
+        open_ = [each for each in candidates if each.health is not _CLOSED]
+        if len(ready) < PANIC_SHARE * len(open_):
+            return open_, True
+    return ready, False
+
+
+def choose_pool(subset: Iterable[str], known: Collection[str]) -> list[str]:
+    """The replicas a workload may use.
+
+    Args:
+        subset: Its replicas by the assignment; empty means there is no assignment.
+        known: All replicas of the model.
+
+    Returns:
+        The known part of the subset; everything known where that is empty, because an assignment that names only
+        replicas that are gone is out of date, not an order to refuse.
+    """
+    return [replica_id for replica_id in subset if replica_id in known] or sorted(known)
