@@ -28,6 +28,45 @@ class ControlPlaneMetrics:
         self.assignments = Counter("fairlead_sharder_assignments", "Assignments written", ["model"], registry=registry)
         self.conflicts = Counter("fairlead_sharder_conflicts", "Commits refused by the store", registry=registry)
         self.replicas = Gauge("fairlead_sharder_replicas", "Replicas assigned", ["model"], registry=registry)
+        self.compute_seconds = Histogram(
+            "fairlead_sharder_compute_seconds",
+            "Time to compute one model's assignment, without its write",
+            ["model"],
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5, 1, 2, 5),
+            registry=registry,
+        )
+        self.moves = Counter(
+            "fairlead_sharder_moves",
+            "Replicas that came to a slice or left it; of one assignment the 64 largest",
+            ["model", "cause"],
+            registry=registry,
+        )
+        self.moved = Counter(
+            "fairlead_sharder_moved_milli_mu_per_minute", "Load that changed its replica", ["model"], registry=registry
+        )
+        self.imbalance = Gauge(
+            "fairlead_sharder_imbalance_ratio",
+            "Largest over mean utilisation of the replicas; 0 while nothing is reported; leader only",
+            ["model"],
+            registry=registry,
+        )
+        self.frozen_slices = Gauge(
+            "fairlead_sharder_frozen_slices", "Slices frozen after crashes they share", ["model"], registry=registry
+        )
+        self.recovered = Counter(
+            "fairlead_sharder_recovered",
+            "Assignments taken from agents and routers because the store had an older one or none",
+            ["model"],
+            registry=registry,
+        )
+        self.replicas_heard = Gauge(
+            "fairlead_sharder_replicas_heard", "Replicas whose load reports arrive; leader only", registry=registry
+        )
+        self.replicas_silent = Gauge(
+            "fairlead_sharder_replicas_silent",
+            "Registered replicas whose load reports stopped; leader only",
+            registry=registry,
+        )
         self.profile_drift_ratio = Gauge(
             "fairlead_profile_drift_ratio",
             "Time that production takes over time that the profile says; 0 where nothing is known; leader only",
