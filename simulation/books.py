@@ -82,6 +82,7 @@ class ReplicaTrack:
     Attributes:
         replica_id: Which.
         slot: Its seat.
+        capacity: What it serves at its objective, mMU per minute.
         served_milli_mu: Work it served.
         requests: Requests it finished.
         preemptions: Requests it threw out of its KV cache.
@@ -92,6 +93,7 @@ class ReplicaTrack:
 
     replica_id: str
     slot: str
+    capacity: int
     served_milli_mu: float = 0.0
     requests: int = 0
     preemptions: int = 0

@@ -22,9 +22,10 @@ from simulation.flight import Flight, Tenant
 from simulation.kernel import NS_PER_S, Loop, mix, stream
 from simulation.placement import Sharder
 from simulation.policy import POLICIES
-from simulation.quota import Allocator, RateLimiter
+from simulation.quota import Allocator, RateLimiter, admit_all
 from simulation.registry import Registry
-from simulation.replica import Replica, ReplicaTerms
+from simulation.replica import Replica
+from simulation.replica_terms import ReplicaTerms
 from simulation.result import Result
 from simulation.router import Router, Surroundings
 from simulation.scaling import Autoscaler
@@ -72,7 +73,11 @@ class Simulation:
         self.allocator = Allocator(self.loop, [_model(spec) for spec in scenario.models], reservations)
         registry.watch(self.allocator.on_record)
         random = stream(settings.seed, "limiter")
-        self.limiter = RateLimiter(self.loop, self.routers, self.allocator, delay_ns, random)
+        self.limiter = None
+        if settings.quota:
+            self.limiter = RateLimiter(self.loop, self.routers, self.allocator, delay_ns, random)
+        else:
+            admit_all(self.routers, reservations)
         reserved: dict[str, dict[str, Rate]] = {spec.id: {} for spec in scenario.models}
         for reservation in reservations:
             reserved[reservation.model_id][reservation.tenant_id] = reservation.reserved
@@ -147,20 +152,22 @@ class Simulation:
             queued_max=spec.queued_max,
             report_interval_ns=round(settings.report_interval_s * NS_PER_S),
             report_delay_ns=round(settings.report_delay_s * NS_PER_S),
+            answers_report=settings.answers_report,
         )
-        return Seats(self.loop, spec, terms, registry, self._replicas, settings.seed, self._incidents.append)
+        speeds = self.scenario.speeds(spec.id)
+        return Seats(self.loop, spec, terms, speeds, registry, self._replicas, settings.seed, self._incidents.append)
 
     def _plan_failure(self, failure: FailureSpec) -> None:
         seats = self.seats[failure.model]
         self.loop.at(self._start_ns + round(failure.at_s * NS_PER_S), seats.fail, failure)
 
     def _plan_traffic(self, workloads: Workloads) -> None:
-        replicas = {spec.id: spec.replicas for spec in self.scenario.models}
+        speeds = {spec.id: sum(self.scenario.speeds(spec.id)) for spec in self.scenario.models}
         duration_s = self.scenario.settings.duration_s
         for tenant in self.tenants:
             spec = tenant.spec
             random = stream(self.scenario.settings.seed, "tenant", spec.id)
-            capacity = max(1, replicas[spec.model]) * REPLICA_CAPACITY
+            capacity = round((speeds[spec.model] or 1.0) * REPLICA_CAPACITY)
             note = functools.partial(self._note, spec.workload)
             arrivals = traffic(spec, workloads, random, self._profiles[spec.model], capacity, duration_s, note)
             self._next((tenant, arrivals))

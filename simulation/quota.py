@@ -8,6 +8,7 @@ control side are not simulated: there is one leader from beginning to end.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
@@ -18,6 +19,7 @@ from capacity.core.live import LiveLedgers
 from capacity.core.values import Demand, Model, ModelLedger, Reservation
 from capacity.translate import replica_from
 from common.clock import MonotonicNs
+from data_plane.router.core.holds import LeaseTerms
 from fairlead.engine.v1 import engine_pb2
 from model_units.units import MilliModelUnits
 from ratelimiter.core.lease import Limiter, Terms
@@ -36,6 +38,25 @@ _TICK_S: Final = 1.0
 _DEMAND_INTERVAL_S: Final = 1.0
 _DEMAND_LOOK_S: Final = 0.2
 _ROUND_S: Final = 2.0
+
+
+# More than any fleet serves, and yet far from the limits of whole numbers on a wire.
+_WITHOUT_LIMIT: Final = 10**12
+
+
+def admit_all(routers: Sequence[Router], reservations: Sequence[Reservation]) -> None:
+    """Gives every router leases that never run out; weights among tenants stay what they bought.
+
+    Args:
+        routers: All of them.
+        reservations: Of every tenant.
+    """
+    leases = {
+        (each.tenant_id, each.model_id): LeaseTerms(_WITHOUT_LIMIT, _WITHOUT_LIMIT, _WITHOUT_LIMIT, each.reserved)
+        for each in reservations
+    }
+    for router in routers:
+        router.holds.apply(leases, expires_ns=sys.maxsize, now_ns=0)
 
 
 class Allocator:

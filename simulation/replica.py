@@ -7,26 +7,23 @@ real time: tokens are counted when the load is measured, and not one by one.
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
 
 from data_plane.router.core.loads import Report
 from engines.agent.core.load import LoadAccount, UtilizationWindow
 from engines.agent.core.queue import AdmissionQueue, QueueLimits, prefill_limit
-from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS, Hardware
+from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS
 from engines.simulated.host import FINISH_S, INGEST_S, TOKEN_S
 from engines.simulated.step_machine import StepMachine
-from engines.simulated.work import EventKind, SchedulerLimits, Work
-from fairlead.engine.v1 import engine_pb2
+from engines.simulated.work import EventKind, Work
 from fairlead.errors import Reason
 from model_units.length import OutputLengthEstimator
 from model_units.text import BytesPerToken
-from model_units.units import REPLICA_CAPACITY, MilliModelUnitsPerMinute
 from simulation.books import ReplicaTrack
 from simulation.flight import Flight
 from simulation.kernel import NS_PER_S, Loop
+from simulation.replica_terms import ReplicaTerms, State
 
 if TYPE_CHECKING:
     from simulation.router import Router
@@ -43,38 +40,6 @@ _BYTES_PER_TOKEN_START: Final = 4.0
 _COUNT_INTERVAL_NS: Final = NS_PER_S // 2
 
 
-class State(enum.Enum):
-    """Where a replica is in its life."""
-
-    STARTING = engine_pb2.REPLICA_STATE_STARTING
-    READY = engine_pb2.REPLICA_STATE_READY
-    DRAINING = engine_pb2.REPLICA_STATE_DRAINING
-    GONE = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaTerms:
-    """What every replica of a model has in common.
-
-    Attributes:
-        model_id: What it serves.
-        hardware: Its engine's step times.
-        limits: Its engine's scheduler limits.
-        queued_max: Most requests that wait in the agent.
-        report_interval_ns: How often it reports.
-        report_delay_ns: How long a report takes.
-        capacity: What it serves at its objective, mMU per minute.
-    """
-
-    model_id: str
-    hardware: Hardware
-    limits: SchedulerLimits
-    queued_max: int
-    report_interval_ns: int
-    report_delay_ns: int
-    capacity: MilliModelUnitsPerMinute = REPLICA_CAPACITY
-
-
 class Replica:
     """A replica agent and its engine.
 
@@ -88,6 +53,7 @@ class Replica:
     Attributes:
         replica_id: Its name.
         slot: Its seat.
+        capacity: What it serves at its objective, mMU per minute.
         state: Where it is in its life.
         frozen: Whether its machine stands still.
         track: What is kept of it for the results.
@@ -96,23 +62,25 @@ class Replica:
     def __init__(self, replica_id: str, slot: str, terms: ReplicaTerms, loop: Loop, random: Random) -> None:
         self.replica_id = replica_id
         self.slot = slot
+        self.capacity = terms.capacity
         self.state = State.STARTING
         self.frozen = False
-        self.track = ReplicaTrack(replica_id, slot)
+        self.track = ReplicaTrack(replica_id, slot, self.capacity)
         self._terms = terms
         self._loop = loop
         self._machine = StepMachine(terms.hardware, terms.limits)
+        self._machine.slow_factor = 1.0 / terms.speed
         self._context_tokens = min(LLAMA_3_1_CONTEXT_TOKENS, terms.hardware.kv_capacity_tokens)
         self._queue = AdmissionQueue(
             QueueLimits(
                 terms.queued_max,
                 terms.limits.sequences_max,
                 terms.hardware.kv_capacity_tokens,
-                prefill_limit(terms.capacity),
+                prefill_limit(self.capacity),
             )
         )
         self._account = LoadAccount()
-        self._window = UtilizationWindow(terms.capacity)
+        self._window = UtilizationWindow(self.capacity)
         self._lengths = OutputLengthEstimator()
         self._ratios = BytesPerToken()
         self._runs: dict[str, tuple[Flight, Router]] = {}
@@ -191,7 +159,7 @@ class Replica:
         """Every step of its engine takes `factor` times as long from the next one on."""
         if not self.frozen:
             self._advance()
-        self._machine.slow_factor = factor
+        self._machine.slow_factor = factor / self._terms.speed
         self._plan()
 
     # --- a request's way
@@ -305,7 +273,7 @@ class Replica:
         self._served(self._account.produce(key, 1))
         self._queue.started(key)
         self._admit()
-        router.fleet.report(self.replica_id, self._measure(), self.state.value, self._loop.now_ns)
+        self._report_with_answer(router)
         router.first_token(flight)
 
     def _see_end(self, key: str) -> None:
@@ -325,10 +293,14 @@ class Replica:
         self._lengths.observe(tenant.id, model_id, flight.output_tokens)
         self._leave(key)
         self.track.requests += 1
-        router.fleet.report(self.replica_id, self._measure(), self.state.value, self._loop.now_ns)
+        self._report_with_answer(router)
         router.finished(flight)
 
     # --- its reports
+
+    def _report_with_answer(self, router: Router) -> None:
+        if self._terms.answers_report:
+            router.fleet.report(self.replica_id, self._measure(), self.state.value, self._loop.now_ns)
 
     def listen(self, router: Router) -> None:
         """A router opens a load stream."""
@@ -391,5 +363,5 @@ class Replica:
             return
         self._count()
         self.track.utilization.append((bucket, self._window.utilization(self._loop.now_ns / NS_PER_S)))
-        waiting_s = self._account.load().pending_prefill_milli_mu * 60.0 / self._terms.capacity
+        waiting_s = self._account.load().pending_prefill_milli_mu * 60.0 / self.capacity
         self.track.pending_s.append((bucket, waiting_s))

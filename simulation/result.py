@@ -9,7 +9,6 @@ from typing import Final
 import numpy as np
 
 from data_plane.router.core.accounts import Outcome
-from model_units.units import REPLICA_CAPACITY
 from simulation.books import Incident, ReplicaTrack, TenantBook
 from simulation.scenario import Scenario, TenantSpec
 
@@ -127,7 +126,7 @@ class Result:
 
     def utilization(self, track: ReplicaTrack) -> float:
         """Work a replica served over what it could have, while it lived."""
-        return track.served_milli_mu * 60.0 / (REPLICA_CAPACITY * track.lived_s) if track.lived_s else float("nan")
+        return track.served_milli_mu * 60.0 / (track.capacity * track.lived_s) if track.lived_s else float("nan")
 
     def as_json(self) -> dict[str, object]:
         """Everything of the summaries as plain values; what is not a number becomes null."""

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fairlead.errors import InvalidArgumentError
+from simulation.checks import check_failures, check_replicas, check_settings
 from simulation.fields import changed, choice, number, read_fields, suggestion
 
 EXCERPT = "excerpt"
@@ -174,6 +175,21 @@ class FailureSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSpec:
+    """More replicas of a model, on other hardware: what they can do is `speed` times what the model's own can.
+
+    Attributes:
+        model: Whose; empty takes the first.
+        replicas: How many; they are numbered after the model's own.
+        speed: How many times as fast their engines are.
+    """
+
+    model: str = ""
+    replicas: int = number(1, minimum=1, maximum=10_000)
+    speed: float = number(1.0, minimum=0.05, maximum=20.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """What stands at the top of a scenario.
 
@@ -184,7 +200,9 @@ class Settings:
         routers: How many share the traffic.
         report_interval_s: How often a replica reports its load to each router.
         report_delay_s: How old a report is when it arrives.
+        answers_report: Whether answers carry reports too, which arrive with them at once.
         control_delay_s: From a write in the store to whoever watches it.
+        quota: Whether tenants get what they bought; without it everything is admitted, to look at routing alone.
         policy: How routers pick a replica: product, or one to compare it with.
         autoscaler: Whether replicas follow demand.
         scale_window_s: How long need must be lower before the autoscaler removes a replica.
@@ -196,7 +214,9 @@ class Settings:
     routers: int = number(2, minimum=1, maximum=1_000)
     report_interval_s: float = number(1.0, minimum=0.1, maximum=10.0)
     report_delay_s: float = number(0.005, maximum=60.0)
+    answers_report: bool = True
     control_delay_s: float = number(0.05, maximum=60.0)
+    quota: bool = True
     policy: str = choice("product", *POLICY_NAMES)
     autoscaler: bool = False
     scale_window_s: float = number(300.0)
@@ -210,6 +230,13 @@ class Scenario:
     models: tuple[ModelSpec, ...]
     tenants: tuple[TenantSpec, ...]
     failures: tuple[FailureSpec, ...] = ()
+    groups: tuple[GroupSpec, ...] = ()
+
+    def speeds(self, model_id: str) -> tuple[float, ...]:
+        """The speed of every replica that a model starts with, in the order of their numbers."""
+        model = next(model for model in self.models if model.id == model_id)
+        groups = [group for group in self.groups if group.model == model_id]
+        return (1.0,) * model.replicas + tuple(group.speed for group in groups for _ in range(group.replicas))
 
 
 def read_scenario(path: Path) -> Scenario:
@@ -233,7 +260,7 @@ def parse_scenario(text: str) -> Scenario:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidArgumentError(f"the scenario is not TOML: {error}", field="scenario") from None
-    tables = {name: _tables(raw, name) for name in ("model", "tenant", "failure")}
+    tables = {name: _tables(raw, name) for name in ("model", "tenant", "failure", "group")}
     unknown = [name for name in raw if name not in tables and name not in Settings.__dataclass_fields__]
     if unknown:
         known = [*tables, *Settings.__dataclass_fields__]
@@ -244,7 +271,8 @@ def parse_scenario(text: str) -> Scenario:
         read_fields(TenantSpec, table, f"tenant {_name(table, at)}") for at, table in enumerate(tables["tenant"], 1)
     ]
     failures = [read_fields(FailureSpec, table, f"failure {at}") for at, table in enumerate(tables["failure"], 1)]
-    return make_scenario(settings, models, tenants, failures)
+    groups = [read_fields(GroupSpec, table, f"group {at}") for at, table in enumerate(tables["group"], 1)]
+    return make_scenario(settings, models, tenants, failures, groups)
 
 
 def overridden(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
@@ -258,12 +286,17 @@ def overridden(scenario: Scenario, changes: Mapping[str, object]) -> Scenario:
         InvalidArgumentError: They would be refused there too.
     """
     settings = changed(scenario.settings, changes, "scenario")
-    _check_failures(scenario.failures, scenario.models, settings.duration_s)
+    check_failures(scenario.failures, scenario.models, scenario.groups, settings.duration_s)
+    check_settings(settings)
     return replace(scenario, settings=settings)
 
 
 def make_scenario(
-    settings: Settings, models: list[ModelSpec], tenants: list[TenantSpec], failures: list[FailureSpec] | None = None
+    settings: Settings,
+    models: list[ModelSpec],
+    tenants: list[TenantSpec],
+    failures: list[FailureSpec] | None = None,
+    groups: list[GroupSpec] | None = None,
 ) -> Scenario:
     """Checks what belongs together.
 
@@ -276,48 +309,27 @@ def make_scenario(
     ids = [model.id for model in models]
     resolved = [replace(each, model=each.model or ids[0]) for tenant in tenants for each in _copies(tenant)]
     broken = [replace(failure, model=failure.model or ids[0]) for failure in failures or []]
+    grouped = [replace(group, model=group.model or ids[0]) for group in groups or []]
     for kind, names in (("model", ids), ("tenant", [tenant.id for tenant in resolved])):
         for name, times in Counter(names).items():
             if not name or "/" in name or times > 1:
                 raise InvalidArgumentError(f"{kind} ids must differ and have no '/': {name!r}", field=kind)
-    for what, name in [(f"tenant {t.id!r}", t.model) for t in resolved] + [("a failure", f.model) for f in broken]:
+    named = [(f"tenant {each.id!r}", each.model) for each in resolved]
+    named += [("a failure", each.model) for each in broken] + [("a group", each.model) for each in grouped]
+    for what, name in named:
         if name not in ids:
             raise InvalidArgumentError(f"{what} names the model {name!r}{suggestion(name, ids)}", field="model")
     for model in models:
-        _check_replicas(model)
+        check_replicas(model)
     for each in resolved:
         if each.end_s and each.end_s <= each.start_s:
             raise InvalidArgumentError(
                 f"tenant {each.id!r}: end_s {each.end_s:g} is not after start_s {each.start_s:g}, so it sends nothing",
                 field="end_s",
             )
-    _check_failures(broken, models, settings.duration_s)
-    return Scenario(settings, tuple(models), tuple(resolved), tuple(broken))
-
-
-def _check_replicas(model: ModelSpec) -> None:
-    most = model.replicas_max or model.replicas
-    if model.replicas_min > most:
-        whose = "replicas_max" if model.replicas_max else "replicas, which is the most where replicas_max is not given"
-        raise InvalidArgumentError(
-            f"model {model.id!r}: replicas_min {model.replicas_min} is above {most}, its {whose}", field="replicas_min"
-        )
-
-
-def _check_failures(failures: Sequence[FailureSpec], models: Sequence[ModelSpec], duration_s: float) -> None:
-    for at, failure in enumerate(failures, 1):
-        replicas = next(model.replicas for model in models if model.id == failure.model)
-        if failure.replica > replicas:
-            raise InvalidArgumentError(
-                f"a failure names replica {failure.replica} of {failure.model!r}, which starts with {replicas}",
-                field="replica",
-            )
-        if failure.at_s > duration_s:
-            raise InvalidArgumentError(
-                f"failure {at} ({failure.kind}) is at {failure.at_s:g} s, after the run's {duration_s:g} s: "
-                "take a longer duration_s or leave it out",
-                field="at_s",
-            )
+    check_failures(broken, models, grouped, settings.duration_s)
+    check_settings(settings)
+    return Scenario(settings, tuple(models), tuple(resolved), tuple(broken), tuple(grouped))
 
 
 def _copies(tenant: TenantSpec) -> list[TenantSpec]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +11,8 @@ from fairlead.engine.v1 import engine_pb2
 from simulation.books import Incident
 from simulation.kernel import NS_PER_S, Loop, stream
 from simulation.registry import Registry
-from simulation.replica import Replica, ReplicaTerms, State
+from simulation.replica import Replica
+from simulation.replica_terms import ReplicaTerms, State
 from simulation.scenario import FailureSpec, ModelSpec
 
 # A record hangs on a lease of the store that ends this long after its process; source: common/registration.py.
@@ -42,6 +43,7 @@ class Seats:
         loop: Virtual time.
         spec: The model.
         terms: What its replicas are.
+        speeds: How many times as fast each of those is that it starts with; what comes later is as fast as usual.
         registry: Where they register.
         directory: All replicas by id, which routers reach them by.
         seed: Of the run.
@@ -58,6 +60,7 @@ class Seats:
         loop: Loop,
         spec: ModelSpec,
         terms: ReplicaTerms,
+        speeds: Sequence[float],
         registry: Registry,
         directory: dict[str, Replica],
         seed: int,
@@ -72,8 +75,9 @@ class Seats:
         self._directory = directory
         self._seed = seed
         self._note = note
-        for number in range(1, spec.replicas + 1):
-            self.start(f"{SLOT_PREFIX}{number}", cold=False)
+        self._speeds = {f"{SLOT_PREFIX}{number}": speed for number, speed in enumerate(speeds, 1)}
+        for slot in self._speeds:
+            self.start(slot, cold=False)
 
     def start(self, slot: str, *, cold: bool = True) -> None:
         """Starts a replica in a seat; it takes requests after its cold start."""
@@ -81,7 +85,8 @@ class Seats:
         number = 1 if seat is None else seat.starts + 1
         replica_id = f"{self.spec.id}-{slot}-{number}"
         random = stream(self._seed, "replica", replica_id)
-        replica = Replica(replica_id, slot, self._terms, self._loop, random)
+        terms = self._terms.at_speed(self._speeds.get(slot, 1.0))
+        replica = Replica(replica_id, slot, terms, self._loop, random)
         self._directory[replica_id] = replica
         self.replicas.append(replica)
         self.seats[slot] = Seat(slot, replica, number)
@@ -184,7 +189,7 @@ class Seats:
                 replica_id=replica.replica_id,
                 model_id=self.spec.id,
                 hardware=self.spec.hardware,
-                capacity_milli_mu_per_minute=self._terms.capacity,
+                capacity_milli_mu_per_minute=replica.capacity,
                 state=replica.state.value,
                 slot=replica.slot,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulation.arrivals import Workloads
 from simulation.fleet import Simulation
 from simulation.result import Result, Summary
-from simulation.scenario import FailureSpec, ModelSpec, Settings, TenantSpec, make_scenario
+from simulation.scenario import FailureSpec, GroupSpec, ModelSpec, Settings, TenantSpec, make_scenario
 
 
 def simulation(
@@ -15,6 +15,7 @@ def simulation(
     failures: list[FailureSpec] | None = None,
     settings: Settings | None = None,
     workloads: Workloads | None = None,
+    groups: list[GroupSpec] | None = None,
 ) -> Simulation:
     """Two replicas and one tenant at half load for 20 s, unless said otherwise."""
     return Simulation(
@@ -23,6 +24,7 @@ def simulation(
             [model or ModelSpec(id="chat", replicas=2)],
             tenants or [chatter()],
             failures,
+            groups,
         ),
         workloads,
     )

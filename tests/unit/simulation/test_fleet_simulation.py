@@ -19,6 +19,7 @@ from simulation.report import render
 from simulation.scenario import (
     POLICY_NAMES,
     FailureSpec,
+    GroupSpec,
     ModelSpec,
     Settings,
     TenantSpec,
@@ -223,6 +224,38 @@ def test_stale_reports_cost_little() -> None:
     fresh = simulation(tenants=tenants, model=model, settings=Settings(duration_s=60.0)).run()
     stale = simulation(tenants=tenants, model=model, settings=Settings(duration_s=60.0, report_delay_s=2.0)).run()
     assert by_name(stale)["total"].ttft.p95_s < 2.0 * by_name(fresh)["total"].ttft.p95_s
+
+
+def test_answers_carry_reports_unless_told_otherwise() -> None:
+    """Without reports on answers, and with slow ones, routers know less, and first tokens come later."""
+    tenants = [chatter(load=0.8, reservation_mu_per_minute=400.0)]
+    model = ModelSpec(id="chat", replicas=6, target_utilization=1.0)
+    told = simulation(tenants=tenants, model=model, settings=Settings(duration_s=60.0, routers=4)).run()
+    blind = Settings(duration_s=60.0, routers=4, answers_report=False, report_interval_s=5.0, report_delay_s=5.0)
+    untold = simulation(tenants=tenants, model=model, settings=blind).run()
+    assert by_name(untold)["total"].ttft.p95_s > by_name(told)["total"].ttft.p95_s
+
+
+def test_without_quota_everything_is_admitted() -> None:
+    """Who bought nothing and asks for twice what there is, is refused nothing where quota is off, and all of it where
+    it is on."""
+    for quota in (True, False):
+        tenant = chatter(load=2.0, reservation_mu_per_minute=0.0, burst_mu_per_minute=0.0, deadline_s=60.0)
+        settings = Settings(duration_s=10.0, quota=quota)
+        total = by_name(simulation(tenants=[tenant], settings=settings).run())["total"]
+        assert total.admitted == (0 if quota else total.received)
+
+
+def test_faster_replicas_do_more() -> None:
+    """Replicas of a group twice as fast register twice the capacity, and finish about twice as much."""
+    groups = [GroupSpec(replicas=2, speed=2.0)]
+    result = simulation(
+        tenants=[chatter(load=0.7)], settings=Settings(duration_s=60.0, quota=False), groups=groups
+    ).run()
+    served = [track.served_milli_mu for track in result.tracks]
+    assert [track.capacity for track in result.tracks] == [100_000, 100_000, 200_000, 200_000]
+    assert sum(served[2:]) == pytest.approx(2.0 * sum(served[:2]), rel=0.35)
+    assert max(result.utilization(track) for track in result.tracks) < 0.95
 
 
 def test_the_autoscaler_follows_demand() -> None:

@@ -44,6 +44,10 @@ GOOD = '[[model]]\nid = "chat"\nreplicas = 2\n[[tenant]]\nid = "acme"\nreservati
         (f"seed = {10**400}\n" + GOOD, "seed has more digits"),
         (GOOD.replace("load = 0.3", f"load = {10**400}"), "load has more digits"),
         (GOOD + "rate_scale = 1e9\n", "rate_scale must be 1e-06 to 10000"),
+        ("autoscaler = true\nquota = false\n" + GOOD, "leave quota on"),
+        (GOOD + '[[group]]\nmodel = "other"\n', "a group names the model"),
+        (GOOD + "[[group]]\nspeed = 0\n", "speed must be"),
+        (GOOD + "[[group]]\n[[failure]]\nreplica = 4\n", "starts with 3"),
         (GOOD + "start_s = 30\nend_s = 20\n", "end_s 20 is not after start_s 30"),
         (
             GOOD.replace("replicas = 2", "replicas_min = 5\nreplicas_max = 4"),
