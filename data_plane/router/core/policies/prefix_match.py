@@ -1,8 +1,8 @@
 """SGLang's cache-aware rule with its published thresholds.
 
-While loads are even, a request goes to whoever holds the longest part of its prompt, if that is long enough, else to the
-one whose cache has the most space; once they are uneven, to the shortest queue. Here the shortest queue also stands for
-the most space: caches are sized alike and fill up.
+While loads are even, a request goes to whoever holds the longest part of its prompt, if that is long enough, else to
+the one whose cache has the most space; once they are uneven, to the shortest queue. Here the shortest queue also stands
+for the most space: caches are sized alike and fill up.
 """
 
 from __future__ import annotations

@@ -1,0 +1,136 @@
+"""Poison requests: those that kill whatever runs them, and how they are told from those that merely stood by.
+
+When a replica is lost, everything it was running is suspect. A prompt that was lost with two different replicas
+is refused for a while; one that was answered is innocent and its suspicion ends. Retries of what was lost in one crash
+go to different replicas, as far as there are any, so that the poison takes none of the bystanders down with it a second
+time.
+
+Example: r1 dies with A, B and C. They are tried again on r2, r3 and r4; r3 dies. Only B was there twice: B is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple
+
+LOST_REPLICAS: Final = 2
+"""With so many different replicas lost, a prompt is refused. The same as the attempts that a request has, so that it
+is refused when its client sends it again."""
+
+QUARANTINE_S: Final = 600.0
+"""How long a prompt is refused, and how long a suspicion lasts."""
+
+SUSPECTS_MAX: Final = 4_096
+"""Most prompts remembered; the one suspected longest ago is forgotten first."""
+
+_CRASHES_MAX: Final = 256
+_NS_PER_S: Final = 1_000_000_000
+_QUARANTINE_NS: Final = int(QUARANTINE_S * _NS_PER_S)
+
+
+class Suspect(NamedTuple):
+    """What is known of a prompt that was lost.
+
+    Attributes:
+        replica_ids: Replicas that were lost while running it.
+        until_ns: Until when that is remembered.
+    """
+
+    replica_ids: frozenset[str]
+    until_ns: int
+
+
+class Quarantine:
+    """What one router suspects."""
+
+    def __init__(self) -> None:
+        self._suspects: OrderedDict[bytes, Suspect] = OrderedDict()
+        # Where what was lost with a replica has been tried again.
+        self._crashes: OrderedDict[str, set[str]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        """Whether anything is suspected: while nothing is, no prompt needs a fingerprint."""
+        return bool(self._suspects)
+
+    def refused_s(self, fingerprint: bytes, now_ns: int) -> float | None:
+        """How long a prompt is still refused; None when it is not.
+
+        Args:
+            fingerprint: Of the prompt (`fingerprint`).
+            now_ns: Monotonic now.
+        """
+        suspect = self._suspects.get(fingerprint)
+        if suspect is None:
+            return None
+        left_ns = suspect.until_ns - now_ns
+        if left_ns <= 0:
+            del self._suspects[fingerprint]
+            return None
+        return left_ns / _NS_PER_S if len(suspect.replica_ids) >= LOST_REPLICAS else None
+
+    def lost(self, fingerprint: bytes, replica_id: str, now_ns: int) -> bool:
+        """A replica was lost while it ran a prompt.
+
+        Args:
+            fingerprint: Of the prompt.
+            replica_id: The replica.
+            now_ns: Monotonic now.
+
+        Returns:
+            Whether the prompt is refused from now on.
+        """
+        before = self._suspects.pop(fingerprint, None)
+        replica_ids = frozenset({replica_id})
+        if before is not None and before.until_ns > now_ns:
+            replica_ids |= before.replica_ids
+        self._suspects[fingerprint] = Suspect(replica_ids, now_ns + _QUARANTINE_NS)
+        if len(self._suspects) > SUSPECTS_MAX:
+            self._suspects.popitem(last=False)
+        return len(replica_ids) >= LOST_REPLICAS
+
+    def answered(self, fingerprint: bytes) -> None:
+        """A prompt was answered to its end, so it kills nothing."""
+        self._suspects.pop(fingerprint, None)
+
+    def elsewhere(self, lost_replica_ids: Iterable[str], replica_ids: Collection[str]) -> set[str]:
+        """Where a request that was lost should not be tried again because another one of the same crash was.
+
+        Args:
+            lost_replica_ids: The replicas that it was lost with.
+            replica_ids: Where it may be tried at all.
+
+        Returns:
+            Replica ids to leave out; none where that would leave nothing.
+        """
+        taken: set[str] = set()
+        for replica_id in lost_replica_ids:
+            taken |= self._crashes.get(replica_id, set())
+        return taken if any(each not in taken for each in replica_ids) else set()
+
+    def tried_again(self, lost_replica_id: str, replica_id: str) -> None:
+        """What was lost with one replica is being tried on another.
+
+        Args:
+            lost_replica_id: Which was lost.
+            replica_id: Where it is tried now.
+        """
+        crash = self._crashes.setdefault(lost_replica_id, set())
+        crash.add(replica_id)
+        if len(self._crashes) > _CRASHES_MAX:
+            self._crashes.popitem(last=False)
+
+
+def fingerprint(tenant_id: str, model_id: str, chunks: Iterable[bytes]) -> bytes:
+    """What a prompt is remembered by: a hash, of which nothing can be read.
+
+    Args:
+        tenant_id: Whose. Another tenant's equal prompt is another one: nobody can have somebody else's refused.
+        model_id: Of which model.
+        chunks: The prompt (`model_units.prefix.prompt_chunks`).
+    """
+    digest = hashlib.blake2b(f"{tenant_id}\0{model_id}\0".encode("utf-8", "surrogatepass"), digest_size=16)
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.digest()
