@@ -53,6 +53,10 @@ class CandidateScore:
     """Its capacity, milli-MU per minute."""
     health: str
     """ "ready", "doubtful" or "closed"."""
+    queued_decode_milli_mu: int = 0
+    """Decode of requests that waited there, milli-MU."""
+    cached_tokens: int = 0
+    """Prompt tokens of this request expected in its prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,19 @@ class Attempt:
     candidate_count: int
     """Replicas that were weighed in all."""
     sticky: bool
-    """It was the session's own replica."""
+    """It was chosen for what its prefix cache holds, or as the session's own replica, over one with less to do."""
     panic: bool
     """Health was ignored because too few replicas had it."""
     failure_reason: str
     """Why it failed; empty where it did not."""
     first_token_s: float | None
     """From the pick to the first token, seconds; None where none came."""
+    policy: str = ""
+    """The rule that picked: "cost", "late_binding", "round_robin"..."""
+    wait_s: float | None = None
+    """How long the request waited in the router for a replica with room, seconds; None where it did not."""
+    expected_first_token_s: float | None = None
+    """Expected at the pick: until the first token, seconds; None where nothing was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +244,8 @@ def _attempt(message: decision_pb2.Attempt) -> Attempt:
                 decode_milli_mu=candidate.decode_milli_mu,
                 capacity_milli_mu_per_minute=candidate.capacity_milli_mu_per_minute,
                 health=candidate.health,
+                queued_decode_milli_mu=candidate.queued_decode_milli_mu,
+                cached_tokens=candidate.cached_tokens,
             )
             for candidate in message.candidates
         ),
@@ -242,6 +254,11 @@ def _attempt(message: decision_pb2.Attempt) -> Attempt:
         panic=message.panic,
         failure_reason=message.failure_reason,
         first_token_s=_seconds(message.first_token_offset) if message.HasField("first_token_offset") else None,
+        policy=message.policy,
+        wait_s=_seconds(message.wait) if message.HasField("wait") else None,
+        expected_first_token_s=(
+            _seconds(message.expected_first_token) if message.HasField("expected_first_token") else None
+        ),
     )
 
 

@@ -17,6 +17,9 @@ _ENDINGS = {
     Outcome.CANCELLED: "was cancelled by its client",
 }
 
+# Policies whose scores are no times.
+_COUNTING = frozenset({"round_robin", "two_choices", "least_requests", "prefix_match"})
+
 
 class Section(NamedTuple):
     """A part of an explanation."""
@@ -60,7 +63,10 @@ def sections(decision: Decision) -> Iterator[Section]:
     if decision.estimated_milli_mu:
         yield Section("units", units(decision))
     if decision.wait_s is not None:
-        yield Section("wait", [f"{span(decision.wait_s)} in the queue of batch requests, for quota"])
+        where = (
+            "queue of batch requests, for quota" if decision.priority == "batch" else "router, for a replica with room"
+        )
+        yield Section("wait", [f"{span(decision.wait_s)} in the {where}"])
 
 
 def why(decision: Decision) -> list[str]:
@@ -138,25 +144,59 @@ def attempt_line(attempt: Attempt, number: int) -> str:
         attempt: The try.
         number: 1 for the first.
     """
-    weighed = f"of {attempt.candidate_count} weighed" if attempt.candidate_count > 1 else "the only one"
-    if attempt.sticky:
-        chosen = f"the session's own replica, {weighed}"
-    elif attempt.candidate_count > 1:
-        chosen = f"the lowest score {weighed}"
-    else:
-        chosen = weighed
+    chosen = f"{attempt.policy}: {choice(attempt)}" if attempt.policy else choice(attempt)
     if attempt.panic:
         chosen += "; health was ignored, as too few replicas had it"
+    if attempt.wait_s is not None:
+        chosen += f"; it waited {span(attempt.wait_s)} for a replica with room"
     came = "no token came" if attempt.failure_reason else "no token yet"
     if attempt.first_token_s is not None:
         came = f"first token {span(attempt.first_token_s)} later"
+    if attempt.expected_first_token_s is not None:
+        came += f", expected {span(attempt.expected_first_token_s)}"
     failed = f", failed: {attempt.failure_reason}" if attempt.failure_reason else ""
     return f"{number}. {attempt.replica_id} after {span(attempt.start_s)}: {chosen}; {came}{failed}"
 
 
-def score_s(candidate: CandidateScore) -> float:
-    """A score in seconds of the replica's time."""
-    return candidate.score * 60
+def choice(attempt: Attempt) -> str:
+    """Says why a try went to its replica.
+
+    Args:
+        attempt: The try.
+    """
+    if attempt.candidate_count <= 1:
+        return "the only one"
+    weighed = f"of {attempt.candidate_count} weighed"
+    won = next((each for each in attempt.candidates if each.replica_id == attempt.replica_id), None)
+    cached = won.cached_tokens if won is not None else 0
+    if attempt.sticky and cached:
+        return f"{cached:,} tokens of the prompt are in its cache, {weighed}"
+    if attempt.sticky:
+        return f"the session's own replica, {weighed}"
+    match attempt.policy:
+        case "round_robin":
+            return f"the next in turn {weighed}"
+        case "two_choices":
+            return f"the less busy of two at random {weighed}"
+        case "least_requests":
+            return f"the fewest requests {weighed}"
+        case "least_cost":
+            return f"the least work left {weighed}"
+        case "prefix_match":
+            return f"the fewest requests {weighed}, as no cached prefix was long enough or loads were too uneven"
+    if cached:
+        return f"the lowest score {weighed}, with {cached:,} tokens of the prompt in its cache"
+    return f"the lowest score {weighed}"
+
+
+def score(attempt: Attempt, candidate: CandidateScore) -> str:
+    """Shows a score: as a time where the policy weighs by that, else as the number that it counts.
+
+    Args:
+        attempt: The try.
+        candidate: One of its candidates.
+    """
+    return f"{candidate.score:g}" if attempt.policy in _COUNTING else span(candidate.score * 60)
 
 
 def text_of(explanation: Explanation) -> str:
@@ -173,7 +213,7 @@ def text_of(explanation: Explanation) -> str:
         for number, attempt in enumerate(decision.attempts, 1):
             lines.append(f"  {'tries' if number == 1 else '':<6} {attempt_line(attempt, number)}")
             if len(attempt.candidates) > 1:
-                scores = ", ".join(f"{each.replica_id} {span(score_s(each))}" for each in attempt.candidates)
+                scores = ", ".join(f"{each.replica_id} {score(attempt, each)}" for each in attempt.candidates)
                 lines.append(f"            scores: {scores}")
     if explanation.silent_routers:
         lines += ["", silence(explanation.silent_routers)]

@@ -109,7 +109,7 @@ def _scores(attempt: Attempt) -> Table:
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("")
     table.add_column("replica", overflow="fold")
-    for title in ("score", "prefill waiting MU", "decode left MU", "MU/min"):
+    for title in ("score", "prefill waiting MU", "decode left MU", "queued MU", "cached tokens", "MU/min"):
         table.add_column(title, justify="right")
     table.add_column("health")
     for candidate in attempt.candidates:
@@ -117,9 +117,11 @@ def _scores(attempt: Attempt) -> Table:
         table.add_row(
             "▶" if won else "",
             escape(candidate.replica_id),
-            explaining.span(explaining.score_s(candidate)),
+            explaining.score(attempt, candidate),
             explaining.mu(candidate.pending_prefill_milli_mu),
             explaining.mu(candidate.decode_milli_mu),
+            explaining.mu(candidate.queued_decode_milli_mu),
+            f"{candidate.cached_tokens:,}",
             mu(candidate.capacity_milli_mu_per_minute),
             candidate.health,
             style="bold" if won else None,

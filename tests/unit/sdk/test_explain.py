@@ -18,7 +18,7 @@ from fairlead import (
     UnauthenticatedError,
     UnavailableError,
 )
-from fairlead.inference.v1 import decision_pb2
+from fairlead.inference.v1 import decision_pb2, inference_pb2
 from fairlead.sdk.decisions import explanation_from
 from fairlead.sdk.explaining import attempt_line, headline, span, why
 from fairlead.sdk.transport import Outgoing
@@ -143,6 +143,7 @@ def test_a_request_in_flight_is_still_running() -> None:
     running.attempts[0].failure_reason, running.attempts[0].sticky, running.attempts[0].panic = "", False, True
     running.bucket.expired = True
     running.wait.CopyFrom(duration(200))
+    running.priority = inference_pb2.PRIORITY_BATCH
     explanation = explanation_from([running], [])
     (decision,) = explanation.decisions
     assert headline(decision) == "q is still running"
@@ -152,6 +153,32 @@ def test_a_request_in_flight_is_still_running() -> None:
     assert "health was ignored, as too few replicas had it; no token yet" in attempt_line(decision.attempts[0], 1)
     running.replayed = True
     assert "nothing was charged" in headline(explanation_from([running], []).decisions[0])
+
+
+def test_a_try_says_which_rule_chose_and_by_what() -> None:
+    """Policy, cached prefix, wait for room and what was expected are said; counts are not shown as times."""
+    message = completed("q")
+    attempt = message.attempts[0]
+    attempt.policy, attempt.sticky, attempt.failure_reason = "late_binding", True, ""
+    attempt.candidates[2].cached_tokens = 1_536
+    attempt.wait.CopyFrom(duration(0.12))
+    attempt.expected_first_token.CopyFrom(duration(0.3))
+
+    def told() -> str:
+        return attempt_line(explanation_from([message], []).decisions[0].attempts[0], 1)
+
+    assert told().endswith(
+        "late_binding: 1,536 tokens of the prompt are in its cache, of 3 weighed; it waited 120 ms for a replica with "
+        "room; no token yet, expected 300 ms"
+    )
+    attempt.sticky = False
+    assert "the lowest score of 3 weighed, with 1,536 tokens of the prompt in its cache" in told()
+    attempt.policy = "least_requests"
+    assert "the fewest requests of 3 weighed" in told()
+    assert "tiny-r2 0.02" in explanation_from([message], []).text()
+    del attempt.candidates[:]
+    attempt.candidate_count = 1
+    assert "least_requests: the only one" in told()
 
 
 @pytest.mark.parametrize(
