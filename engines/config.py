@@ -69,6 +69,9 @@ class EngineConfig(CommonConfig):
     model_directory: str = setting("", "Triton: folder of the model; empty means the tiny model that ships")
     work_directory: str = setting("", "Triton: where its repository and log go; empty means a temporary folder")
     kv_capacity_tokens: int = setting(0, "Triton: KV cache, tokens; 0 means the engine's default", minimum=0)
+    prefix_cache: bool = setting(
+        False, "Triton: a running server reuses the KV cache of prompts that begin alike (enable_kv_cache_reuse)"
+    )
     threads: int = setting(1, "Triton: inference threads of our own server", minimum=1, maximum=1024)
     otlp_traces_url: str = setting("", "Triton: OTLP/HTTP URL for our own server's spans; empty for none")
 

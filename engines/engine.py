@@ -110,6 +110,7 @@ class EngineDescription:
         sequences_max: Most sequences at once.
         kv_capacity_tokens: KV cache, tokens.
         context_tokens: Longest prompt plus output, tokens.
+        prefix_cache: Whether it keeps the prefixes of prompts it has computed; False where nobody knows.
     """
 
     engine: str
@@ -117,6 +118,7 @@ class EngineDescription:
     sequences_max: int
     kv_capacity_tokens: int
     context_tokens: int
+    prefix_cache: bool = False
 
 
 class Engine(Protocol):

@@ -13,6 +13,9 @@ from common.logs import get_logger
 from common.ops import OpsServer
 from common.rpc import GrpcServer
 from common.telemetry import Telemetry
+from engines.agent.assignment_service import SERVICE as ASSIGNMENT_SERVICE
+from engines.agent.assignment_service import AssignmentServicer
+from engines.agent.assignments import AssignmentHolder
 from engines.agent.calibrate import Bench
 from engines.agent.dispatcher import Dispatcher
 from engines.agent.drift import DriftWatch
@@ -34,12 +37,15 @@ from engines.simulated.service import FaultServicer
 from engines.simulated.work import SchedulerLimits
 from fairlead.engine.v1 import engine_pb2_grpc
 from fairlead.errors import InvalidArgumentError
+from fairlead.sharding.v1 import sharding_pb2_grpc
 from model_units.units import MilliModelUnitsPerMinute
 
 log = get_logger(__name__)
 
 _LOOK_S = 0.05
 _LAST_CALLS_S = 1.0
+# The sharder takes a draining replica out of its assignment within a second or two; one that is gone never does.
+_RELEASE_MAX_S = 3.0
 
 
 def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
@@ -68,6 +74,7 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
             model_directory=Path(config.model_directory) if config.model_directory else None,
             model_name=config.model_name,
             context_tokens=config.context_tokens or own.context_tokens,
+            prefix_cache=config.prefix_cache,
             threads=config.threads,
             sequences_max=config.sequences_max or own.sequences_max,
             kv_capacity_tokens=config.kv_capacity_tokens or own.kv_capacity_tokens,
@@ -122,6 +129,7 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         config.model_id, config.hardware_label, config.engine, config.slot, config.rack, capacity
     )
     record = ReplicaRecord(store, identity, clock=clock, changed=changed)
+    assignments = AssignmentHolder(store, model_id=config.model_id, replica_id=record.replica_id, changed=changed)
     supervisor = Supervisor(
         engine,
         dispatcher,
@@ -151,12 +159,14 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
     servicer = EngineServicer(
         model_id=config.model_id,
         dispatcher=dispatcher,
-        reporter=LoadReporter(record, dispatcher, engine, clock),
+        reporter=LoadReporter(record, dispatcher, engine, assignments, clock),
         supervisor=supervisor,
         record=record,
         observer=Observer(record.replica_id, telemetry.tracer, metrics, clock),
         changed=changed,
         bench=bench,
+        assignments=assignments,
+        metrics=metrics,
     )
     _watch_gauges(metrics, dispatcher, engine)
     metrics.gauge(
@@ -164,6 +174,9 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
     )
     server = GrpcServer(config, telemetry)
     server.add(engine_pb2_grpc.add_EngineServiceServicer_to_server, servicer, ENGINE_SERVICE)
+    server.add(
+        sharding_pb2_grpc.add_AssignmentServiceServicer_to_server, AssignmentServicer(assignments), ASSIGNMENT_SERVICE
+    )
     if isinstance(engine, SimulatedEngine):
         server.add(engine_pb2_grpc.add_FaultServiceServicer_to_server, FaultServicer(engine), FAULT_SERVICE)
     ops = OpsServer(
@@ -175,11 +188,13 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
             registering = tasks.create_task(record.run())
             supervising = tasks.create_task(supervisor.run())
             comparing = tasks.create_task(drift.run())
+            following = tasks.create_task(assignments.run())
             await stop.wait()
             supervisor.drain()
-            await _finish(dispatcher, config.drain_grace_s)
+            await asyncio.gather(_finish(dispatcher, config.drain_grace_s), _release(assignments, config.drain_grace_s))
             servicer.close()
             await server.drain_and_stop(_LAST_CALLS_S)
+            following.cancel()
             comparing.cancel()
             supervising.cancel()
             registering.cancel()
@@ -199,6 +214,15 @@ async def _finish(dispatcher: Dispatcher, grace_s: float) -> None:
                 await asyncio.sleep(_LOOK_S)
 
 
+async def _release(assignments: AssignmentHolder, grace_s: float) -> None:
+    """Waits until no newly routed request is meant for this replica, at most _RELEASE_MAX_S or `grace_s` seconds."""
+    try:
+        async with asyncio.timeout(min(_RELEASE_MAX_S, grace_s)):
+            await assignments.released()
+    except TimeoutError:
+        log.warning("ending while the assignment still names this replica", generation=str(assignments.generation))
+
+
 def _watch_gauges(metrics: AgentMetrics, dispatcher: Dispatcher, engine: Engine) -> None:
     metrics.gauge("queued_requests", "Requests waiting in the agent", lambda: dispatcher.load().queued_requests)
     metrics.waiting(dispatcher.waiting)
@@ -211,6 +235,14 @@ def _watch_gauges(metrics: AgentMetrics, dispatcher: Dispatcher, engine: Engine)
     metrics.gauge(
         "decode_milli_mu", "Decode work left of requests in the engine", lambda: dispatcher.load().decode_milli_mu
     )
+    metrics.gauge(
+        "queued_decode_milli_mu",
+        "Decode work of requests in the queue",
+        lambda: dispatcher.load().queued_decode_milli_mu,
+    )
     metrics.gauge("utilization", "Share of the capacity used in the last ten seconds", dispatcher.utilization)
     metrics.gauge("kv_used_tokens", "KV cache in use", lambda: engine.kv_used_tokens)
+    metrics.gauge(
+        "cached_tokens", "Prompt tokens expected in the prefix cache", lambda: dispatcher.accounts.cache.tokens
+    )
     metrics.gauge("progress_tokens", "Tokens since the engine started", lambda: engine.progress_tokens)

@@ -10,8 +10,10 @@ from typing import Final, cast
 
 from common.clock import NS_PER_S, Clock
 from engines.agent.core.decoding import DecodeMeter, Sequence
-from engines.agent.core.load import Load, LoadAccount, UtilizationWindow
+from engines.agent.core.fair_line import turn_s
+from engines.agent.core.load import Load, sane_price
 from engines.agent.core.queue import AdmissionQueue, Priority, QueueLimits, Ticket, prefill_limit
+from engines.agent.core.replica_load import Demand, ReplicaLoad
 from engines.agent.job import Job, Refusal, prompt_bytes
 from engines.agent.metrics import Displacement
 from engines.agent.notices import Notices
@@ -57,7 +59,7 @@ class Dispatcher:
         engine: The engine.
         model_id: What it serves.
         queued_max: Most requests that wait.
-        capacity: What the replica serves, for its utilisation.
+        capacity: What the replica serves, mMU per minute, above 0.
         clock: Monotonic time.
         changed: Told when the queue becomes empty or no longer is.
         engine_failed: Told when the engine failed a request.
@@ -65,6 +67,7 @@ class Dispatcher:
 
     Attributes:
         meter: Follows how fast the engine decodes; the agent's own probes are left out.
+        accounts: What load reports say.
     """
 
     def __init__(
@@ -86,11 +89,11 @@ class Dispatcher:
         self._changed = changed
         self._engine_failed = engine_failed
         self._displaced = displaced
+        self._capacity = capacity
         self._prefill_limit = prefill_limit(capacity)
         self._queue = AdmissionQueue(QueueLimits(queued_max, 1))
-        self._account = LoadAccount()
+        self.accounts = ReplicaLoad(capacity)
         self.meter = DecodeMeter()
-        self._utilization = UtilizationWindow(capacity)
         self._lengths = OutputLengthEstimator()
         self._bytes_per_token = BytesPerToken()
         self._runs: dict[str, _Run] = {}
@@ -129,14 +132,15 @@ class Dispatcher:
 
     def load(self) -> Load:
         """The load now."""
-        return self._account.load()
+        return self.accounts.load()
 
     def utilization(self) -> float:
         """Share of the capacity used in the last ten seconds."""
-        return self._utilization.utilization(self._now_s())
+        return self.accounts.utilization(self._now_s())
 
     def resize(self, description: EngineDescription) -> None:
-        """Takes what a freshly started engine says of itself."""
+        """Takes what a freshly started engine says of itself. Its prefix cache is empty."""
+        self.accounts.engine_started(description.kv_capacity_tokens, prefix_cache=description.prefix_cache)
         self._queue.resize(
             QueueLimits(
                 self._queued_max,
@@ -179,6 +183,7 @@ class Dispatcher:
             UnavailableError: The agent takes no requests, or the engine failed.
             FairleadError: What the engine raised.
         """
+        self.accounts.dispatches.receive(job.origin.router_id, job.origin.dispatch_number)
         if self._refusal is not None and not (probe or calibration):
             raise self._refusal.error()
         run = self._enqueue(job)
@@ -186,7 +191,7 @@ class Dispatcher:
             await run.admitted
             if run.error is not None:
                 raise run.error
-            self._account.start(run.ticket.request_id)
+            self.accounts.start(run.ticket.request_id)
             if job.on_admitted is not None:
                 job.on_admitted(self._now_s() - run.arrived_s)
             request = replace(job.request, request_id=run.ticket.request_id)
@@ -195,8 +200,7 @@ class Dispatcher:
             async with aclosing(stream):
                 while (batch := await self._next(run, stream, counts=not probe)) is not None:
                     produced += batch.output_tokens
-                    served = self._account.produce(run.ticket.request_id, batch.output_tokens)
-                    self._utilization.add(served, run.answered_s)
+                    self.accounts.produce(run.ticket.request_id, batch.output_tokens, run.answered_s)
                     if produced and produced == batch.output_tokens:
                         self._queue.started(run.ticket.request_id)
                         self._admit()
@@ -216,31 +220,28 @@ class Dispatcher:
 
     def _enqueue(self, job: Job) -> _Run:
         self._count += 1
-        request = job.request
+        request, now_s = job.request, self._now_s()
         name = f"{request.request_id}#{self._count}"  # a retry may meet the attempt it follows
         tokens_out = self._expected_output(job)
         tokens_in = self._bytes_per_token.estimate_tokens(
             self._model_id, prompt_bytes(request.prompt), start=_BYTES_PER_TOKEN_START
         )
+        prefill, decode = sane_price(job.prefill_milli_mu), sane_price(job.decode_milli_mu)
         ticket = Ticket(
             name,
             Priority(request.priority),
             tokens_in + tokens_out,
             job.tenant_id,
             job.weight,
-            max(0, job.prefill_milli_mu),
-            max(0, job.decode_milli_mu),
+            prefill,
+            decode,
+            turn_s(now_s, prefill, self._capacity),
         )
         self._offer(ticket)
-        run = _Run(job, ticket, self._now_s(), asyncio.get_running_loop().create_future(), Sequence(tokens_in))
+        run = _Run(job, ticket, now_s, asyncio.get_running_loop().create_future(), Sequence(tokens_in))
         self._runs[name] = run
         self._idle.clear()
-        self._account.queue(
-            name,
-            prefill_milli_mu=ticket.prefill_milli_mu,
-            decode_milli_mu=ticket.decode_milli_mu,
-            output_tokens=tokens_out,
-        )
+        self.accounts.queue(name, Demand(job.tenant_id, prefill, decode, tokens_in, tokens_out), job.origin, now_s)
         self._admit()
         if self._queue.waiting == 1:
             self._changed.notify()
@@ -315,7 +316,7 @@ class Dispatcher:
         """Takes a run off every account; doing it again does nothing."""
         name = run.ticket.request_id
         if self._runs.pop(name, None) is not None:
-            self._queue.leave(name, decode_milli_mu=self._account.end(name))
+            self._queue.leave(name, decode_milli_mu=self.accounts.end(name))
             self._admit()
             if not self._runs:
                 self._idle.set()

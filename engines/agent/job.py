@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from engines.agent.core.replica_load import OWN, Origin
 from engines.engine import EngineRequest, Prompt
 from fairlead.errors import Reason, UnavailableError
 
@@ -36,6 +37,7 @@ class Job:
         prefill_milli_mu: The router's price of the prefill part, mMU.
         decode_milli_mu: The router's estimate of the decode part, mMU.
         weight: The tenant's weight among those that wait here, its quota in mMU per minute; 0 counts as 1.
+        origin: Where it comes from and where it belongs.
         on_admitted: Called when the request goes into the engine, with the seconds it waited.
     """
 
@@ -44,6 +46,7 @@ class Job:
     prefill_milli_mu: int = 0
     decode_milli_mu: int = 0
     weight: int = 1
+    origin: Origin = OWN
     on_admitted: Callable[[float], None] | None = None
 
 

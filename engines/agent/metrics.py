@@ -43,6 +43,17 @@ class Displacement(enum.StrEnum):
     """For a tenant that had less waiting than its fair part, by the one that had most beyond its own."""
 
 
+class Misrouting(enum.StrEnum):
+    """Why a request came to a replica that its key is not assigned to."""
+
+    STALE_ROUTER = "stale_router"
+    """Its router held an older assignment than the replica."""
+    NO_ASSIGNMENT = "no_assignment"
+    """Its router named no assignment."""
+    OVERFLOW = "overflow"
+    """Its router went by the same assignment and chose beyond it."""
+
+
 class AgentMetrics:
     """What the agent counts.
 
@@ -62,6 +73,12 @@ class AgentMetrics:
             "fairlead_agent_requests_displaced",
             "Waiting requests that had to leave a full queue, by why",
             ["reason"],
+            registry=registry,
+        )
+        self.misrouted = Counter(
+            "fairlead_agent_misrouted_requests",
+            "Requests whose key this replica does not serve by the assignment it holds, by why",
+            ["why"],
             registry=registry,
         )
         self.input_tokens = Counter("fairlead_agent_input_tokens", "Prompt tokens served", registry=registry)

@@ -146,6 +146,7 @@ class ReplicaRecord:
         self._replica.sequences_max = description.sequences_max
         self._replica.kv_capacity_tokens = description.kv_capacity_tokens
         self._replica.context_tokens = description.context_tokens
+        self._replica.prefix_cache = description.prefix_cache
         self._replica.engine_pid = process_id
         self._publish()
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from engines.agent.core.prefix_cache import BLOCKS_MAX
 from engines.agent.core.queue import Priority
+from engines.agent.core.replica_load import Origin
 from engines.engine import EngineRequest, Finish, Prompt, Sampling
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import InvalidArgumentError, NotFoundError, Reason
@@ -53,6 +55,16 @@ def engine_request(request: engine_pb2.EngineGenerateRequest, model_id: str, tra
         sampling=_sampling(inner.sampling),
         priority=priority(request),
         traceparent=traceparent,
+    )
+
+
+def origin(request: engine_pb2.EngineGenerateRequest) -> Origin:
+    """Where a request comes from and where it belongs; blocks beyond the most there may be are left out."""
+    return Origin(
+        router_id=request.router_id,
+        dispatch_number=request.dispatch_number,
+        shard_key=request.shard_key,
+        prefix_blocks=tuple(request.prefix_blocks[:BLOCKS_MAX]),
     )
 
 

@@ -136,6 +136,7 @@ class SimulatedEngine:
             sequences_max=self._limits.sequences_max,
             kv_capacity_tokens=self._hardware.kv_capacity_tokens,
             context_tokens=self._context_tokens,
+            prefix_cache=True,
         )
 
     async def stop(self) -> None:

@@ -62,6 +62,7 @@ class TritonSettings:
         kv_capacity_tokens: KV cache of our own server, tokens; what is reported of another one.
         stream_interval_ms: Least time between two batches of a request of our own server; 0 for each token by itself.
         context_tokens: Longest prompt plus output reported of another server; our own knows its model's.
+        prefix_cache: Whether another server keeps the prefixes of prompts; our own does.
         otlp_traces_url: OTLP/HTTP URL for our own server's spans; empty for none.
         start_timeout_s: How long a start may take.
     """
@@ -77,6 +78,7 @@ class TritonSettings:
     kv_capacity_tokens: int = 65_536
     stream_interval_ms: int = 20
     context_tokens: int = 4096
+    prefix_cache: bool = False
     otlp_traces_url: str = ""
     start_timeout_s: float = 60.0
 
@@ -245,6 +247,7 @@ class TritonEngine:
             sequences_max=limits.get("sequences_max", settings.sequences_max),
             kv_capacity_tokens=limits.get("kv_capacity_tokens", settings.kv_capacity_tokens),
             context_tokens=self._context_tokens,
+            prefix_cache=self._server is not None or settings.prefix_cache,
         )
 
     async def _find_model(self) -> str:

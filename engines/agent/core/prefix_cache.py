@@ -57,7 +57,7 @@ class PrefixCache:
 
     def __init__(self, capacity_tokens: int = 0) -> None:
         self._capacity_tokens = capacity_tokens
-        self._blocks: OrderedDict[int, tuple[int, int]] = OrderedDict()  # name: (tokens, key part that brought it)
+        self._blocks: OrderedDict[int, tuple[int, int | None]] = OrderedDict()  # name: (tokens, part that brought it)
         self._tokens = 0
         self._tokens_by_part: Counter[int] = Counter()
         self._log: list[int] = []  # names that came or went, oldest first; which of both follows from what is held
@@ -108,13 +108,13 @@ class PrefixCache:
             self._blocks.move_to_end(block)
         return held
 
-    def fill(self, blocks: Sequence[int], tokens_per_block: int, key_part: int = 0) -> None:
+    def fill(self, blocks: Sequence[int], tokens_per_block: int, key_part: int | None = None) -> None:
         """A prompt has been computed: its first token is there.
 
         Args:
             blocks: Names of its leading blocks, front first; beyond BLOCKS_MAX they are ignored.
             tokens_per_block: Tokens that one of them stands for; less than 1 counts as 1.
-            key_part: The part of the key space it belongs to.
+            key_part: The part of the key space it belongs to; None where that was not said.
         """
         tokens_per_block = max(1, tokens_per_block)
         held, added = self._blocks, False
@@ -125,7 +125,8 @@ class PrefixCache:
                 continue
             held[block] = (tokens_per_block, key_part)
             self._tokens += tokens_per_block
-            self._tokens_by_part[key_part] += tokens_per_block
+            if key_part is not None:
+                self._tokens_by_part[key_part] += tokens_per_block
             self._log.append(block)
             added = True
         if added:
@@ -174,10 +175,11 @@ class PrefixCache:
         while self._tokens > self._capacity_tokens:
             block, (tokens, key_part) = self._blocks.popitem(last=False)
             self._tokens -= tokens
-            self._tokens_by_part[key_part] -= tokens
-            if not self._tokens_by_part[key_part]:
-                del self._tokens_by_part[key_part]
             self._log.append(block)
+            if key_part is not None:
+                self._tokens_by_part[key_part] -= tokens
+                if not self._tokens_by_part[key_part]:
+                    del self._tokens_by_part[key_part]
 
     def _changed(self) -> None:
         self._told.clear()
