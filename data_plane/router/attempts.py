@@ -199,7 +199,7 @@ class Attempts:
                         self._report(message.load)
                     if not started:
                         started = True
-                        member.load.started(dispatch)
+                        member.load.started(dispatch, self._clock.monotonic_ns())
                         this.first_token_ns = self._clock.monotonic_ns()
                         if relay.batch:
                             self._fleet.served(member.record.replica_id, this.start_ns)
@@ -217,7 +217,7 @@ class Attempts:
             this.failure_reason = _failure_reason(error)
             raise
         finally:
-            member.load.ended(dispatch)
+            member.load.ended(dispatch, self._clock.monotonic_ns())
             tracing.finish_attempt(span, failure)
 
     def _report(self, load: engine_pb2.LoadReport) -> None:

@@ -18,14 +18,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from data_plane.router.core.candidate import Candidate, Health
 from data_plane.router.core.loads import ReplicaLoad, Report
-from data_plane.router.core.pick import Candidate, Health, choose_pool, usable
+from data_plane.router.core.pool import Pool, choose_pool
+from data_plane.router.core.prefix_index import PrefixIndex
 from fairlead.engine.v1 import engine_pb2
 
 _NS_PER_S: Final = 1_000_000_000
 
 REPORT_STALE_S: Final = 5.0
 """Agents report every second; five missed reports are a silence, not a hiccup of a busy machine."""
+
+AGED_MS: Final = 50.0
+"""How often loads are brought up to the time gone by since their reports: a twentieth of a report's interval."""
 
 UNTRIED_GRACE_S: Final = 3.0
 """A replica that was just discovered is believed this long before its first report."""
@@ -67,6 +72,7 @@ _READY: Final = Health.READY
 _DOUBTFUL: Final = Health.DOUBTFUL
 _CLOSED: Final = Health.CLOSED
 _STALE_NS: Final = int(REPORT_STALE_S * _NS_PER_S)
+_AGED_NS: Final = int(AGED_MS * 1e6)
 _GRACE_NS: Final = int(UNTRIED_GRACE_S * _NS_PER_S)
 
 # Subsets whose pools are kept per model. There is one per tenant at most; past this all are made anew.
@@ -105,17 +111,21 @@ class _Model:
     """The replicas of one model, and the pools made of them.
 
     Attributes:
-        ids: Of its replicas.
+        members: Its replicas, by id.
+        prefixes: What their caches hold.
         pools: Candidates of the subsets that were asked for, by the subset's identity; each keeps its subset alive.
         doubt_ns: The first moment at which time alone may change somebody's health.
+        aged_ns: When the loads were last brought up to date.
     """
 
-    __slots__ = ("doubt_ns", "ids", "pools")
+    __slots__ = ("aged_ns", "doubt_ns", "members", "pools", "prefixes")
 
     def __init__(self) -> None:
-        self.ids: set[str] = set()
-        self.pools: dict[int, tuple[Sequence[str], list[Candidate]]] = {}
+        self.members: dict[str, Member] = {}
+        self.prefixes = PrefixIndex()
+        self.pools: dict[int, tuple[Sequence[str], Pool]] = {}
         self.doubt_ns = 0
+        self.aged_ns = 0
 
 
 class Fleet:
@@ -135,15 +145,19 @@ class Fleet:
     def enlist(self, record: engine_pb2.Replica, now_ns: int) -> None:
         """The store lists a replica (again, or with a new record)."""
         member = self._members.get(record.replica_id)
+        if member is not None and member.record.model_id != record.model_id:
+            self._forget(member)
+            member = None
         if member is None:
             member = Member(record, ReplicaLoad(record.replica_id), now_ns)
             self._members[record.replica_id] = member
             model = self._by_model.setdefault(record.model_id, _Model())
-            model.ids.add(record.replica_id)
+            model.members[record.replica_id] = member
             model.pools.clear()
         member.record = record
         member.listed = True
         member.load.serve(record.capacity_milli_mu_per_minute)
+        self._keep_prefixes(member)
         self._judge(member, now_ns)
 
     def delist(self, replica_id: str, now_ns: int) -> None:
@@ -225,8 +239,8 @@ class Fleet:
         fresh = link is Link.UNTRIED and now_ns - member.known_ns <= _GRACE_NS
         return _READY if fresh else _DOUBTFUL
 
-    def candidates(self, model_id: str, subset: Sequence[str], now_ns: int) -> list[Candidate]:
-        """The replicas a workload may use, as `pick` wants them. They go on changing with the fleet: use them at once.
+    def candidates(self, model_id: str, subset: Sequence[str], now_ns: int) -> Pool:
+        """The replicas a workload may use, as policies want them. They go on changing with the fleet: use them at once.
 
         Args:
             model_id: The model.
@@ -235,14 +249,15 @@ class Fleet:
         """
         model = self._by_model.get(model_id)
         if model is None:
-            return []
-        if now_ns >= model.doubt_ns:
-            self._judge_all(model, now_ns)
+            return Pool(())
+        if not 0 <= now_ns - model.aged_ns < _AGED_NS:
+            self._age(model, now_ns)
         kept = model.pools.get(id(subset))
         if kept is not None and kept[0] is subset:
             return kept[1]
-        members = self._members
-        pool: list[Candidate] = [members[replica_id].load for replica_id in choose_pool(subset, model.ids)]
+        members = model.members
+        chosen = [members[replica_id].load for replica_id in choose_pool(subset, members)]
+        pool = Pool(chosen, model.prefixes if any(each.cache_bit for each in chosen) else None)
         if isinstance(subset, tuple):
             if len(model.pools) >= _POOLS_MAX:
                 model.pools.clear()
@@ -265,35 +280,64 @@ class Fleet:
         """Known replicas of a model by what is believed of them."""
         counts = dict.fromkeys(Health, 0)
         model = self._by_model.get(model_id)
-        for replica_id in model.ids if model is not None else ():
-            counts[self.health(self._members[replica_id], now_ns)] += 1
+        for member in model.members.values() if model is not None else ():
+            counts[self.health(member, now_ns)] += 1
         return counts
 
     def _usable(self, model_id: str, subset: Sequence[str], now_ns: int) -> Sequence[Candidate]:
-        return usable(self.candidates(model_id, subset, now_ns))[0]
+        return self.candidates(model_id, subset, now_ns).eligible
 
     def _judge(self, member: Member, now_ns: int) -> None:
-        """Keeps what `pick` sees of a replica's health current, and notes until when it holds without further news."""
-        health = member.load.health = self.health(member, now_ns)
-        model = self._by_model.get(member.record.model_id)
-        if health is _READY and model is not None:
+        """Keeps what policies see of a replica's health current, and notes until when it holds without further news."""
+        health, load, model = self.health(member, now_ns), member.load, self._by_model.get(member.record.model_id)
+        if model is None:
+            return
+        if health is not load.health:
+            load.health = health
+            model.pools.clear()
+        if health is _READY:
             begin_ns, lasts_ns = (member.heard_ns, _STALE_NS) if member.link is _UP else (member.known_ns, _GRACE_NS)
             model.doubt_ns = min(model.doubt_ns, begin_ns + lasts_ns + 1)
 
-    def _judge_all(self, model: _Model, now_ns: int) -> None:
-        model.doubt_ns = now_ns + _STALE_NS
-        for replica_id in model.ids:
-            self._judge(self._members[replica_id], now_ns)
+    def _age(self, model: _Model, now_ns: int) -> None:
+        """Brings loads up to now, and health where time may have changed it or has gone backwards."""
+        for member in model.members.values():
+            load = member.load
+            if load.load_milli_mu:
+                load.age(now_ns)
+        if now_ns >= model.doubt_ns or now_ns < model.aged_ns:
+            model.doubt_ns = now_ns + _STALE_NS
+            for member in model.members.values():
+                self._judge(member, now_ns)
+        model.aged_ns = now_ns
+
+    def _keep_prefixes(self, member: Member) -> None:
+        """Keeps a replica's cache in the index, or no longer."""
+        record, load = member.record, member.load
+        model = self._by_model[record.model_id]
+        if record.prefix_cache == (load.prefixes is not None):
+            return
+        if record.prefix_cache:
+            load.prefixes, load.cache_bit = model.prefixes, model.prefixes.join(record.replica_id)
+            model.prefixes.resize(record.replica_id, load.kv_capacity_tokens)
+        else:
+            load.prefixes, load.cache_bit = None, 0
+            model.prefixes.leave(record.replica_id)
+        model.pools.clear()
 
     def _forget_if_gone(self, member: Member, now_ns: int) -> None:
         alive = member.link is Link.UP and now_ns - member.heard_ns <= REPORT_STALE_S * _NS_PER_S
         if member.listed or alive:
             return
+        self._forget(member)
+
+    def _forget(self, member: Member) -> None:
         replica_id, model_id = member.record.replica_id, member.record.model_id
         self._members.pop(replica_id, None)
         model = self._by_model.get(model_id)
         if model is not None:
-            model.ids.discard(replica_id)
+            model.members.pop(replica_id, None)
+            model.prefixes.leave(replica_id)
             model.pools.clear()
-            if not model.ids:
+            if not model.members:
                 del self._by_model[model_id]

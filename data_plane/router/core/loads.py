@@ -1,21 +1,50 @@
-"""What the router knows of each replica's load: the last report plus its own dispatches since.
+"""What the router knows of each replica's load: the last report, its own dispatches since, and the time gone by.
 
 Reports five seconds old cost the routing signal only 4 % *if the router adds its own dispatches at once*; without that,
-every router sends its next ten requests to the replica that was idle a second ago.
+every router sends its next ten requests to the replica that was idle a second ago. A report says how many of this
+router's dispatches it has seen, so what is added on top of it is exact, whatever the network did; of an agent that does
+not count them, dispatches that are older than the wire counts as seen.
+
+What a report says is two things at once: known, until an own request in it has its first token or ends; and expected,
+worked off while time passes. Pending prefill is the lesser of the two, and never less than what this router itself sent
+and has not seen begin (but for the largest one, which may be half done): so a stale report ages, and a replica that
+reports nothing is not taken for idle.
+
+    known       report - own of it that began + own that it has not seen
+    expected    known at the report + own since, less a share of the capacity per second
+    pending     max(own that did not begin, min(known, expected))
+
+A number that cannot be true, negative or an hour of work and more, counts as not said: of that replica the router then
+knows only what it sent there, so it is neither flooded nor left alone for good.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
-from data_plane.router.core.pick import Candidate, Health, hash64
+from data_plane.router.core.candidate import SECONDS_PER_MINUTE, Candidate, Health, hash64
+from data_plane.router.core.prefix_index import CacheChange, PrefixIndex
+from fairlead.engine.v1 import engine_pb2
 
 _NS_PER_MS: Final = 1_000_000
+_NS_PER_S: Final = 1_000_000_000
 
-# A dispatch younger than this may have been on the wire when the replica measured: it stays counted on top of the
-# report. Too long only double-counts briefly; too short loses it until the next report.
+# What happened less than this before or after a report may or may not be in it. Too long only double-counts briefly;
+# too short loses a dispatch until the next report.
 DISPATCH_UNSEEN_NS: Final = 20 * _NS_PER_MS
+
+SEQUENCE_FORGOTTEN_NS: Final = 5 * _NS_PER_S
+"""After so long with older numbers only, the replica has lost count and is believed again. Source: as long as a silence
+casts doubt (`fleet.REPORT_STALE_S`)."""
+
+PREFILL_SHARE: Final = 0.7
+"""Share of a replica's capacity that works off waiting prefill while time passes; the rest goes to decode, which runs
+beside it. Source: the part of prefill in the price of chat and code traces, .6 to .8."""
+
+ABSURD_MINUTES: Final = 60
+"""A replica that claims more pending work than this, at its capacity, is not believed: no deadline is that long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,99 +55,246 @@ class Report:
         sequence: Grows with every report of one replica process.
         pending_prefill_milli_mu: Prefill that waits or runs.
         decode_milli_mu: Decode left of running requests.
+        queued_decode_milli_mu: Decode of requests that wait in the agent.
+        requests: Requests that wait or run.
+        kv_used_tokens: KV cache in use.
+        kv_capacity_tokens: KV cache there is; 0 where the engine does not tell.
+        dispatches_seen: The highest number of this router's dispatches that has arrived; 0 for none, or from an agent
+            that does not count them.
+        cache: What changed in the prefix cache; None for nothing.
     """
 
     sequence: int
     pending_prefill_milli_mu: int
     decode_milli_mu: int
+    queued_decode_milli_mu: int = 0
+    requests: int = 0
+    kv_used_tokens: int = 0
+    kv_capacity_tokens: int = 0
+    dispatches_seen: int = 0
+    cache: CacheChange | None = None
+
+    @classmethod
+    def of(cls, message: engine_pb2.LoadReport) -> Report:
+        """Reads the message."""
+        cache = None
+        if message.HasField("cache"):
+            cache = CacheChange(message.cache.whole, message.cache.added, message.cache.dropped)
+        return cls(
+            sequence=message.sequence,
+            pending_prefill_milli_mu=message.pending_prefill_milli_mu,
+            decode_milli_mu=message.decode_milli_mu,
+            queued_decode_milli_mu=message.queued_decode_milli_mu,
+            requests=message.queued_requests + message.running_requests,
+            kv_used_tokens=message.kv_used_tokens,
+            kv_capacity_tokens=message.kv_capacity_tokens,
+            dispatches_seen=message.dispatches_seen,
+            cache=cache,
+        )
 
 
 class Dispatch:
-    """One request sent to one replica, until it ends."""
+    """One request sent to one replica, until it ends.
 
-    __slots__ = ("decode_milli_mu", "id", "load", "prefill_milli_mu", "sent_ns")
+    Attributes:
+        load: Of the replica.
+        number: Its place among this router's dispatches to that replica, from 1: `dispatch_number` on the wire.
+        prefill_milli_mu: Its prompt beyond the replica's cache.
+        decode_milli_mu: Its output, estimated.
+        sent_ns: When it was sent.
+        started_ns: When its first token came; None before.
+    """
 
-    def __init__(self, load: ReplicaLoad, id_: int, prefill_milli_mu: int, decode_milli_mu: int, sent_ns: int) -> None:
+    __slots__ = ("blocks", "decode_milli_mu", "load", "number", "prefill_milli_mu", "sent_ns", "started_ns")
+
+    def __init__(
+        self, load: ReplicaLoad, number: int, prefill_milli_mu: int, decode_milli_mu: int, sent_ns: int
+    ) -> None:
         self.load = load
-        self.id = id_
+        self.number = number
         self.prefill_milli_mu = prefill_milli_mu
         self.decode_milli_mu = decode_milli_mu
         self.sent_ns = sent_ns
+        self.started_ns: int | None = None
+        self.blocks: list[int] = []  # that are in the replica's cache by this dispatch's word alone
 
 
 class ReplicaLoad(Candidate):
-    """One replica's load as this router knows it: reported, plus that of dispatches since. A candidate for `pick`.
+    """One replica's load as this router knows it. A candidate for the policies.
 
     Attributes:
-        in_flight: This router's requests on it.
+        prefixes: The index that its cache is kept in; None where it keeps no prefixes.
     """
 
     __slots__ = (
-        "_next_id",
+        "_ended_requests",
+        "_expected",
+        "_expected_ns",
+        "_gone_decode",
+        "_gone_prefill",
+        "_heard_ns",
+        "_in_flight",
+        "_largest",
+        "_next_number",
+        "_own_decode",
         "_report",
         "_unseen",
         "_unseen_decode",
         "_unseen_prefill",
-        "in_flight",
+        "_waiting",
+        "prefixes",
     )
 
     def __init__(self, replica_id: str) -> None:
         super().__init__(replica_id, hash64(replica_id), Health.CLOSED, 0, 0, 0)
-        self.in_flight = 0
+        self.prefixes: PrefixIndex | None = None
         self._report = Report(0, 0, 0)
-        self._unseen: dict[int, Dispatch] = {}
-        self._unseen_prefill = 0
-        self._unseen_decode = 0
-        self._next_id = 0
+        self._heard_ns = 0
+        self._next_number = 1
+        self._in_flight: set[int] = set()
+        self._unseen: dict[int, Dispatch] = {}  # of those in flight the ones that the report has not seen
+        self._unseen_prefill = self._unseen_decode = 0
+        # What the report includes and this router has seen begin or end since.
+        self._gone_prefill = self._gone_decode = self._ended_requests = 0
+        # Own prefill that has not begun, the largest of it (or larger), and own decode in flight.
+        self._waiting = self._largest = self._own_decode = 0
+        self._expected, self._expected_ns = 0.0, 0
 
-    def dispatch(self, prefill_milli_mu: int, decode_milli_mu: int, now_ns: int) -> Dispatch:
-        """Counts a request that is being sent to this replica."""
-        self._next_id += 1
-        dispatch = Dispatch(self, self._next_id, prefill_milli_mu, decode_milli_mu, now_ns)
-        self._unseen[dispatch.id] = dispatch
-        self._unseen_prefill += prefill_milli_mu
-        self._unseen_decode += decode_milli_mu
+    def dispatch(
+        self, prefill_milli_mu: int, decode_milli_mu: int, now_ns: int, prefix_blocks: tuple[int, ...] = ()
+    ) -> Dispatch:
+        """Counts a request that is being sent to this replica.
+
+        Args:
+            prefill_milli_mu: Its prompt beyond the replica's cache, mMU.
+            decode_milli_mu: Its output, estimated, mMU.
+            now_ns: Monotonic now.
+            prefix_blocks: Names of its prompt's blocks, which will be in the replica's cache.
+        """
+        prefill, decode = max(0, prefill_milli_mu), max(0, decode_milli_mu)
+        dispatch = Dispatch(self, self._next_number, prefill, decode, now_ns)
+        self._next_number += 1
+        self._in_flight.add(dispatch.number)
+        self._unseen[dispatch.number] = dispatch
+        self._unseen_prefill += prefill
+        self._unseen_decode += decode
+        self._largest = max(self._largest, prefill) if self._waiting else prefill
+        self._waiting += prefill
+        self._own_decode += decode
         self.in_flight += 1
-        self._sum()
+        if prefix_blocks and self.prefixes is not None:
+            dispatch.blocks = self.prefixes.add(self.replica_id, prefix_blocks)
+        self._expect(self._expected_at(now_ns) + prefill, now_ns)
+        self.age(now_ns)
         return dispatch
 
-    def started(self, dispatch: Dispatch) -> None:
-        """The first token came: its prefill is done."""
-        if dispatch.id in self._unseen:
-            self._unseen_prefill -= dispatch.prefill_milli_mu
-            dispatch.prefill_milli_mu = 0
-            self._sum()
+    def started(self, dispatch: Dispatch, now_ns: int) -> None:
+        """The first token came: its prefill is done. To be called after `report` where one message says both."""
+        if dispatch.number not in self._in_flight or dispatch.started_ns is not None:
+            return
+        dispatch.started_ns = now_ns
+        self._begun(dispatch, now_ns)
+        self.age(now_ns)
 
-    def ended(self, dispatch: Dispatch) -> None:
-        """The request left the replica, whatever became of it."""
+    def ended(self, dispatch: Dispatch, now_ns: int) -> None:
+        """The request left the replica, whatever became of it. To be called once, after `report` likewise."""
+        if dispatch.number not in self._in_flight:
+            return
+        if dispatch.started_ns is None:
+            self._begun(dispatch, now_ns)
+            if dispatch.blocks and self.prefixes is not None:
+                self.prefixes.withdraw(self.replica_id, dispatch.blocks)
+        self._in_flight.discard(dispatch.number)
         self.in_flight -= 1
-        self._forget(dispatch.id)
-        self._sum()
+        self._own_decode -= dispatch.decode_milli_mu
+        since_ns = now_ns - self._heard_ns
+        if self._unseen.pop(dispatch.number, None) is not None:
+            self._unseen_decode -= dispatch.decode_milli_mu
+        elif since_ns >= DISPATCH_UNSEEN_NS:
+            self._ended_requests += 1
+            started_ns = now_ns if dispatch.started_ns is None else dispatch.started_ns
+            # What of it was left at the report: all, or in proportion to the time where it was running already.
+            running_ns = max(now_ns - started_ns, since_ns)
+            self._gone_decode += dispatch.decode_milli_mu * since_ns // running_ns
+        self.age(now_ns)
 
     def report(self, report: Report, now_ns: int) -> bool:
-        """Takes a replica's report, which includes what had reached it by then.
+        """Takes a replica's report.
 
         Args:
             report: The report.
             now_ns: When it arrived.
 
         Returns:
-            Whether it was newer than the last one.
+            Whether it was newer than the last one. What it says of the cache counts in any case: that is said once.
         """
-        if report.sequence <= self._report.sequence:
+        if report.cache is not None and self.prefixes is not None:
+            self.prefixes.change(self.replica_id, report.cache)
+        if report.sequence <= self._report.sequence and now_ns - self._heard_ns < SEQUENCE_FORGOTTEN_NS:
             return False
-        self._report = report
-        for id_ in [id_ for id_, sent in self._unseen.items() if now_ns - sent.sent_ns >= DISPATCH_UNSEEN_NS]:
-            self._forget(id_)
-        self._sum()
+        if report.kv_capacity_tokens != self.kv_capacity_tokens and self.prefixes is not None:
+            self.prefixes.resize(self.replica_id, report.kv_capacity_tokens)
+        self.kv_used_tokens, self.kv_capacity_tokens = max(0, report.kv_used_tokens), max(0, report.kv_capacity_tokens)
+        self._report, self._heard_ns = report, now_ns
+        self._gone_prefill = self._gone_decode = self._ended_requests = 0
+        self._see(report.dispatches_seen, now_ns)
+        self._expect(self._known(), now_ns)
+        self.age(now_ns)
         return True
 
-    def _sum(self) -> None:
+    def age(self, now_ns: int) -> None:
+        """Brings the candidate's load up to now."""
         report = self._report
-        self.carry(report.pending_prefill_milli_mu + self._unseen_prefill, report.decode_milli_mu + self._unseen_decode)
+        known = self._known()
+        pending = min(known, self._expected_at(now_ns)) if known else 0
+        decode = self._believed(report.decode_milli_mu, self._own_decode - self._unseen_decode)
+        queued = max(0, report.queued_decode_milli_mu)
+        left = decode - self._gone_decode
+        if left > 0 and now_ns > self._heard_ns:
+            left -= int((1.0 - PREFILL_SHARE) * self._milli_mu_in(now_ns - self._heard_ns))
+        self.requests = max(self.in_flight, report.requests + len(self._unseen) - self._ended_requests)
+        self.carry(
+            ceil(max(pending, self._waiting - self._largest)),
+            max(0, left) + self._unseen_decode,
+            queued if queued < ABSURD_MINUTES * self.capacity_milli_mu_per_minute else 0,
+        )
 
-    def _forget(self, id_: int) -> None:
-        dispatch = self._unseen.pop(id_, None)
-        if dispatch is not None:
+    def _begun(self, dispatch: Dispatch, now_ns: int) -> None:
+        """Its prefill no longer waits."""
+        self._waiting -= dispatch.prefill_milli_mu
+        if dispatch.number in self._unseen:
             self._unseen_prefill -= dispatch.prefill_milli_mu
+        elif now_ns - self._heard_ns >= DISPATCH_UNSEEN_NS:
+            self._gone_prefill += dispatch.prefill_milli_mu
+
+    def _see(self, dispatches_seen: int, now_ns: int) -> None:
+        """Takes off what the report now includes."""
+        counted = 0 < dispatches_seen < self._next_number
+        for number, dispatch in list(self._unseen.items()):
+            if number > dispatches_seen if counted else now_ns - dispatch.sent_ns < DISPATCH_UNSEEN_NS:
+                break  # later ones were sent later
+            del self._unseen[number]
             self._unseen_decode -= dispatch.decode_milli_mu
+            if dispatch.started_ns is None:
+                self._unseen_prefill -= dispatch.prefill_milli_mu
+
+    def _known(self) -> int:
+        said = self._believed(self._report.pending_prefill_milli_mu, self._waiting - self._unseen_prefill)
+        return max(0, said - self._gone_prefill) + self._unseen_prefill
+
+    def _believed(self, said_milli_mu: int, own_milli_mu: int) -> int:
+        """What a report says, or where that cannot be, what this router knows of it itself."""
+        sane = 0 <= said_milli_mu < ABSURD_MINUTES * self.capacity_milli_mu_per_minute
+        return said_milli_mu if sane else own_milli_mu
+
+    def _expect(self, milli_mu: float, now_ns: int) -> None:
+        self._expected, self._expected_ns = milli_mu, now_ns
+
+    def _expected_at(self, now_ns: int) -> float:
+        passed_ns = now_ns - self._expected_ns
+        if passed_ns <= 0:
+            return self._expected
+        return max(0.0, self._expected - PREFILL_SHARE * self._milli_mu_in(passed_ns))
+
+    def _milli_mu_in(self, passed_ns: int) -> float:
+        return self.capacity_milli_mu_per_minute * passed_ns / (SECONDS_PER_MINUTE * _NS_PER_S)

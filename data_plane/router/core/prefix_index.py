@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 BLOCKS_DEFAULT: Final = 4_096
 """Blocks kept of a replica that does not tell the size of its KV cache. Source: half a million tokens, as a 70B model
@@ -34,6 +34,20 @@ TOTAL_MAX: Final = 1_000_000
 
 # Evicted at once, as a share of what a replica may have: a dict forgets its oldest entries cheaply only in bulk.
 _EVICTED_SHARE: Final = 16
+
+
+class CacheChange(NamedTuple):
+    """What an agent says of its cache.
+
+    Attributes:
+        whole: What it adds is all of its cache.
+        added: Blocks that came.
+        dropped: Blocks that went; they went last where one is in both.
+    """
+
+    whole: bool
+    added: Sequence[int]
+    dropped: Sequence[int]
 
 
 class _Cache:
@@ -135,26 +149,19 @@ class PrefixIndex:
         if cache is not None:
             self._drop(cache, [block for block in blocks if cache.blocks.get(block)])
 
-    def change(self, replica_id: str, *, whole: bool, added: Sequence[int], dropped: Iterable[int]) -> None:
-        """An agent says what changed in its cache. What it says twice, or drops without having had it, is no harm.
-
-        Args:
-            replica_id: The replica.
-            whole: What it adds is all of its cache.
-            added: Blocks that came.
-            dropped: Blocks that went; they went last where one is in both.
-        """
+    def change(self, replica_id: str, change: CacheChange) -> None:
+        """An agent says what changed in its cache. What it says twice, or drops without having had it, is no harm."""
         cache = self._caches.get(replica_id)
         if cache is None:
             return
-        if whole:
+        if change.whole:
             self._drop(cache, list(cache.blocks))
         held, holders, bit = cache.blocks, self._holders, cache.bit
-        for block in islice(added, self._most(cache)):
+        for block in islice(change.added, self._most(cache)):
             if block not in held:
                 holders[block] = holders.get(block, 0) | bit
             held[block] = False
-        self._drop(cache, dropped)
+        self._drop(cache, change.dropped)
         self._bound(cache)
 
     def match(self, blocks: Iterable[int], mask: int) -> list[tuple[int, int]]:

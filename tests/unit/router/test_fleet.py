@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_plane.router.core.fleet import Fleet, Link, Member, Room
 from data_plane.router.core.loads import DISPATCH_UNSEEN_NS, ReplicaLoad, Report
-from data_plane.router.core.pick import Health
+from data_plane.router.core.candidate import Health
 from fairlead.engine.v1 import engine_pb2
 
 READY = engine_pb2.REPLICA_STATE_READY
@@ -160,9 +160,9 @@ def test_a_first_token_ends_its_prefill_and_the_end_ends_everything() -> None:
     """Between reports the router's own view moves on."""
     load = ReplicaLoad("r")
     dispatch = load.dispatch(50, 30, 0)
-    load.started(dispatch)
+    load.started(dispatch, 0)
     assert (load.pending_prefill_milli_mu, load.decode_milli_mu, load.in_flight) == (0, 30, 1)
-    load.ended(dispatch)
+    load.ended(dispatch, 0)
     assert (load.pending_prefill_milli_mu, load.decode_milli_mu, load.in_flight) == (0, 0, 0)
 
 
