@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from engines.agent.core.fair_line import AGEING, turn_s
 from engines.agent.core.queue import AdmissionQueue, Offer, Priority, QueueLimits, Ticket
+from model_units.units import MilliModelUnitsPerMinute
 
 BATCH, INTERACTIVE, SYSTEM = Priority.BATCH, Priority.INTERACTIVE, Priority.SYSTEM
 
@@ -235,3 +237,83 @@ def test_a_burst_leaves_half_of_the_prefill_to_who_comes() -> None:
     for number in range(4, 8):
         queue.offer(of("loud", f"l{number}"))
     assert len(queue.admit()) == 4, "alone again"
+
+
+CAPACITY = MilliModelUnitsPerMinute(60_000)
+
+
+def at(arrival_s: float, name: str, prefill_s: float, tenant: str = "t") -> Ticket:
+    prefill = round(prefill_s * 1_000)
+    return Ticket(name, INTERACTIVE, 10, tenant, 60_000, prefill, 0, turn_s(arrival_s, prefill, CAPACITY))
+
+
+def test_inside_a_tenant_the_shortest_prompt_is_first() -> None:
+    """Proves the order within a tenant: by prefill, as they came where it is equal, and waiting weighs in."""
+    queue = queue_of(
+        at(0.0, "old", 1.0),
+        at(AGEING / 2, "long", 1.0),
+        at(AGEING / 2, "short", 0.1),
+        at(AGEING / 2, "short too", 0.1),
+        at(AGEING, "late", 0.1),
+        sequences_max=6,
+    )
+    assert names(queue.admit()) == ["short", "short too", "old", "late", "long"]
+
+
+def test_the_shortest_prompt_of_one_tenant_does_not_overtake_another_tenant() -> None:
+    """Proves that length decides inside a tenant only: between tenants it is still who was served least."""
+    queue = queue_of(*(at(0.0, f"l{number}", 0.001, "loud") for number in range(4)), at(1.0, "q", 5.0, "quiet"))
+    queue.resize(QueueLimits(100, 4))
+    assert names(queue.admit()) == ["l0", "q", "l1"]
+
+
+def test_a_long_prompt_does_not_starve() -> None:
+    """Proves the bound: with short prompts coming faster than they are served, a long one is let in after what came
+    within AGEING times its prefill, and without ageing it never would be."""
+    prefill_s, step_s = 3.0, 0.1
+
+    def served_before(ageing: bool) -> int:
+        queue = AdmissionQueue(QueueLimits(10_000, 2))
+        queue.offer(at(0.0, "long", prefill_s))
+        for number in range(2_000):
+            for twin in "ab":
+                arrival_s = number * step_s if ageing else 0.0
+                queue.offer(at(arrival_s, f"s{number}{twin}", 0.01))
+            (admitted,) = queue.admit()
+            if admitted.request_id == "long":
+                return number
+            queue.leave(admitted.request_id)
+        return -1
+
+    came_within = AGEING * (prefill_s - 0.01) / step_s
+    assert 0 < served_before(ageing=True) <= 2 * came_within + 2
+    assert served_before(ageing=False) == -1
+
+
+def test_who_waits_for_room_is_not_overtaken_by_a_shorter_prompt_of_its_tenant() -> None:
+    """Proves that a head that waits for room in the cache stays the head of its tenant too."""
+    queue = queue_of(ticket("inside", kv_tokens=60), sequences_max=9, kv=100)
+    queue.admit()
+    queue.offer(Ticket("long", INTERACTIVE, 80, "a", 1_000, 1_000, 0, turn_s=50.0))
+    assert queue.admit() == ()
+    queue.offer(Ticket("short", INTERACTIVE, 10, "a", 1_000, 10, 0, turn_s=1.0))
+    assert queue.admit() == ()
+    queue.leave("inside")
+    assert names(queue.admit()) == ["long", "short"]
+
+
+def test_a_line_that_is_left_and_joined_again_stays_small() -> None:
+    """Proves that requests that leave before their turn do not pile up, and that an id may come again."""
+    queue = queue_of(at(0.0, "running", 0.0), queued_max=10, sequences_max=2)
+    queue.admit()
+    queue.offer(at(0.0, "stays", 0.0))
+    for number in range(1_000):
+        queue.offer(at(1.0 + number, "again", 1.0))
+        queue.leave("again")
+    line = queue._lines[INTERACTIVE]._tenants["t"]
+    assert len(line._turns) <= 2 * 2 + 16 + 1
+    queue.offer(at(0.0, "again", 0.0))
+    queue.leave("running")
+    assert names(queue.admit()) == ["stays"]
+    queue.leave("stays")
+    assert names(queue.admit()) == ["again"]
