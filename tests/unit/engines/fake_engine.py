@@ -17,12 +17,14 @@ class FakeEngine:
         ends_unfinished: Streams end without a finish reason.
     """
 
-    def __init__(self, sequences_max: int = 8, kv_capacity_tokens: int = 100_000) -> None:
+    def __init__(
+        self, sequences_max: int = 8, kv_capacity_tokens: int = 100_000, *, prefix_cache: bool = False
+    ) -> None:
         self.inside: dict[str, asyncio.Queue[None]] = {}
         self.failure: Exception | None = None
         self.ends_unfinished = False
         self.starts = 0
-        self._description = EngineDescription("fake", "1", sequences_max, kv_capacity_tokens, 4_096)
+        self._description = EngineDescription("fake", "1", sequences_max, kv_capacity_tokens, 4_096, prefix_cache)
         self._progress_tokens = 0
         self._alive = False
 
