@@ -24,7 +24,18 @@ class ControlPlaneConfig(CommonConfig):
     storm_wait_s: float = setting(
         1.0, "removed replicas are collected this long before an assignment follows", minimum=0, maximum=60
     )
-    assign_interval_s: float = setting(5.0, "longest time between two looks at the fleet", minimum=0.1, maximum=300)
+    assign_interval_s: float = setting(
+        15.0,
+        "time between two rounds that balance; replicas that come or go are dealt with at once",
+        minimum=0.1,
+        maximum=300,
+    )
+    recovery_wait_s: float = setting(
+        2.0,
+        "longest wait for agents and routers that are asked for the assignments they hold, seconds",
+        minimum=0.1,
+        maximum=60,
+    )
 
     drift_interval_s: float = setting(
         5.0, "time between two looks at how fast replicas say they are", minimum=0.1, maximum=300

@@ -6,22 +6,18 @@ forwarded.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc.aio
 
-from common import keys
 from common.logs import get_logger
 from common.rpc import LeaderClient
-from common.store import Store
-from control_plane.core import check
 from control_plane.core.sales import LiveCapacity
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from fairlead.errors import FairleadError, PermissionDeniedError, from_rpc_error
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
-from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
 
 R = TypeVar("R")
 
@@ -131,27 +127,3 @@ class RateLimiterForwarder(quota_pb2_grpc.RateLimiterServiceServicer):
     async def ReportWants(self, request: quota_pb2.ReportWantsRequest, context: Any) -> quota_pb2.ReportWantsResponse:
         """Refused."""
         raise PermissionDeniedError("routers report to the leading rate limiter itself")
-
-
-class ShardingService(sharding_pb2_grpc.ShardingServiceServicer):
-    """ShardingService from the store.
-
-    Args:
-        store: Where assignments are.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    async def ListAssignments(
-        self, request: sharding_pb2.ListAssignmentsRequest, context: Any
-    ) -> sharding_pb2.ListAssignmentsResponse:
-        """See ShardingService."""
-        if request.model_id:
-            check.model_id(request.model_id)
-        listing = await self._store.list(keys.ASSIGNMENTS)
-        assignments: Iterable[sharding_pb2.Assignment] = (
-            sharding_pb2.Assignment.FromString(entry.value) for entry in listing.entries
-        )
-        wanted = [assignment for assignment in assignments if request.model_id in ("", assignment.model_id)]
-        return sharding_pb2.ListAssignmentsResponse(assignments=sorted(wanted, key=lambda a: a.model_id))

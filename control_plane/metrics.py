@@ -79,3 +79,10 @@ class ControlPlaneMetrics:
             ["model"],
             registry=registry,
         )
+
+    def left(self) -> None:
+        """Says that this instance does not lead: what only a leader knows is not true any more."""
+        for gauge in (self.leader, self.epoch, self.replicas_heard, self.replicas_silent):
+            gauge.set(0)
+        for by_model in (self.imbalance, self.frozen_slices, self.replicas):
+            by_model.clear()

@@ -1,60 +1,42 @@
-"""The sharder's loop: whoever leads keeps every model's assignment true to the fleet."""
+"""The sharder's loop: whoever leads keeps every model's assignment true to the fleet and its load.
+
+What comes or goes is dealt with at once, after a short wait that lets crashes gather; sizes, cuts and balance are
+looked at every `assign_interval_s`. Before it assigns, a leader makes sure that nobody holds a newer assignment than
+the store.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
 
 from common import keys
 from common.clock import NS_PER_S, Clock
 from common.leadership import Election
 from common.logs import get_logger
-from common.mirror import Mirror
+from common.shard_map import Generation
 from common.store import Epoch, Expect, Store
+from control_plane.assignment_messages import GENERATION_MAX, from_bytes, from_message
+from control_plane.assignment_recovery import AssignmentRecovery, Holder, renewed
 from control_plane.config import ControlPlaneConfig
-from control_plane.core.assign import Candidate, Placement, StormWait, assign
+from control_plane.core.happenings import INFO, Happening
+from control_plane.core.sharding.values import Placement
+from control_plane.events import Events
+from control_plane.fleet_views import FleetViews
 from control_plane.metrics import ControlPlaneMetrics
-from fairlead.admin.v1 import admin_pb2
-from fairlead.engine.v1 import engine_pb2
+from control_plane.replica_loads import ReplicaLoads
+from control_plane.sharded_model import Assigning, Commit, ShardedModel
 from fairlead.errors import NotLeaderError, UnavailableError
 from fairlead.sharding.v1 import sharding_pb2
-from model_units.units import MilliModelUnitsPerMinute as Rate
 
 log = get_logger(__name__)
 
-_SETTLE_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class FleetViews:
-    """What the sharder watches."""
-
-    replicas: Mirror[engine_pb2.Replica]
-    models: Mirror[admin_pb2.Model]
-    reservations: Mirror[admin_pb2.Reservation]
-
-    @property
-    def synced(self) -> bool:
-        """Whether the store has been read."""
-        return self.replicas.synced and self.models.synced and self.reservations.synced
-
-    def candidates(self, model_id: str) -> list[Candidate]:
-        """A model's READY replicas."""
-        return [
-            Candidate(r.replica_id, r.slot or r.replica_id, Rate(max(0, r.capacity_milli_mu_per_minute)))
-            for r in self.replicas.items.values()
-            if r.model_id == model_id and r.state == engine_pb2.REPLICA_STATE_READY
-        ]
-
-    def workloads(self, model_id: str) -> Mapping[str, Rate]:
-        """Reserved rate by tenant."""
-        return {
-            r.tenant_id: Rate(r.reserved_milli_mu_per_minute)
-            for r in self.reservations.items.values()
-            if r.model_id == model_id
-        }
+_SETTLE_S: Final = 0.1
+_RETRY_S: Final = 1.0
+# A replica that says it holds a newer assignment, and does not hand it over, is not asked again before.
+_ASK_AGAIN_NS: Final = 15 * NS_PER_S
 
 
 class Sharder:
@@ -64,9 +46,13 @@ class Sharder:
         store: Where assignments are.
         views: The fleet.
         election: This instance's candidacy.
+        loads: What replicas report.
+        recovery: Asks those that hold assignments.
+        events: Writes down what an operator wants to know.
         config: Pace.
         clock: Both kinds of time.
         metrics: What to tell Prometheus.
+        assigner: Makes the core of one model.
     """
 
     def __init__(
@@ -74,21 +60,49 @@ class Sharder:
         store: Store,
         views: FleetViews,
         election: Election,
+        *,
+        loads: ReplicaLoads,
+        recovery: AssignmentRecovery,
+        events: Events,
         config: ControlPlaneConfig,
         clock: Clock,
         metrics: ControlPlaneMetrics,
+        assigner: Callable[[], Assigning],
     ) -> None:
         self._store = store
         self._views = views
         self._election = election
+        self._loads = loads
+        self._recovery = recovery
+        self._events = events
         self._config = config
         self._clock = clock
         self._metrics = metrics
+        self._assigner = assigner
         self._changed = asyncio.Event()
-        self._known: dict[str, tuple[Placement, int]] = {}
-        views.replicas.on_change(lambda _key, _value: self._changed.set())
-        views.models.on_change(lambda _key, _value: self._changed.set())
-        views.reservations.on_change(lambda _key, _value: self._changed.set())
+        self._models: dict[str, ShardedModel] = {}
+        self._remembered: dict[str, Placement] = {}
+        self._incarnation_seen = 0
+        for mirror in (views.replicas, views.models, views.reservations):
+            mirror.on_change(lambda _key, _value: self._changed.set())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this instance assigns."""
+        return self._election.is_leader
+
+    def heat(self, model_id: str = "") -> sharding_pb2.ListAssignmentsResponse:
+        """How busy replicas and slices were in the last round, sorted, without assignments; nothing while this instance
+        does not lead.
+
+        Args:
+            model_id: Only this model's; empty means all.
+        """
+        wanted = [model for name, model in sorted(self._models.items()) if model_id in ("", name)]
+        return sharding_pb2.ListAssignmentsResponse(
+            replicas=[heat for model in wanted for heat in model.heat()],
+            slices=[heat for model in wanted for heat in model.slice_heat()],
+        )
 
     async def run(self) -> None:
         """Leads whenever elected, until cancelled."""
@@ -96,31 +110,36 @@ class Sharder:
             self._metrics.leader.set(1)
             self._metrics.epoch.set(epoch)
             try:
-                await self._lead(epoch)
+                async with asyncio.TaskGroup() as group:
+                    listening = group.create_task(self._loads.run(self._changed.set))
+                    await self._lead(epoch)
+                    listening.cancel()
             finally:
-                self._metrics.leader.set(0)
-                self._metrics.epoch.set(0)
+                self._models = {}
+                self._metrics.left()
 
     async def _lead(self, epoch: Epoch) -> None:
-        storms: dict[str, StormWait] = {}
-        loaded = False
+        interval_ns = round(self._config.assign_interval_s * NS_PER_S)
+        loaded, due_ns = False, self._clock.monotonic_ns() + interval_ns
         while self._election.epoch == epoch:
             self._changed.clear()
-            wait_s = self._config.assign_interval_s
             try:
                 if not loaded:
                     await self._load()
                     loaded = True
-                wait_s = min(wait_s, await self._round(epoch, storms))
+                balance = self._clock.monotonic_ns() >= due_ns
+                wait_s = await self._round(epoch, balance=balance)
+                if balance:
+                    due_ns = self._clock.monotonic_ns() + interval_ns
+                wait_s = min(wait_s, max(0, due_ns - self._clock.monotonic_ns()) / NS_PER_S)
             except _ConflictError:
                 self._metrics.conflicts.inc()
-                loaded = False
-                wait_s = _SETTLE_S
+                loaded, wait_s = False, _SETTLE_S
             except NotLeaderError:
                 break
             except UnavailableError as error:
                 log.warning("store unavailable, assignments stand", error=error.message)
-                loaded = False
+                loaded, wait_s = False, _RETRY_S
             await self._wait(wait_s)
         log.info("not assigning any more", epoch=epoch)
 
@@ -131,90 +150,145 @@ class Sharder:
                 await asyncio.sleep(_SETTLE_S)
 
     async def _load(self) -> None:
-        for mirror in (self._views.replicas, self._views.models, self._views.reservations):
-            await mirror.wait_synced()
+        """Reads what is in force; what agents, routers and this process itself know of newer ones counts more."""
+        await self._views.wait_synced()
         listing = await self._store.list(keys.ASSIGNMENTS)
-        self._known = {}
+        for model in self._models.values():
+            model.placement, model.revision = None, 0
         for entry in listing.entries:
-            stored = sharding_pb2.Assignment.FromString(entry.value)
-            self._known[stored.model_id] = (_placement_from(stored), entry.revision)
+            message = from_bytes(entry.value)
+            self._saw(Generation.of(message.generation))
+            model = self._model(entry.key.removeprefix(keys.ASSIGNMENTS))
+            model.placement, model.revision = from_message(message), entry.revision
+        await self._recover(self._views.models.items.keys())
 
-    async def _round(self, epoch: Epoch, storms: dict[str, StormWait]) -> float:
+    def _model(self, model_id: str) -> ShardedModel:
+        if model_id not in self._models:
+            storm_wait_ns = round(self._config.storm_wait_s * NS_PER_S)
+            self._models[model_id] = ShardedModel(model_id, self._assigner(), storm_wait_ns, self._metrics)
+        return self._models[model_id]
+
+    def _saw(self, generation: Generation) -> None:
+        if generation.incarnation <= GENERATION_MAX:
+            self._incarnation_seen = max(self._incarnation_seen, generation.incarnation)
+
+    async def _recover(self, model_ids: Collection[str]) -> None:
+        """Takes over what others hold of some models and the store does not, or not as new."""
+        held = {model_id: model.generation for model_id, model in self._models.items()}
+        replicas = [r for r in self._views.replicas.items.values() if r.model_id in model_ids and r.address]
+        asked_ids = frozenset(replica.replica_id for replica in replicas)
+        holders = [Holder(replica.replica_id, replica.address) for replica in replicas]
+        holders += [
+            Holder(router.instance_id, router.address, is_router=True)
+            for router in self._views.routers.items.values()
+            if router.address
+        ]
+        found = await self._recovery.ask(holders, held)
+        log.info("holders asked for assignments", answered=found.answered, silent=found.silent)
+        for model_id in sorted(model_ids):
+            if model_id in self._views.models.items:
+                model = self._model(model_id)
+                model.asked_ns = self._clock.monotonic_ns()
+                model.asked_ids = asked_ids
+                offers = (found.placements.get(model_id), self._remembered.get(model_id))
+                newest = max(
+                    (offer for offer in offers if offer is not None), key=lambda offer: offer.generation, default=None
+                )
+                if newest is not None and newest.generation > model.generation:
+                    await self._adopt(model, newest)
+
+    async def _adopt(self, model: ShardedModel, newest: Placement) -> None:
+        placement = renewed(newest, self._clock.wall_ns() // 1_000_000)
+        had = f"number {model.generation.number}" if model.placement is not None else "none"
+        model.pending.append(
+            Happening(
+                "ASSIGNMENT_RECOVERED",
+                INFO,
+                model.model_id,
+                f"the store had an older assignment ({had}) than agents and routers (number "
+                f"{newest.generation.number}): theirs is in force again; nothing to do if the store was restored",
+                {"stored_number": str(model.generation.number), "number": str(newest.generation.number)},
+            )
+        )
+        await self._commit(model, model.write(placement, self._clock.wall_ns()))
+        model.recovered(self._clock.monotonic_ns())
+        self._metrics.recovered.labels(model.model_id).inc()
+
+    async def _round(self, epoch: Epoch, *, balance: bool) -> float:
         """Looks at every model once; returns seconds until the next look is due at the latest."""
         wait_s = self._config.assign_interval_s
         with self._metrics.round_seconds.time():
-            for model_id in sorted(self._known.keys() - self._views.models.items.keys()):
-                await self._commit(model_id, None)
+            for model_id in sorted(self._models.keys() - self._views.models.items.keys()):
+                await self._delete(self._models[model_id])
             for model_id in sorted(self._views.models.items):
-                storm = storms.setdefault(model_id, StormWait(round(self._config.storm_wait_s * NS_PER_S)))
-                wait_s = min(wait_s, await self._look(model_id, epoch, storm))
+                wait_s = min(wait_s, await self._look(self._model(model_id), epoch, balance=balance))
         self._metrics.rounds.inc()
         return wait_s
 
-    async def _look(self, model_id: str, epoch: Epoch, storm: StormWait) -> float:
-        candidates = self._views.candidates(model_id)
-        previous = self._known.get(model_id, (None, 0))[0]
-        placement = assign(
-            model_id,
-            candidates,
-            self._views.workloads(model_id),
-            previous,
-            incarnation=epoch,
-            now_ms=self._clock.wall_ns() // 1_000_000,
-        )
-        self._metrics.replicas.labels(model_id).set(len(candidates))
-        if placement is None:
-            return self._config.assign_interval_s
-        removal = previous is not None and bool(previous.members() - placement.members())
-        remaining_ns = storm.remaining_ns(removal, self._clock.monotonic_ns())
-        if remaining_ns:
-            return remaining_ns / NS_PER_S
-        await self._commit(model_id, placement)
+    async def _look(self, model: ShardedModel, epoch: Epoch, *, balance: bool) -> float:
+        model_id, now_ns = model.model_id, self._clock.monotonic_ns()
+        servers = self._views.servers(model_id, self._loads.dead)
+        reserved = self._views.reserved(model_id)
+        model.noticed_dead(self._loads.dead)
+        model.sees(servers, reserved)
+        if servers and self._may_be_older(model, now_ns):
+            await self._recover([model_id])
+        wait_ns = model.wait_ns(self._views.of_model(model_id), now_ns)
+        if wait_ns:
+            return wait_ns / NS_PER_S
+        if balance or model.has_changed or model.pending:
+            # A wide fleet takes a moment, and nobody else's call waits for it.
+            commit = await asyncio.to_thread(
+                model.round,
+                self._loads.loads,
+                self._views.token_milli_mu(model_id),
+                incarnation=max(epoch, self._incarnation_seen + 1),
+                wall_ns=self._clock.wall_ns(),
+                balance=balance,
+            )
+            await self._commit(model, commit)
+            model.settled()
         return self._config.assign_interval_s
 
-    async def _commit(self, model_id: str, placement: Placement | None) -> None:
-        """Writes on the predecessor only; None deletes."""
-        key = keys.assignment(model_id)
-        revision = self._known.get(model_id, (None, 0))[1]
-        puts = {}
-        if placement is not None:
-            message = _placement_to(model_id, placement)
-            message.compute_time.FromNanoseconds(self._clock.wall_ns())
-            puts[key] = message.SerializeToString()
-        expects = [self._election.fence(), Expect(key, revision=revision)]
-        stored = await self._store.commit(expects, puts, [] if puts else [key])
+    def _may_be_older(self, model: ShardedModel, now_ns: int) -> bool:
+        """Whether somebody seems to hold a newer assignment than the store."""
+        if model.placement is None:
+            addressed = {r.replica_id for r in self._views.of_model(model.model_id) if r.address}
+            return not addressed <= model.asked_ids
+        newer = self._loads.newest_generation(model.model_id) > model.generation
+        return newer and now_ns - model.asked_ns >= _ASK_AGAIN_NS
+
+    async def _delete(self, model: ShardedModel) -> None:
+        if model.revision:
+            await self._write(model, {}, [keys.assignment(model.model_id)])
+        self._remembered.pop(model.model_id, None)
+        del self._models[model.model_id]
+
+    async def _commit(self, model: ShardedModel, commit: Commit) -> None:
+        """Writes on the predecessor only; what happened is written with it."""
+        puts: dict[str, bytes] = {}
+        for happening in commit.happenings:
+            puts |= self._events.entry(happening)
+            log.warning("sharder", kind=happening.kind, model=model.model_id, facts=dict(happening.facts))
+        if commit.placement is not None:
+            puts[keys.assignment(model.model_id)] = commit.value
+        if not puts:
+            return
+        revision = await self._write(model, puts)
+        model.committed(commit, revision)
+        if commit.placement is not None:
+            self._saw(commit.placement.generation)
+            self._remembered[model.model_id] = commit.placement
+            number, reason = commit.placement.generation.number, commit.placement.reason
+            log.info("assigned", model=model.model_id, number=number, bytes=len(commit.value), reason=reason)
+
+    async def _write(self, model: ShardedModel, puts: Mapping[str, bytes], deletes: Sequence[str] = ()) -> int:
+        expects = [self._election.fence(), Expect(keys.assignment(model.model_id), revision=model.revision)]
+        stored = await self._store.commit(expects, puts, deletes)
         if stored is None:
             raise _ConflictError
-        if placement is None:
-            del self._known[model_id]
-            return
-        self._known[model_id] = (placement, stored)
-        self._metrics.assignments.labels(model_id).inc()
-        log.info("assigned", model=model_id, number=placement.number, reason=placement.reason)
+        return stored
 
 
 class _ConflictError(Exception):
     """The store does not hold what this leader believes."""
-
-
-def _placement_from(message: sharding_pb2.Assignment) -> Placement:
-    return Placement(
-        incarnation=message.generation.incarnation,
-        number=message.generation.number,
-        subsets={subset.tenant_id: tuple(subset.replica_ids) for subset in message.subsets},
-        default=tuple(message.default_replica_ids),
-        reason=message.reason,
-    )
-
-
-def _placement_to(model_id: str, placement: Placement) -> sharding_pb2.Assignment:
-    return sharding_pb2.Assignment(
-        model_id=model_id,
-        generation=sharding_pb2.Generation(incarnation=placement.incarnation, number=placement.number),
-        subsets=[
-            sharding_pb2.Subset(tenant_id=tenant_id, replica_ids=replica_ids)
-            for tenant_id, replica_ids in sorted(placement.subsets.items())
-        ],
-        default_replica_ids=placement.default,
-        reason=placement.reason,
-    )

@@ -16,26 +16,31 @@ from common.platform_token import platform_token
 from common.rpc import GrpcServer, LeaderClient
 from common.store import Store
 from common.telemetry import Telemetry
+from control_plane.assignment_recovery import AssignmentRecovery
 from control_plane.auth import AdminAuth
 from control_plane.calibration.publish import Publisher
 from control_plane.calibration.runner import CalibrationRunner
 from control_plane.calibration.runs import Calibrations
 from control_plane.calibration_service import CalibrationService, Runs
 from control_plane.config import SERVICE, ControlPlaneConfig
+from control_plane.core.sharding.assigner import Assigner
 from control_plane.decisions import DecisionService
 from control_plane.directory import Directory
 from control_plane.drift import DriftViews, DriftWatch
 from control_plane.events import Events
-from control_plane.forward import CapacityForwarder, RateLimiterForwarder, ShardingService
+from control_plane.fleet_views import FleetViews
+from control_plane.forward import CapacityForwarder, RateLimiterForwarder
 from control_plane.metrics import ControlPlaneMetrics
 from control_plane.models import Models
 from control_plane.mutations import Mutations
 from control_plane.policies import Policies
 from control_plane.profiles import Profiles, StoredProfiles
 from control_plane.records import Tables
+from control_plane.replica_loads import ReplicaLoads
 from control_plane.reservations import Reservations
 from control_plane.service import AdminService
-from control_plane.sharder import FleetViews, Sharder
+from control_plane.sharder import Sharder
+from control_plane.sharding_service import ShardingService
 from control_plane.tenants import ApiKeys, Tenants
 from control_plane.usage import UsageService
 from control_plane.usage_retention import UsageRetention
@@ -107,19 +112,34 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
     pepper, token = config.pepper(), config.admin_token()
     clock, store, telemetry = SystemClock(), EtcdStore(config.etcd_endpoint), Telemetry(SERVICE, config)
     leaders = Mirror(store, keys.LEADERS, admin_pb2.ServiceInstance.FromString)
+    routers = Mirror(store, f"{keys.SERVICES}router/", admin_pb2.ServiceInstance.FromString)
+    profiles = Mirror(store, keys.PROFILES, decode_profile)
     views = FleetViews(
         replicas=Mirror(store, keys.REPLICAS, engine_pb2.Replica.FromString),
         models=Mirror(store, keys.MODELS, admin_pb2.Model.FromString),
         reservations=Mirror(store, keys.POLICIES, admin_pb2.Reservation.FromString),
+        profiles=profiles,
+        routers=routers,
     )
-    routers = Mirror(store, f"{keys.SERVICES}router/", admin_pb2.ServiceInstance.FromString)
-    profiles = Mirror(store, keys.PROFILES, decode_profile)
     asked = Mirror(store, keys.CALIBRATIONS, calibration_pb2.Calibration.FromString)
     metrics, events = ControlPlaneMetrics(telemetry.registry), Events(store, clock)
     member = Member(SERVICE, config, store, telemetry, election_ttl_s=config.election_ttl_s)
     runs, runner = calibrations(store, clock, events, asked, member.election)
     capacity_leader, limiter_leader = LeaderClient(leaders, "capacity"), LeaderClient(leaders, "ratelimiter")
+    sharder_leader = LeaderClient(leaders, SERVICE)
     capacity = CapacityForwarder(capacity_leader)
+    sharder = Sharder(
+        store,
+        views,
+        member.election,
+        loads=ReplicaLoads(views.replicas.items.values, member.me.instance_id, clock, metrics),
+        recovery=AssignmentRecovery(platform_token(pepper), config.recovery_wait_s),
+        events=events,
+        config=config,
+        clock=clock,
+        metrics=metrics,
+        assigner=Assigner,
+    )
     server = GrpcServer(config, telemetry, interceptors=[AdminAuth(token)], message_bytes_max=MESSAGE_BYTES_MAX)
     server.add(
         admin_pb2_grpc.add_AdminServiceServicer_to_server,
@@ -143,7 +163,7 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
     )
     server.add(
         sharding_pb2_grpc.add_ShardingServiceServicer_to_server,
-        ShardingService(store),
+        ShardingService(store, views, sharder, sharder_leader),
         sharding_pb2.DESCRIPTOR.services_by_name["ShardingService"].full_name,
     )
     server.add(
@@ -156,7 +176,6 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
         UsageService(store, lambda: routers.items, clock, retention_days=config.usage_retention_days),
         usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
     )
-    sharder = Sharder(store, views, member.election, config, clock, metrics)
     drift = DriftWatch(
         store,
         DriftViews(views.replicas, views.models, profiles),
@@ -169,7 +188,7 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
     retention = UsageRetention(store, member.election, clock, retention_days=config.usage_retention_days)
 
     def readiness() -> str | None:
-        return None if views.synced and leaders.synced and routers.synced else "the store has not been read yet"
+        return None if views.synced and leaders.synced else "the store has not been read yet"
 
     ops = OpsServer(config, telemetry.registry, readiness)
     mirrors = (leaders, views.replicas, views.models, views.reservations, routers, profiles, asked)
@@ -179,3 +198,4 @@ async def serve(config: ControlPlaneConfig, stop: asyncio.Event) -> None:
     finally:
         await capacity_leader.close()
         await limiter_leader.close()
+        await sharder_leader.close()

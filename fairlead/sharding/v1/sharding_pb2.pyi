@@ -282,6 +282,7 @@ class ListAssignmentsResponse(_message.Message):
 
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    SLICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """Sorted by model."""
@@ -290,19 +291,54 @@ class ListAssignmentsResponse(_message.Message):
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaHeat]:
         """What the sharder knows of the replicas they name, sorted by model and replica."""
 
+    @_builtins.property
+    def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceHeat]:
+        """Load of their slices now, sorted by model and first key; empty while no sharder can be asked."""
+
     def __init__(
         self,
         *,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         replicas: _abc.Iterable[Global___ReplicaHeat] | None = ...,
+        slices: _abc.Iterable[Global___SliceHeat] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "replicas", b"replicas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "replicas", b"replicas", "slices", b"slices"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAssignmentsResponse: _TypeAlias = ListAssignmentsResponse  # noqa: Y015
+
+@_typing.final
+class SliceHeat(_message.Message):
+    """How busy a slice is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    FIRST_KEY_FIELD_NUMBER: _builtins.int
+    LOAD_MILLI_MU_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model."""
+    first_key: _builtins.int
+    """Where the slice begins."""
+    load_milli_mu_per_minute: _builtins.int
+    """Load that its keys bring, milli-MU per minute."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        first_key: _builtins.int = ...,
+        load_milli_mu_per_minute: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_key", b"first_key", "load_milli_mu_per_minute", b"load_milli_mu_per_minute", "model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SliceHeat: _TypeAlias = SliceHeat  # noqa: Y015
 
 @_typing.final
 class ReplicaHeat(_message.Message):
