@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ from opentelemetry.trace import Span, Tracer
 
 from common.clock import Clock
 from common.logs import get_logger
+from common.shard_map import Generation
 from data_plane.router import tracing
 from data_plane.router.admission import Order
 from data_plane.router.core.accounts import Accounts
@@ -20,7 +21,7 @@ from data_plane.router.core.batch_gate import full_until_ns
 from data_plane.router.core.continuation import Replay, deterministic
 from data_plane.router.core.fleet import Fleet, Member
 from data_plane.router.core.loads import Report
-from data_plane.router.core.pick import pick
+from data_plane.router.core.quarantine import Quarantine, fingerprint
 from data_plane.router.core.retry import (
     RetryBudget,
     casts_doubt,
@@ -29,10 +30,13 @@ from data_plane.router.core.retry import (
     reason_given_up,
 )
 from data_plane.router.exchange import Finished, Receipt, Try
+from data_plane.router.routing import Chosen, NoReplicaError, Route, Routing, weight
+from data_plane.router.tables import Tables
 from data_plane.router.upstream import Upstream
 from fairlead.engine.v1 import engine_pb2
-from fairlead.errors import FairleadError, QuotaExceededError, Reason, UnavailableError
+from fairlead.errors import FailedPreconditionError, FairleadError, QuotaExceededError, Reason, UnavailableError
 from fairlead.inference.v1 import inference_pb2 as pb
+from model_units.prefix import prompt_chunks
 
 log = get_logger(__name__)
 
@@ -65,6 +69,8 @@ class Relay:
         order: What to run.
         receipt: Learns the replica.
         span: Parent of the attempts' spans.
+        route: Where it may go; None before it was found.
+        lost: Replicas that were lost while they ran it, in all rounds.
         excluded: Replicas that failed it in this round.
         full: Replicas that batch need not ask in this round.
         attempts: Attempts in this round.
@@ -76,6 +82,8 @@ class Relay:
     order: Order
     receipt: Receipt
     span: Span
+    route: Route | None = None
+    lost: list[str] = field(default_factory=list)
     excluded: set[str] = field(default_factory=set)
     full: set[str] = field(default_factory=set)
     attempts: int = 0
@@ -94,37 +102,60 @@ class Attempts:
 
     Args:
         fleet: The replicas.
-        subset: Replica ids assigned to a (model, tenant).
+        tables: Who is assigned to whom.
+        routing: Chooses replicas.
+        quarantine: Prompts that kill replicas.
         upstream: How a replica is reached.
         accounts: Counts retries.
         tracer: Of this process.
         clock: Monotonic time.
-        weighed_max: How many of the best candidates every pick remembers, 0 or more.
+        router_id: This router, as replicas know it from its load streams.
     """
 
     def __init__(
         self,
         *,
         fleet: Fleet,
-        subset: Callable[[str, str], Sequence[str]],
+        tables: Tables,
+        routing: Routing,
+        quarantine: Quarantine,
         upstream: Upstream,
         accounts: Accounts,
         tracer: Tracer,
         clock: Clock,
-        weighed_max: int,
+        router_id: str,
     ) -> None:
         self._fleet = fleet
-        self._subset = subset
+        self._tables = tables
+        self._routing = routing
+        self._quarantine = quarantine
         self._upstream = upstream
         self._accounts = accounts
         self._tracer = tracer
         self._clock = clock
-        self._weighed_max = weighed_max
+        self._router_id = router_id
         self._budgets: dict[str, RetryBudget] = {}
 
     def settled(self, model_id: str, milli_mu: int, now_ns: int) -> None:
         """Settled work feeds the model's retry budget."""
         self._budget(model_id).settled(milli_mu, now_ns)
+
+    def refuse_poison(self, order: Order) -> None:
+        """Refuses a prompt that has cost two replicas already, before it holds anything.
+
+        Raises:
+            FailedPreconditionError: Reason REQUEST_QUARANTINED.
+        """
+        if not self._quarantine:
+            return
+        left_s = self._quarantine.refused_s(_fingerprint(order), self._clock.monotonic_ns())
+        if left_s is not None:
+            raise FailedPreconditionError(
+                "this prompt was running on two different replicas when they were lost, so it is not tried on another"
+                f" one for {left_s:.0f} s; do not repeat it, and report it to the platform's operators",
+                reason=Reason.REQUEST_QUARANTINED,
+                metadata={"left_s": f"{left_s:.0f}"},
+            )
 
     async def run(self, relay: Relay) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
         """Streams one request's answer from one replica after another until one finishes it.
@@ -137,61 +168,63 @@ class Attempts:
         Raises:
             UnavailableError: No replica, or none that finished it: NO_REPLICA, QUEUE_FULL,
                 REPLICA_LOST or STREAM_BROKEN.
-            FairleadError: What the replica answered.
+            FairleadError: What the replica answered, or that no replica can answer in time.
         """
         failure: FairleadError | None = None
         order, model_id = relay.order, relay.order.model.model_id
         relay.attempts, relay.excluded, relay.full = 0, set(), set()
+        if relay.route is None:
+            relay.route = self._routing.route(order, relay.receipt)
         if relay.batch:
-            subset = self._subset(model_id, order.tenant_id)
+            subset = self._tables.subset_of(model_id, order.tenant_id)
             relay.full = self._fleet.full(model_id, subset, self._clock.monotonic_ns())
         while True:
-            member = self._pick(relay, failure)
+            chosen = await self._choose(relay, relay.route, failure)
             try:
-                async with aclosing(self._attempt(relay, member)) as messages:
+                async with aclosing(self._attempt(relay, relay.route, chosen)) as messages:
                     async for message in messages:
                         yield message
+                if self._quarantine:
+                    self._quarantine.answered(_fingerprint(order))
                 return
             except (UnavailableError, QuotaExceededError) as error:
                 failure = error
-            self._after_failure(relay, member, failure)
+            self._after_failure(relay, chosen.member, failure)
 
-    def _pick(self, relay: Relay, failure: FairleadError | None) -> Member:
-        order, receipt = relay.order, relay.receipt
-        now_ns = self._clock.monotonic_ns()
-        model_id = order.model.model_id
-        choice = pick(
-            self._fleet.candidates(model_id, self._subset(model_id, order.tenant_id), now_ns),
-            prefill_milli_mu=order.price.cost.prefill_milli_mu,
-            decode_milli_mu=order.price.cost.decode_milli_mu,
-            session_id=order.request.session_id,
-            request_id=receipt.request_id,
-            excluded=relay.excluded if relay.delivered_tokens else relay.excluded | relay.full,
-            weighed_max=self._weighed_max,
-        )
-        member = self._fleet.get(choice.replica_id) if choice else None
-        if choice is None or member is None:
-            raise self._given_up(relay, _KNOWN_FULL if relay.full else failure)
-        record = member.record
+    async def _choose(self, relay: Relay, route: Route, failure: FairleadError | None) -> Chosen:
+        excluded = set(relay.excluded) if relay.delivered_tokens else relay.excluded | relay.full
+        if relay.lost:
+            excluded |= self._quarantine.elsewhere(relay.lost, self._routing.open_to(route, excluded))
+        try:
+            chosen = await self._routing.choose(route, excluded, may_wait=not relay.attempts and not relay.lost)
+        except NoReplicaError:
+            raise self._given_up(relay, _KNOWN_FULL if relay.full else failure) from failure
+        record, receipt = chosen.member.record, relay.receipt
         receipt.replica_id = record.replica_id
         receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
-        receipt.tried(Try(choice, now_ns))
+        receipt.tried(Try(chosen.pick, self._clock.monotonic_ns()))
+        for lost_id in relay.lost:
+            self._quarantine.tried_again(lost_id, record.replica_id)
         relay.attempts += 1
-        return member
+        return chosen
 
-    async def _attempt(self, relay: Relay, member: Member) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
-        order, cost, this = relay.order, relay.order.price.cost, relay.receipt.tries[-1]
+    async def _attempt(
+        self, relay: Relay, route: Route, chosen: Chosen
+    ) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
+        order, member, this = relay.order, chosen.member, relay.receipt.tries[-1]
         span, metadata = tracing.start_attempt(
             self._tracer, relay.span, member.record.replica_id, relay.receipt.attempts
         )
-        dispatch = member.load.dispatch(cost.prefill_milli_mu, cost.decode_milli_mu, self._clock.monotonic_ns())
         failure: BaseException | None = None
         replay = Replay("".join(relay.delivered_text), relay.delivered_tokens) if relay.delivered_tokens else None
         keep_text = deterministic(order.request)
         started = False
         try:
             stream = self._upstream.generate(
-                member.record, _engine_request(relay), deadline_ns=order.deadline_ns, metadata=metadata
+                member.record,
+                _engine_request(relay, route, chosen, self._router_id),
+                deadline_ns=order.deadline_ns,
+                metadata=metadata,
             )
             async with aclosing(stream):
                 async for message in stream:
@@ -199,7 +232,7 @@ class Attempts:
                         self._report(message.load)
                     if not started:
                         started = True
-                        member.load.started(dispatch, self._clock.monotonic_ns())
+                        self._routing.started(chosen)
                         this.first_token_ns = self._clock.monotonic_ns()
                         if relay.batch:
                             self._fleet.served(member.record.replica_id, this.start_ns)
@@ -217,12 +250,14 @@ class Attempts:
             this.failure_reason = _failure_reason(error)
             raise
         finally:
-            member.load.ended(dispatch, self._clock.monotonic_ns())
+            self._routing.ended(chosen)
             tracing.finish_attempt(span, failure)
 
     def _report(self, load: engine_pb2.LoadReport) -> None:
-        report = Report(load.sequence, load.pending_prefill_milli_mu, load.decode_milli_mu)
-        self._fleet.report(load.replica_id, report, load.state, self._clock.monotonic_ns())
+        self._fleet.report(load.replica_id, Report.of(load), load.state, self._clock.monotonic_ns())
+        member = self._fleet.get(load.replica_id)
+        if member is not None:
+            self._routing.freed(member)
 
     def _after_failure(self, relay: Relay, member: Member, error: FairleadError) -> None:
         """Decides whether another replica may try; returns if so.
@@ -236,6 +271,10 @@ class Attempts:
             self._fleet.failed(replica_id, now_ns)
         if error.reason is Reason.QUEUE_FULL:
             self._fleet.filled(replica_id, full_until_ns(now_ns, error.retry_after_s, random.random()))
+        if error.reason is Reason.REPLICA_LOST:
+            relay.lost.append(replica_id)
+            if self._quarantine.lost(_fingerprint(order), replica_id, now_ns):
+                self._accounts.quarantined[order.model.model_id] += 1
         relay.excluded.add(replica_id)
         relay.started_attempts += may_have_started(error.reason)
         allowed = may_try_again(
@@ -298,8 +337,8 @@ class Attempts:
         return budget
 
 
-def _engine_request(relay: Relay) -> engine_pb2.EngineGenerateRequest:
-    order, bucket = relay.order, relay.receipt.bucket
+def _engine_request(relay: Relay, route: Route, chosen: Chosen, router_id: str) -> engine_pb2.EngineGenerateRequest:
+    order = relay.order
     request_id = relay.receipt.request_id
     if order.request.request_id:
         # Two tenants may name their requests alike, and a client may cancel and send one again at once; a replica must
@@ -310,10 +349,16 @@ def _engine_request(relay: Relay) -> engine_pb2.EngineGenerateRequest:
         tenant_id=order.tenant_id,
         request=order.request,
         priority=order.checked.priority,
-        prefill_milli_mu=order.price.cost.prefill_milli_mu,
+        prefill_milli_mu=chosen.pick.uncached_prefill_milli_mu,
         decode_milli_mu=order.price.cost.decode_milli_mu,
-        weight=max(1, bucket.quota_milli_mu_per_minute if bucket is not None else 0),
+        weight=weight(relay.receipt),
+        router_id=router_id,
+        dispatch_number=chosen.dispatch.number,
+        shard_key=route.shard_key,
+        prefix_blocks=route.blocks,
     )
+    if chosen.generation != Generation():
+        message.assignment.CopyFrom(chosen.generation.message())
     message.request.sampling.max_tokens = order.checked.max_tokens
     return message
 
@@ -331,6 +376,10 @@ def _skip(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> engine_
     fresh.CopyFrom(message)
     fresh.text, fresh.output_tokens = text, tokens
     return fresh
+
+
+def _fingerprint(order: Order) -> bytes:
+    return fingerprint(order.tenant_id, order.model.model_id, prompt_chunks(order.request))
 
 
 def _failure_reason(error: BaseException) -> str:

@@ -123,8 +123,8 @@ class Decisions:
             decision.duration.CopyFrom(_duration(receipt.end_ns - receipt.arrive_ns))
         if receipt.retry_after_s is not None:
             decision.retry_delay.CopyFrom(_duration(round(receipt.retry_after_s * 1e9)))
-        if receipt.wait_ns:
-            decision.wait.CopyFrom(_duration(receipt.wait_ns))
+        if receipt.wait_ns or receipt.room_wait_ns:
+            decision.wait.CopyFrom(_duration(receipt.wait_ns + receipt.room_wait_ns))
         if receipt.bucket is not None:
             decision.bucket.CopyFrom(_bucket(receipt.bucket, receipt))
         _price(decision, receipt)
@@ -190,15 +190,23 @@ def _attempt(tried: Try, arrive_ns: int) -> pb.Attempt:
                 decode_milli_mu=decode,
                 capacity_milli_mu_per_minute=capacity,
                 health=health.value,
+                queued_decode_milli_mu=queued,
+                cached_tokens=cached,
             )
             # The winner comes first and stays first among equals.
-            for replica_id, score, pending, decode, capacity, health in sorted(choice.weighed, key=lambda each: each[1])
+            for replica_id, score, pending, decode, capacity, health, queued, cached in sorted(
+                choice.weighed, key=lambda each: each[1]
+            )
         ],
         candidate_count=choice.candidate_count,
         sticky=choice.sticky,
         panic=choice.panic,
         failure_reason=tried.failure_reason,
+        policy=choice.policy,
+        expected_first_token=_duration(round(choice.expected_first_token_s * 1e9)),
     )
+    if tried.wait_ns:
+        attempt.wait.CopyFrom(_duration(tried.wait_ns))
     if tried.first_token_ns:
         attempt.first_token_offset.CopyFrom(_duration(tried.first_token_ns - tried.start_ns))
     return attempt

@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.holds import BucketView
-from data_plane.router.core.pick import Pick
+from data_plane.router.core.policies.policy import Pick
 from data_plane.router.core.pricing import Price
 from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
@@ -45,12 +45,14 @@ class Try:
         start_ns: Monotonic time of the choice.
         first_token_ns: Monotonic time of its first token; 0 until then.
         failure_reason: Why it failed; empty where it did not.
+        wait_ns: How long the request waited for a replica with room before it.
     """
 
     choice: Pick
     start_ns: int
     first_token_ns: int = 0
     failure_reason: str = ""
+    wait_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class Receipt:
         admitted: The estimate was taken out of `bucket`.
         held_milli_mu: Held in the end, extensions included.
         wait_ns: How long a batch request waited for quota or a replica, in all.
+        room_wait_ns: How long it waited in the router for a replica with room since its last try.
         attempts: Replicas tried, each as often as it was.
         tries: The newest of them, in order; at most TRIES_KEPT_MAX.
         replica_id: Who serves or served it; empty until a replica was picked.
@@ -104,6 +107,7 @@ class Receipt:
     admitted: bool = False
     held_milli_mu: int = 0
     wait_ns: int = 0
+    room_wait_ns: int = 0
     attempts: int = 0
     tries: list[Try] = field(default_factory=list)
     replica_id: str = ""
@@ -121,6 +125,7 @@ class Receipt:
 
     def tried(self, this: Try) -> None:
         """A replica is tried."""
+        this.wait_ns, self.room_wait_ns = self.room_wait_ns, 0
         self.attempts += 1
         self.tries.append(this)
         del self.tries[:-TRIES_KEPT_MAX]

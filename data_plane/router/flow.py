@@ -229,6 +229,7 @@ class Exchange:
                 yield answer.finished
                 return
         try:
+            flow.attempts.refuse_poison(order)
             self._texts = [] if named else None
             relay, returned = Relay(order, receipt, span), False
             while self._usage is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import grpc
 import grpc.aio
@@ -11,7 +12,9 @@ from google.protobuf import duration_pb2
 
 from common.clock import Clock
 from common.logs import get_logger
-from data_plane.router.core.fleet import Fleet, Link
+from common.shard_map import Generation
+from data_plane.router.assignment_exchange import AssignmentExchange
+from data_plane.router.core.fleet import Fleet, Link, Member
 from data_plane.router.core.loads import Report
 from data_plane.router.upstream_grpc import Channels
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
@@ -32,14 +35,29 @@ class LoadWatch:
         channels: Connections.
         clock: Monotonic time.
         router_id: Who asks.
+        freed: Told of every replica that has reported: it may have got room.
+        exchange: Told which assignment every replica holds.
     """
 
-    def __init__(self, fleet: Fleet, channels: Channels, clock: Clock, *, router_id: str) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        channels: Channels,
+        clock: Clock,
+        *,
+        router_id: str,
+        freed: Callable[[Member], None],
+        exchange: AssignmentExchange,
+    ) -> None:
         self._fleet = fleet
+        self._freed = freed
+        self._exchange = exchange
         self._channels = channels
         self._clock = clock
         self._request = engine_pb2.WatchLoadRequest(
-            router_id=router_id, interval=duration_pb2.Duration(nanos=0, seconds=int(REPORT_INTERVAL_S))
+            router_id=router_id,
+            interval=duration_pb2.Duration(nanos=0, seconds=int(REPORT_INTERVAL_S)),
+            with_cache=True,
         )
         self._changed = asyncio.Event()
         self._streams: dict[str, asyncio.Task[None]] = {}
@@ -100,12 +118,16 @@ class LoadWatch:
             log.warning("another replica answers", replica_id=replica_id, answered=report.replica_id)
             return False
         now_ns = self._clock.monotonic_ns()
-        measured = Report(report.sequence, report.pending_prefill_milli_mu, report.decode_milli_mu)
-        self._fleet.report(replica_id, measured, report.state, now_ns)
+        self._fleet.report(replica_id, Report.of(report), report.state, now_ns)
         member = self._fleet.get(replica_id)
-        if member is not None and member.link is not Link.UP:
-            log.info("replica reports", replica_id=replica_id, state=engine_pb2.ReplicaState.Name(report.state))
+        if member is None:
+            return True
+        if member.link is not Link.UP:
+            log.info("replica reports", replica_id=replica_id, state=report.state)
             self._fleet.link(replica_id, Link.UP, now_ns)
+        self._freed(member)
+        record = member.record
+        self._exchange.noticed(replica_id, record.model_id, record.address, Generation.of(report.assignment))
         return True
 
     def _down(self, replica_id: str, link: Link) -> None:

@@ -84,6 +84,12 @@ class RouterCollector(Collector):
         for labels, count in self._accounts.retries.items():
             retries.add_metric(list(labels), count)
         yield retries
+        quarantined = CounterMetricFamily(
+            PREFIX + "quarantined", "Prompts refused for a while: two replicas were lost with them.", labels=["model"]
+        )
+        for model_id, count in self._accounts.quarantined.items():
+            quarantined.add_metric([model_id], count)
+        yield quarantined
 
     def _work(self) -> Iterator[Metric]:
         for name, text, counts in (

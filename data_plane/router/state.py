@@ -11,6 +11,7 @@ from common import keys
 from common.clock import Clock
 from common.mirror import Mirror
 from common.store import Store
+from data_plane.router.assignments import Assignments
 from data_plane.router.core.fleet import Fleet
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.tables import Tables
@@ -43,7 +44,10 @@ class RouterState:
         self.tenants = self._mirror(keys.TENANTS, admin_pb2.Tenant.FromString)
         self.models = self._mirror(keys.MODELS, admin_pb2.Model.FromString)
         self.policies = self._mirror(keys.POLICIES, admin_pb2.Reservation.FromString)
-        self.assignments = self._mirror(keys.ASSIGNMENTS, sharding_pb2.Assignment.FromString)
+        self.stored_assignments = self._mirror(keys.ASSIGNMENTS, sharding_pb2.Assignment.FromString)
+        held_path = None if state_dir is None else state_dir / "held-assignments.snapshot"
+        self.assignments = Assignments(clock, snapshot_path=held_path)
+        self.stored_assignments.on_change(self.assignments.stored)
         self.replicas = self._mirror(keys.REPLICAS, engine_pb2.Replica.FromString)
         self.leaders = self._mirror(keys.LEADERS, admin_pb2.ServiceInstance.FromString)
         self.leases = self._mirror(keys.leases_of(router_id), quota_pb2.LeaseTable.FromString)
@@ -52,7 +56,7 @@ class RouterState:
     @property
     def _mirrors(self) -> tuple[Mirror[Any], ...]:
         configured = (self.api_keys, self.tenants, self.models, self.policies, self.profiles)
-        return (*configured, self.assignments, self.replicas, self.leaders, self.leases)
+        return (*configured, self.stored_assignments, self.replicas, self.leaders, self.leases)
 
     def missing(self) -> str | None:
         """Says what the router cannot serve without: neither the store nor a snapshot gave it yet."""
@@ -67,7 +71,7 @@ class RouterState:
             tenants=self.tenants.items,
             models=self.models.items,
             policies=self.policies.items,
-            assignments=self.assignments.items,
+            assignments=self.assignments,
             profiles=built_in_profiles().with_live(self.profiles.items),
         )
 
@@ -94,8 +98,9 @@ class RouterState:
         self.leases.on_change(on_change)
 
     async def run(self) -> None:
-        """Keeps every mirror current until cancelled."""
+        """Keeps every mirror, and the assignments on disk, current until cancelled."""
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.assignments.run())
             for mirror in self._mirrors:
                 tasks.create_task(mirror.run())
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from common.logs import get_logger
+from common.shard_map import Generation, ShardMap, tenant_keys
+from data_plane.router.assignments import Assignments
+from data_plane.router.core.waiting_line import Subset
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import NotFoundError, PermissionDeniedError, Reason, UnauthenticatedError, UnavailableError
-from fairlead.sharding.v1 import sharding_pb2
 from model_units.cost import CostProfile
 from model_units.profiles import ProfileCatalogue
+
+# Unions of a tenant's subsets that are kept per model; there is one per tenant whose batch waits.
+_UNIONS_MAX = 4_096
 
 log = get_logger(__name__)
 
@@ -22,7 +27,7 @@ class Tables:
         tenants: admin.Tenant by tenant id.
         models: admin.Model by model id.
         policies: admin.Reservation by "model/tenant".
-        assignments: sharding.Assignment by model id.
+        assignments: The newest assignments.
         profiles: Cost profiles.
     """
 
@@ -33,18 +38,18 @@ class Tables:
         tenants: Mapping[str, admin_pb2.Tenant],
         models: Mapping[str, admin_pb2.Model],
         policies: Mapping[str, admin_pb2.Reservation],
-        assignments: Mapping[str, sharding_pb2.Assignment],
+        assignments: Assignments,
         profiles: ProfileCatalogue,
     ) -> None:
         self.keys = keys
         self._tenants = tenants
         self._models = models
         self._policies = policies
-        self._assignments = assignments
+        self.assignments = assignments
         self._profiles = profiles
         self._priced_with: dict[str, CostProfile] = {}
         self._stood_in: dict[str, str] = {}
-        self._subsets: dict[str, tuple[sharding_pb2.Assignment, dict[str, Sequence[str]]]] = {}
+        self._unions: dict[str, tuple[ShardMap, dict[str, Subset]]] = {}
 
     def check_tenant(self, tenant_id: str) -> None:
         """Refuses a tenant that is gone or suspended.
@@ -116,14 +121,36 @@ class Tables:
             log.error("profile unknown", model=model.model_id, wanted=model.profile_id, used=profile.profile_id)
         return profile
 
-    def subset(self, model_id: str, tenant_id: str) -> Sequence[str]:
-        """The replicas assigned to a workload; empty where there is no assignment."""
-        assignment = self._assignments.get(model_id)
-        if assignment is None:
+    def subset(self, model_id: str, key: int) -> Subset:
+        """The replicas assigned to a request.
+
+        Args:
+            model_id: The model.
+            key: Where the request lies in the key space; see `common.shard_map`.
+
+        Returns:
+            The same tuple as long as the assignment is in force; empty where there is no assignment.
+        """
+        shard_map = self.assignments.get(model_id)
+        return shard_map.subset(key) if shard_map is not None else ()
+
+    def subset_of(self, model_id: str, tenant_id: str) -> Subset:
+        """The replicas assigned to any of a tenant's requests; as `subset`."""
+        shard_map = self.assignments.get(model_id)
+        if shard_map is None:
             return ()
-        cached = self._subsets.get(model_id)
-        if cached is None or cached[0] is not assignment:
-            cached = (assignment, {each.tenant_id: tuple(each.replica_ids) for each in assignment.subsets})
-            cached[1][""] = tuple(assignment.default_replica_ids)
-            self._subsets[model_id] = cached
-        return cached[1].get(tenant_id) or cached[1][""]
+        kept = self._unions.get(model_id)
+        if kept is None or kept[0] is not shard_map:
+            kept = self._unions[model_id] = (shard_map, {})
+        union = kept[1].get(tenant_id)
+        if union is None:
+            subsets = shard_map.subsets(*tenant_keys(tenant_id))
+            union = subsets[0] if len(set(subsets)) == 1 else tuple(sorted({each for one in subsets for each in one}))
+            if len(kept[1]) >= _UNIONS_MAX:
+                kept[1].clear()
+            kept[1][tenant_id] = union
+        return union
+
+    def generation(self, model_id: str) -> Generation:
+        """The generation of the assignment that `subset` answers from; the zero generation where there is none."""
+        return self.assignments.generation(model_id)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import random
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from common.telemetry import Telemetry
 from data_plane.gateway.app import Gateway
 from data_plane.gateway.server import HttpServer
 from data_plane.router.admission import Admission
+from data_plane.router.assignment_exchange import AssignmentExchange
+from data_plane.router.assignment_service import ASSIGNMENT_SERVICE_NAME, AssignmentService
 from data_plane.router.attempts import Answer, Attempts
 from data_plane.router.batch_desk import BatchDesk
 from data_plane.router.config import RouterConfig
@@ -35,8 +38,10 @@ from data_plane.router.core.fleet import Fleet, Room
 from data_plane.router.core.holds import BucketKey, Hold, Holds
 from data_plane.router.core.idempotency import IdempotencyWindow
 from data_plane.router.core.keys import PEPPER_BYTES_MIN
-from data_plane.router.core.pick import WEIGHED_MAX
+from data_plane.router.core.policies.policy import WEIGHED_MAX
 from data_plane.router.core.pricing import Pricing
+from data_plane.router.core.quarantine import Quarantine
+from data_plane.router.core.waiting_line import WAITING_MAX
 from data_plane.router.decision_service import DECISION_SERVICE_NAME, Decisions, DecisionService
 from data_plane.router.exchange import Receipt
 from data_plane.router.flow import Books, Flow
@@ -45,6 +50,8 @@ from data_plane.router.limiter_client import LimiterClient
 from data_plane.router.load import LoadWatch
 from data_plane.router.metrics import RouterCollector
 from data_plane.router.peers import Peers
+from data_plane.router.routing import Found, Routing
+from data_plane.router.routing_metrics import RoutingCollector
 from data_plane.router.service import SERVICE_NAME, InferenceService
 from data_plane.router.state import RouterState
 from data_plane.router.tables import Tables
@@ -53,9 +60,11 @@ from data_plane.router.upstream_grpc import Channels, GrpcUpstream
 from data_plane.router.usage_desk import UsageDesk
 from data_plane.router.usage_journal import UsageJournal
 from data_plane.router.usage_publisher import UsagePublisher
+from data_plane.router.waiting_desk import WaitingDesk
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import InvalidArgumentError
 from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
+from fairlead.sharding.v1 import sharding_pb2_grpc
 from model_units.length import OutputLengthEstimator
 from model_units.text import BytesPerToken
 
@@ -115,14 +124,26 @@ class Router:
             prompt_bytes_max=config.prompt_bytes_max,
             request_timeout_ns=int(config.request_timeout_s_max * 1e9),
         )
+        self.waiting: WaitingDesk[Found] = WaitingDesk(clock, waiting_max=WAITING_MAX)
+        self.routing = Routing(
+            tables=tables,
+            fleet=self.fleet,
+            desk=self.waiting,
+            clock=clock,
+            random=random.Random(),
+            weighed_max=WEIGHED_MAX if config.decisions_kept_max else 0,
+        )
+        tables.assignments.on_change(self.waiting.moved)
         attempts = Attempts(
             fleet=self.fleet,
-            subset=tables.subset,
+            tables=tables,
+            routing=self.routing,
+            quarantine=Quarantine(),
             upstream=upstream,
             accounts=self.accounts,
             tracer=telemetry.tracer,
             clock=clock,
-            weighed_max=WEIGHED_MAX if config.decisions_kept_max else 0,
+            router_id=router_id,
         )
         answers: IdempotencyWindow[Answer] = IdempotencyWindow(answer_bytes_max=config.answers_kept_bytes_max)
         log_: DecisionLog[Receipt] = DecisionLog(config.decisions_kept_max)
@@ -135,7 +156,7 @@ class Router:
     def _room(self, key: BucketKey) -> Room:
         """Whether a replica takes a workload's requests now: batch waits for one."""
         tenant_id, model_id = key
-        return self.fleet.room(model_id, self.tables.subset(model_id, tenant_id), self._clock.monotonic_ns())
+        return self.fleet.room(model_id, self.tables.subset_of(model_id, tenant_id), self._clock.monotonic_ns())
 
 
 def read_pepper(path: str) -> bytes:
@@ -185,7 +206,17 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     publisher = UsagePublisher(
         router.usage, store, clock, router_id=router_id, incarnation_id=incarnation_id, state_dir=state_dir
     )
-    watch = LoadWatch(router.fleet, channels, clock, router_id=router_id)
+    exchange = AssignmentExchange(
+        state.assignments,
+        router.fleet,
+        channels,
+        routers=lambda: routers.items,
+        models=lambda: state.models.items,
+        clock=clock,
+        token=platform_token(pepper),
+        router_id=router_id,
+    )
+    watch = LoadWatch(router.fleet, channels, clock, router_id=router_id, freed=router.routing.freed, exchange=exchange)
     leases = LeaseDesk(router.holds, clock, router_id=router_id, incarnation_id=incarnation_id)
     state.feed_fleet(router.fleet, watch.update)
     state.feed_leases(leases)
@@ -213,12 +244,13 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
             clock=clock,
         )
     )
-    doors = FrontDoors(config, router, telemetry, clock, state.missing)
+    telemetry.registry.register(RoutingCollector(router.routing.counts, router.waiting, state.assignments))
+    doors = FrontDoors(config, router, telemetry, clock, state.missing, token=platform_token(pepper))
     try:
         async with asyncio.TaskGroup() as tasks:
-            parts = (state, routers, watch, router.desk, limiter, publisher)
+            parts = (state, routers, watch, exchange, router.desk, router.waiting, limiter, publisher)
             background = [tasks.create_task(part.run()) for part in parts]
-            await doors.serve(stop, store, router_id, leases=leases, tasks=tasks)
+            await doors.serve(stop, store, router_id, leases=leases, exchange=exchange, tasks=tasks)
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -241,6 +273,7 @@ class FrontDoors:
         telemetry: Tracer and registry.
         clock: Time.
         missing: Says what the router still waits for.
+        token: The platform's own.
     """
 
     def __init__(
@@ -250,6 +283,8 @@ class FrontDoors:
         telemetry: Telemetry,
         clock: Clock,
         missing: Callable[[], str | None],
+        *,
+        token: str,
     ) -> None:
         self._config = config
         self._missing = missing
@@ -260,6 +295,8 @@ class FrontDoors:
         self._grpc.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
         explainer = DecisionService(router.decisions)
         self._grpc.add(decision_pb2_grpc.add_DecisionServiceServicer_to_server, explainer, DECISION_SERVICE_NAME)
+        passes_on = AssignmentService(router.tables.assignments, token)
+        self._grpc.add(sharding_pb2_grpc.add_AssignmentServiceServicer_to_server, passes_on, ASSIGNMENT_SERVICE_NAME)
         gateway = Gateway(
             router.flow,
             router.tables,
@@ -279,13 +316,14 @@ class FrontDoors:
         router_id: str,
         *,
         leases: LeaseDesk,
+        exchange: AssignmentExchange,
         tasks: asyncio.TaskGroup,
     ) -> None:
         """Opens the doors, registers, waits for `stop`, drains."""
         ops_address = await self._ops.start()
         try:
             await _until(lambda: self._missing() is None, stop, None)
-            await _until(lambda: leases.usable, stop, _FIRST_LEASE_WAIT_S)
+            await _until(lambda: leases.usable and exchange.asked, stop, _FIRST_LEASE_WAIT_S)
             if stop.is_set():
                 return
             grpc_address, http_port = await self._grpc.start(), await self._http.start()

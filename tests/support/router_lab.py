@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from common.clock import Clock, SystemClock
 from common.telemetry import Telemetry
+from data_plane.router.assignments import Assignments
 from data_plane.router.config import RouterConfig
 from data_plane.router.core.fleet import Link
 from data_plane.router.core.holds import LeaseTerms
@@ -25,7 +26,6 @@ from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
-from fairlead.sharding.v1 import sharding_pb2
 from model_units.profiles import built_in_profiles
 
 PEPPER = b"p" * 32
@@ -162,7 +162,7 @@ class RouterLab:
             for name in (MODEL, "secret-model")
         }
         self.policies = {f"{MODEL}/{TENANT}": admin_pb2.Reservation(tenant_id=TENANT, model_id=MODEL)}
-        self.assignments: dict[str, sharding_pb2.Assignment] = {}
+        self.assignments = Assignments(self.clock)
         self.upstream = FakeUpstream()
         self.config = config or RouterConfig()
         self.telemetry = Telemetry("router", self.config)

@@ -62,6 +62,7 @@ class Accounts:
         input_tokens: Prompt tokens of completed requests by (tenant, model).
         output_tokens: Tokens relayed by (tenant, model).
         retries: Attempts on another replica by (model, reason).
+        quarantined: Prompts that were lost with so many replicas that they are refused, by model.
         time_to_first_token_s: From arrival to the first token, by model.
         time_per_output_token_s: Mean gap between tokens of one completed request, by model.
     """
@@ -73,6 +74,7 @@ class Accounts:
         self.input_tokens: Counter[tuple[str, str]] = Counter()
         self.output_tokens: Counter[tuple[str, str]] = Counter()
         self.retries: Counter[tuple[str, str]] = Counter()
+        self.quarantined: Counter[str] = Counter()
         self.time_to_first_token_s: dict[str, Histogram] = {}
         self.time_per_output_token_s: dict[str, Histogram] = {}
         self._finished_total = 0

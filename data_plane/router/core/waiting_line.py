@@ -82,9 +82,9 @@ class Place(Generic[T]):
         "granted",
         "key",
         "milli_mu",
-        "subset",
         "rank",
         "since_ns",
+        "subset",
         "tenant_id",
         "weight",
     )
@@ -116,7 +116,7 @@ class Place(Generic[T]):
 class _Row(Generic[T]):
     """What waits of one tenant with one priority for one subset; the first of the heap goes next."""
 
-    __slots__ = ("count", "heap", "subset", "rank", "tenant_id")
+    __slots__ = ("count", "heap", "rank", "subset", "tenant_id")
 
     def __init__(self, rank: int, tenant_id: str, subset: Subset) -> None:
         self.rank = rank
@@ -207,7 +207,7 @@ class WaitingLine(Generic[T]):
         """Lets in whoever can be, in order; whose deadline has passed leaves.
 
         Args:
-            take: Gives a place what it waits for; None where none of its subset has room, which is then not asked again.
+            take: Gives a place what it waits for; None where none of its subset has room: that is not asked again.
             now_ns: Monotonic now.
             replica_id: Only those who may go there: it has got room. Empty for everybody.
 

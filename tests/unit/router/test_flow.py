@@ -194,8 +194,9 @@ async def test_retries_stay_within_the_budget_when_everything_fails() -> None:
     lab = RouterLab(["r1", "r2"], clock=FakeClock())
     for replica_id in ("r1", "r2"):
         lab.upstream.scripts[replica_id] = Script(fail_before=LOST)
-    for _ in range(100):
-        await refused(lab)
+    for number in range(100):
+        # Unlike prompts: one that lost two replicas is refused without another attempt.
+        await refused(lab, prompt_request(f"Once upon a time {number}"))
     assert 100 < len(lab.upstream.calls) <= 120
 
 

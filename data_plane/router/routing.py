@@ -1,0 +1,301 @@
+"""Finds a replica for a request: its place in the key space, the model's policy, the wait for room, the refusals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from random import Random
+from typing import Final
+
+from common.clock import NS_PER_S, Clock
+from common.logs import get_logger
+from common.shard_map import Generation, shard_key
+from data_plane.router.admission import Order
+from data_plane.router.core.deadline import is_hopeless, soonest_first_token_s
+from data_plane.router.core.fleet import Fleet, Member
+from data_plane.router.core.loads import Dispatch
+from data_plane.router.core.policies.policy import Ask, Pick, Policy, has_room
+from data_plane.router.core.policies.registry import make_policy, policy_name
+from data_plane.router.core.pool import Pool
+from data_plane.router.exchange import Receipt
+from data_plane.router.tables import Tables
+from data_plane.router.waiting_desk import WaitingDesk, Wanted
+from fairlead.admin.v1 import admin_pb2
+from fairlead.errors import DeadlineExceededError, Reason
+from fairlead.inference.v1 import inference_pb2 as pb
+from model_units.prefix import PREFIX_BLOCK_BYTES, prefix_blocks, prompt_chunks
+
+log = get_logger(__name__)
+
+_RANKS: Final = {pb.PRIORITY_SYSTEM: 0, pb.PRIORITY_INTERACTIVE: 1, pb.PRIORITY_BATCH: 2}
+_NS_PER_MINUTE: Final = 60 * NS_PER_S
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What decides where a request may go; found once per request.
+
+    Attributes:
+        order: The request.
+        receipt: Its receipt.
+        shard_key: Where it lies in the key space.
+        blocks: Names of its prompt's leading blocks; none where no replica of the model keeps prefixes.
+    """
+
+    order: Order
+    receipt: Receipt
+    shard_key: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A replica, with the request already counted on it.
+
+    Attributes:
+        member: The replica.
+        pick: Why this one.
+        dispatch: The request there; to be ended once, whatever becomes of it.
+        generation: The assignment it was picked by; the zero generation where there was none.
+    """
+
+    member: Member
+    pick: Pick
+    dispatch: Dispatch
+    generation: Generation
+
+
+class NoReplicaError(Exception):
+    """Nothing is eligible; for `Attempts`, which knows what was tried before."""
+
+
+Found = Chosen | Exception
+"""A replica, or what is to be said of it instead."""
+
+
+@dataclass(slots=True)
+class RoutingCounts:
+    """What routing counts, by model, for metrics.
+
+    Attributes:
+        picks: Picks by (model, policy).
+        sticky: Picks of a replica for its cache or session.
+        panic: Picks that ignored health.
+        prompt_tokens: Prompt tokens, estimated, of all picks.
+        cached_tokens: Those of them expected in the replica's cache.
+        waits: Requests that waited for a replica with room.
+        waited_ns: How long, together.
+        too_late: Requests refused because none could answer before their deadline.
+    """
+
+    picks: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sticky: Counter[str] = field(default_factory=Counter)
+    panic: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: Counter[str] = field(default_factory=Counter)
+    cached_tokens: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+    waited_ns: Counter[str] = field(default_factory=Counter)
+    too_late: Counter[str] = field(default_factory=Counter)
+
+
+class Routing:
+    """Chooses replicas.
+
+    Args:
+        tables: Models and assignments.
+        fleet: The replicas.
+        desk: Where requests wait for room.
+        clock: Monotonic time.
+        random: Of policies that draw.
+        weighed_max: How many of the best candidates every pick remembers, 0 or more.
+    """
+
+    def __init__(
+        self,
+        *,
+        tables: Tables,
+        fleet: Fleet,
+        desk: WaitingDesk[Found],
+        clock: Clock,
+        random: Random,
+        weighed_max: int,
+    ) -> None:
+        self._tables = tables
+        self._fleet = fleet
+        self._desk = desk
+        self._clock = clock
+        self._random = random
+        self._weighed_max = weighed_max
+        self._policies: dict[str, Policy] = {}
+        self.counts = RoutingCounts()
+
+    def route(self, order: Order, receipt: Receipt) -> Route:
+        """Finds a request's place in the key space."""
+        blocks: tuple[int, ...] = ()
+        if self._fleet.candidates(order.model.model_id, (), self._clock.monotonic_ns()).prefixes is not None:
+            blocks = prefix_blocks(prompt_chunks(order.request))
+        affinity = order.request.session_id or (f"{blocks[0]:016x}" if blocks else receipt.request_id)
+        return Route(order, receipt, shard_key(order.tenant_id, affinity), blocks)
+
+    async def choose(self, route: Route, excluded: Collection[str], *, may_wait: bool) -> Chosen:
+        """Chooses a replica and counts the request on it.
+
+        Args:
+            route: Of the request.
+            excluded: Replicas that must not be chosen.
+            may_wait: The request may wait for a replica with room, where the model's policy wants that.
+
+        Raises:
+            NoReplicaError: Nothing is eligible.
+            DeadlineExceededError: No replica can answer before its deadline (reason DEADLINE_TOO_SHORT), or none had
+                room in time.
+            QuotaExceededError: Too many wait for room already; reason QUEUE_FULL.
+        """
+        policy = self._policy(route.order.model)
+        found: Found | None
+        if may_wait and policy.waits_for_room and route.order.checked.priority != pb.PRIORITY_SYSTEM:
+            found = await self._wait(route, policy, excluded)
+        else:
+            found = self._take(route, policy, excluded, needs_room=False)
+        if not isinstance(found, Chosen):
+            raise found or NoReplicaError
+        return found
+
+    def open_to(self, route: Route, excluded: Collection[str]) -> list[str]:
+        """The replicas that a request may be sent to now.
+
+        Args:
+            route: Of the request.
+            excluded: Replicas that must not be chosen.
+        """
+        pool = self._pool(route, self._clock.monotonic_ns())
+        return [each.replica_id for each in pool.eligible if each.replica_id not in excluded]
+
+    def started(self, chosen: Chosen) -> None:
+        """The first token came."""
+        chosen.member.load.started(chosen.dispatch, self._clock.monotonic_ns())
+        self.freed(chosen.member)
+
+    def ended(self, chosen: Chosen) -> None:
+        """The request left the replica, whatever became of it."""
+        chosen.member.load.ended(chosen.dispatch, self._clock.monotonic_ns())
+        self.freed(chosen.member)
+
+    def freed(self, member: Member) -> None:
+        """A replica may have got room."""
+        self._desk.freed(member.record.model_id, member.record.replica_id)
+
+    async def _wait(self, route: Route, policy: Policy, excluded: Collection[str]) -> Found:
+        order, receipt, begin_ns = route.order, route.receipt, self._clock.monotonic_ns()
+        model_id = order.model.model_id
+
+        def take() -> Found | None:
+            return self._take(route, policy, excluded, needs_room=True)
+
+        found = self._desk.at_once(model_id, take)
+        if found is not None:
+            return found
+        first = policy.pick(self._ask(route, excluded), self._pool(route, begin_ns))
+        member = self._fleet.get(first.replica_id) if first is not None else None
+        if first is None or member is None:
+            return NoReplicaError()
+        wanted: Wanted[Found] = Wanted(
+            tenant_id=order.tenant_id,
+            rank=_RANKS[order.checked.priority],
+            weight=weight(receipt),
+            milli_mu=first.uncached_prefill_milli_mu + order.price.cost.decode_milli_mu,
+            prefill_ns=first.uncached_prefill_milli_mu * _NS_PER_MINUTE // member.load.capacity_milli_mu_per_minute,
+            deadline_ns=order.deadline_ns,
+            subset=lambda: self._tables.subset(model_id, route.shard_key),
+            take=take,
+            give_back=self._give_back,
+        )
+        try:
+            return await self._desk.wait(model_id, wanted)
+        finally:
+            waited_ns = self._clock.monotonic_ns() - begin_ns
+            receipt.room_wait_ns += waited_ns
+            self.counts.waits[model_id] += 1
+            self.counts.waited_ns[model_id] += waited_ns
+
+    def _take(self, route: Route, policy: Policy, excluded: Collection[str], *, needs_room: bool) -> Found | None:
+        """A replica for a request, or what is to be said of it; None where it shall wait for room."""
+        order, now_ns = route.order, self._clock.monotonic_ns()
+        pool, ask = self._pool(route, now_ns), self._ask(route, excluded)
+        pick = policy.pick(ask, pool)
+        if pick is None:
+            return NoReplicaError()
+        hopeless = self._hopeless(route, ask, pool, pick, (order.deadline_ns - now_ns) / NS_PER_S)
+        if hopeless is not None:
+            return hopeless
+        if needs_room and not any(has_room(each) for each in pool.without(excluded).eligible):
+            return None
+        member = self._fleet.get(pick.replica_id)
+        if member is None:
+            return NoReplicaError()
+        dispatch = member.load.dispatch(
+            pick.uncached_prefill_milli_mu, order.price.cost.decode_milli_mu, now_ns, route.blocks
+        )
+        self._count(route, pick)
+        return Chosen(member, pick, dispatch, self._tables.generation(order.model.model_id))
+
+    def _hopeless(self, route: Route, ask: Ask, pool: Pool, pick: Pick, left_s: float) -> DeadlineExceededError | None:
+        if route.receipt.output_tokens or not is_hopeless(pick.expected_first_token_s, left_s):
+            return None
+        expected_s = soonest_first_token_s(ask, pool)
+        if expected_s is None or not is_hopeless(expected_s, left_s):
+            return None
+        self.counts.too_late[route.order.model.model_id] += 1
+        return DeadlineExceededError(
+            f"the first token is expected in {expected_s:.1f} s on the best replica, and the deadline is in"
+            f" {left_s:.1f} s; nothing was charged. Allow more time, or come back when it is quieter",
+            reason=Reason.DEADLINE_TOO_SHORT,
+            metadata={"expected_s": f"{expected_s:.3f}", "left_s": f"{left_s:.3f}"},
+            retry_after_s=max(0.1, expected_s - left_s),
+        )
+
+    def _pool(self, route: Route, now_ns: int) -> Pool:
+        model_id = route.order.model.model_id
+        return self._fleet.candidates(model_id, self._tables.subset(model_id, route.shard_key), now_ns)
+
+    def _ask(self, route: Route, excluded: Collection[str]) -> Ask:
+        order, price = route.order, route.order.price
+        prompt_bytes = order.checked.prompt_bytes
+        return Ask(
+            prefill_milli_mu=price.cost.prefill_milli_mu,
+            decode_milli_mu=price.cost.decode_milli_mu,
+            input_tokens=price.input_tokens,
+            prefix_blocks=route.blocks,
+            block_tokens=PREFIX_BLOCK_BYTES * price.input_tokens / max(1, prompt_bytes) if route.blocks else 0.0,
+            session_id=order.request.session_id,
+            request_id=route.receipt.request_id,
+            tenant_id=order.tenant_id,
+            excluded=excluded,
+            weighed_max=self._weighed_max,
+            now_ns=self._clock.monotonic_ns(),
+        )
+
+    def _policy(self, model: admin_pb2.Model) -> Policy:
+        name = policy_name(model.routing_policy)
+        policy = self._policies.get(model.model_id)
+        if policy is None or policy.name != name:
+            policy = self._policies[model.model_id] = make_policy(name, self._random)
+        return policy
+
+    def _give_back(self, found: Found) -> None:
+        if isinstance(found, Chosen):
+            self.ended(found)
+
+    def _count(self, route: Route, pick: Pick) -> None:
+        counts, model_id = self.counts, route.order.model.model_id
+        counts.picks[model_id, pick.policy] += 1
+        counts.sticky[model_id] += pick.sticky
+        counts.panic[model_id] += pick.panic
+        counts.prompt_tokens[model_id] += route.order.price.input_tokens
+        counts.cached_tokens[model_id] += pick.cached_tokens
+
+
+def weight(receipt: Receipt) -> int:
+    """A tenant's weight among those who wait: its quota over all routers, milli-MU per minute, 1 or more."""
+    return max(1, receipt.bucket.quota_milli_mu_per_minute if receipt.bucket is not None else 0)
