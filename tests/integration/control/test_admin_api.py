@@ -31,6 +31,7 @@ from fairlead.inference.v1 import decision_pb2
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
 from tests.integration.control.side import AUTH, MODEL, Admin, Router, Side
+from tests.support.agents import FakeAgent
 from tests.support.waiting import eventually
 
 SERVED = (admin_pb2, capacity_pb2, quota_pb2, sharding_pb2, usage_pb2, decision_pb2)
@@ -184,7 +185,9 @@ async def test_one_address_for_people(side: Side) -> None:
 
     async def assigned() -> bool:
         answer = await sharding.ListAssignments(sharding_pb2.ListAssignmentsRequest(), metadata=AUTH)
-        return [list(subset.replica_ids) for subset in answer.assignments[0].subsets] == [["r1"]]
+        (heat,) = answer.replicas
+        assert (heat.replica_id, heat.model_id, heat.capacity_milli_mu_per_minute) == ("r1", MODEL, 100_000)
+        return list(answer.assignments[0].replica_ids) == ["r1"] and heat.slices == len(answer.assignments[0].slices)
 
     await eventually(assigned, 10.0)
 
@@ -245,22 +248,22 @@ async def test_sharder_follows_the_fleet_over_a_takeover(side: Side) -> None:
     side.start("control_plane", "cp-2")
     seen: list[tuple[int, int]] = []
 
-    async def default_is(*replica_ids: str) -> bool:
+    async def served_by(*replica_ids: str) -> bool:
         found = await assignment(side)
-        if found is None or list(found.default_replica_ids) != list(replica_ids):
+        if found is None or not set(found.replica_ids) <= set(replica_ids):
             return False
         seen.append((found.generation.incarnation, found.generation.number))
-        assert all(len(subset.replica_ids) == min(3, len(replica_ids)) for subset in found.subsets)
+        assert all(len(each.replicas) == min(3, len(replica_ids)) for each in found.slices)
         return True
 
-    await eventually(lambda: default_is("r0", "r1", "r2", "r3"), 30.0)
+    await eventually(lambda: served_by("r0", "r1", "r2", "r3"), 30.0)
     for name in ("cp-1", "cp-2"):
         await side.instance("control-plane", name)
     leader = await side.leader_process("control-plane")
     leader.signal(signal.SIGKILL)
     await side.store.delete(keys.replica("r0"))
     await side.put_replica("r1", state=engine_pb2.REPLICA_STATE_UNHEALTHY)
-    await eventually(lambda: default_is("r2", "r3"), 20.0, "the standby's assignment")
+    await eventually(lambda: served_by("r2", "r3"), 20.0, "the standby's assignment")
     for number in range(4):
         await side.store.delete(keys.replica(f"r{number}"))
     await side.put_model("other")
@@ -270,7 +273,7 @@ async def test_sharder_follows_the_fleet_over_a_takeover(side: Side) -> None:
         return await side.store.get(keys.assignment("other")) is not None
 
     await eventually(other_assigned, 10.0, "the sharder works on")
-    assert await default_is("r2", "r3"), "an empty view keeps the last assignment"
+    assert await served_by("r2", "r3"), "an empty view keeps the last assignment"
     await side.store.delete(keys.model("other"))
 
     async def other_gone() -> bool:
@@ -278,6 +281,36 @@ async def test_sharder_follows_the_fleet_over_a_takeover(side: Side) -> None:
 
     await eventually(other_gone, 10.0, "a deleted model's assignment")
     assert seen == sorted(seen)
+    assert len({incarnation for incarnation, _ in seen}) == 1, "a takeover goes on in the same line"
+
+
+async def test_standbys_tell_of_load_what_the_leader_knows(side: Side) -> None:
+    """Proves that every instance answers with the leader's figures, and with the placed load once nobody leads."""
+    replica = FakeAgent("r1", MODEL)
+    async with replica:
+        await side.put_model()
+        await side.store.put(keys.replica("r1"), replica.record().SerializeToString())
+        side.start("control_plane", "cp-1", "--assign-interval-s", "1", election_ttl_s=5)
+        side.start("control_plane", "cp-2", "--assign-interval-s", "1", election_ttl_s=5)
+        stubs = [
+            sharding_pb2_grpc.ShardingServiceStub(side.channel((await side.instance("control-plane", name)).address))
+            for name in ("cp-1", "cp-2")
+        ]
+        replica.load(3 << 32, 40_000, "acme")
+
+        async def all_say(rate: int) -> bool:
+            loads = set()
+            for stub in stubs:
+                answer = await stub.ListAssignments(sharding_pb2.ListAssignmentsRequest(model_id=MODEL), metadata=AUTH)
+                loads.add(answer.replicas[0].load_milli_mu_per_minute)
+            return loads == {rate}
+
+        await eventually(lambda: all_say(40_000), 30.0)
+        leader = await side.leader_process("control-plane")
+        stubs.pop(0 if leader.name == "cp-1" else 1)
+        leader.signal(signal.SIGSTOP)
+        answer = await stubs[0].ListAssignments(sharding_pb2.ListAssignmentsRequest(), metadata=AUTH)
+        assert [heat.replica_id for heat in answer.replicas] == ["r1"], "a leader that hangs keeps nobody waiting"
 
 
 async def test_bad_starts_are_explained(side: Side, tmp_path: Any) -> None:

@@ -14,6 +14,7 @@ from common.store import Change, Expect
 from fairlead.admin.v1 import admin_pb2
 from fairlead.capacity.v1 import capacity_pb2
 from fairlead.quota.v1 import quota_pb2
+from fairlead.sharding.v1 import sharding_pb2
 from tests.integration.control.side import MODEL, Router, Side
 from tests.support.waiting import eventually
 
@@ -61,6 +62,42 @@ async def test_killed_leaders_are_replaced(side: Side) -> None:
     await side.put_reservation("a", 40_000)
     await eventually(lambda: holds(router, 40_000), 20.0, "the standby allocates")
     print(f"allocator takeover: {time.monotonic() - killed_s:.1f} s from SIGKILL to a changed reservation in force")
+
+
+async def test_a_killed_sharder_is_replaced_within_ten_seconds(side: Side) -> None:
+    """Proves the bar of failover with the settings as they come: SIGKILL of the leader, and a change of the fleet is in
+    an assignment of the standby within 10 s, in the same line of generations."""
+    await side.put_model()
+    for number in range(4):
+        await side.put_replica(f"r{number}")
+    for name in ("cp-1", "cp-2"):
+        side.start("control_plane", name, election_ttl_s=5)
+        await side.instance("control-plane", name)
+
+    async def assignment() -> sharding_pb2.Assignment:
+        entry = await side.store.get(keys.assignment(MODEL))
+        return sharding_pb2.Assignment.FromString(entry.value) if entry is not None else sharding_pb2.Assignment()
+
+    async def named(replica_id: str) -> bool:
+        found = await assignment()
+        return bool(found.slices) and replica_id in found.replica_ids
+
+    await eventually(lambda: named("r1"), 30.0)
+    before = await assignment()
+    (await side.leader_process("control-plane")).signal(signal.SIGKILL)
+    killed_s = time.monotonic()
+    await side.store.delete(keys.replica("r1"))
+
+    async def moved() -> bool:
+        return not await named("r1")
+
+    await eventually(moved, 20.0)
+    took_s = time.monotonic() - killed_s
+    print(f"sharder takeover: {took_s:.1f} s from SIGKILL to the standby's assignment")
+    after = await assignment()
+    assert after.generation.incarnation == before.generation.incarnation
+    assert after.generation.number > before.generation.number
+    assert took_s < 10.0
 
 
 async def test_stopped_leader_hands_over_at_once(side: Side) -> None:
