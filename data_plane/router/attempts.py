@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from opentelemetry.trace import Span, Tracer
 
 from common.clock import Clock
 from common.logs import get_logger
-from common.shard_map import Generation
 from data_plane.router import tracing
 from data_plane.router.admission import Order
 from data_plane.router.core.accounts import Accounts
@@ -27,10 +25,11 @@ from data_plane.router.core.retry import (
     casts_doubt,
     may_have_started,
     may_try_again,
-    reason_given_up,
 )
+from data_plane.router.engine_messages import engine_request, skipped
 from data_plane.router.exchange import Finished, Receipt, Try
-from data_plane.router.routing import Chosen, NoReplicaError, Route, Routing, weight
+from data_plane.router.giving_up import given_up
+from data_plane.router.routing import Chosen, NoReplicaError, Route, Routing
 from data_plane.router.tables import Tables
 from data_plane.router.upstream import Upstream
 from fairlead.engine.v1 import engine_pb2
@@ -39,8 +38,6 @@ from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.prefix import prompt_chunks
 
 log = get_logger(__name__)
-
-_NO_REPLICA_RETRY_S = 2.0
 
 # What is said of replicas that were left out because they had just said it themselves.
 _KNOWN_FULL = QuotaExceededError("the replica's queue is full", reason=Reason.QUEUE_FULL)
@@ -198,7 +195,9 @@ class Attempts:
         try:
             chosen = await self._routing.choose(route, excluded, may_wait=not relay.attempts and not relay.lost)
         except NoReplicaError:
-            raise self._given_up(relay, _KNOWN_FULL if relay.full else failure) from failure
+            raise given_up(
+                relay.order, relay.receipt, relay.delivered_tokens, _KNOWN_FULL if relay.full else failure
+            ) from failure
         record, receipt = chosen.member.record, relay.receipt
         receipt.replica_id = record.replica_id
         receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
@@ -222,7 +221,7 @@ class Attempts:
         try:
             stream = self._upstream.generate(
                 member.record,
-                _engine_request(relay, route, chosen, self._router_id),
+                engine_request(route, chosen, self._router_id),
                 deadline_ns=order.deadline_ns,
                 metadata=metadata,
             )
@@ -237,7 +236,7 @@ class Attempts:
                         if relay.batch:
                             self._fleet.served(member.record.replica_id, this.start_ns)
                     if replay is not None:
-                        message = _skip(replay, message)
+                        message = skipped(replay, message)
                     relay.delivered_tokens += message.output_tokens
                     if keep_text:
                         relay.delivered_text.append(message.text)
@@ -297,85 +296,14 @@ class Attempts:
             retried=allowed,
         )
         if not allowed:
-            raise self._given_up(relay, error)
+            raise given_up(order, relay.receipt, relay.delivered_tokens, error)
         self._accounts.retries[order.model.model_id, error.reason.value] += 1
-
-    def _given_up(self, relay: Relay, failure: FairleadError | None) -> FairleadError:
-        model_id, facts = relay.order.model.model_id, {"attempts": str(relay.receipt.attempts)}
-        reason = reason_given_up(failure.reason if failure else None, delivered=bool(relay.delivered_tokens))
-        if reason is Reason.STREAM_BROKEN:
-            return UnavailableError(
-                f"the stream broke after {relay.delivered_tokens} tokens; what arrived was charged",
-                reason=Reason.STREAM_BROKEN,
-                metadata={**facts, "output_tokens": str(relay.delivered_tokens)},
-            )
-        if reason is Reason.NO_REPLICA:
-            return UnavailableError(
-                f"no replica of {model_id!r} can take the request now",
-                reason=Reason.NO_REPLICA,
-                metadata=facts,
-                retry_after_s=_NO_REPLICA_RETRY_S,
-            )
-        if reason is Reason.QUEUE_FULL:
-            return UnavailableError(
-                f"every replica of {model_id!r} that may be tried is full",
-                reason=Reason.QUEUE_FULL,
-                metadata=facts,
-                retry_after_s=(failure.retry_after_s if failure else None) or _NO_REPLICA_RETRY_S,
-            )
-        return UnavailableError(
-            "the replica was lost before the first token and no other could take over; nothing was charged",
-            reason=Reason.REPLICA_LOST,
-            metadata=facts,
-            retry_after_s=_NO_REPLICA_RETRY_S,
-        )
 
     def _budget(self, model_id: str) -> RetryBudget:
         budget = self._budgets.get(model_id)
         if budget is None:
             budget = self._budgets[model_id] = RetryBudget(self._clock.monotonic_ns())
         return budget
-
-
-def _engine_request(relay: Relay, route: Route, chosen: Chosen, router_id: str) -> engine_pb2.EngineGenerateRequest:
-    order = relay.order
-    request_id = relay.receipt.request_id
-    if order.request.request_id:
-        # Two tenants may name their requests alike, and a client may cancel and send one again at once; a replica must
-        # never see one id twice at a time.
-        request_id += "-" + secrets.token_hex(4)
-    message = engine_pb2.EngineGenerateRequest(
-        request_id=request_id,
-        tenant_id=order.tenant_id,
-        request=order.request,
-        priority=order.checked.priority,
-        prefill_milli_mu=chosen.pick.uncached_prefill_milli_mu,
-        decode_milli_mu=order.price.cost.decode_milli_mu,
-        weight=weight(relay.receipt),
-        router_id=router_id,
-        dispatch_number=chosen.dispatch.number,
-        shard_key=route.shard_key,
-        prefix_blocks=route.blocks,
-    )
-    if chosen.generation != Generation():
-        message.assignment.CopyFrom(chosen.generation.message())
-    message.request.sampling.max_tokens = order.checked.max_tokens
-    return message
-
-
-def _skip(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> engine_pb2.EngineGenerateResponse:
-    """What of a second run's message is new to the client.
-
-    Raises:
-        UnavailableError: The second run says something else than the first; reason STREAM_BROKEN.
-    """
-    text, tokens = replay.feed(message.text, message.output_tokens)
-    if not replay.agrees or (message.finish_reason and not replay.caught_up):
-        raise UnavailableError("the second replica's text differs from what was delivered", reason=Reason.STREAM_BROKEN)
-    fresh = engine_pb2.EngineGenerateResponse()
-    fresh.CopyFrom(message)
-    fresh.text, fresh.output_tokens = text, tokens
-    return fresh
 
 
 def _fingerprint(order: Order) -> bytes:

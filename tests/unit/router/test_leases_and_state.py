@@ -11,6 +11,7 @@ import pytest
 from common import keys
 from common.clock import FakeClock
 from common.memory_store import MemoryStore
+from data_plane.router.assignments import Assignments
 from data_plane.router.core.fleet import Fleet
 from data_plane.router.core.holds import Hold, Holds
 from data_plane.router.lease_desk import LeaseDesk
@@ -288,7 +289,7 @@ async def test_profiles_in_the_store_price_at_once_and_come_back_from_disk(tmp_p
 def tables_with(live: dict[str, CostProfile]) -> Tables:
     """Look-ups that know these stored profiles."""
     profiles = built_in_profiles().with_live(live)
-    return Tables(keys={}, tenants={}, models={}, policies={}, assignments={}, profiles=profiles)
+    return Tables(keys={}, tenants={}, models={}, policies={}, assignments=Assignments(FakeClock()), profiles=profiles)
 
 
 def test_a_profile_not_seen_yet_leaves_the_old_price() -> None:
