@@ -14,6 +14,10 @@ DECODE_WEIGHT: Final = 0.3
 QUEUED_DECODE_WEIGHT: Final = 0.3
 """How much decode that still waits in the agent delays a prefill: as much as running decode, which it will be."""
 
+STALL_WEIGHT: Final = 0.3
+"""How much a prompt's own prefill counts once more for each request that is there already: it holds up their decode,
+and the less it meets, the better for all. Source: simulation of chunked prefill on recorded traces."""
+
 CAPACITY_MILLI_MU_PER_MINUTE: Final = int(REPLICA_CAPACITY)
 """Capacity of a replica that names none. Source: the definition of a model unit."""
 
@@ -42,19 +46,23 @@ class Candidate:
         pending_prefill_milli_mu: Prefill that waits there, this router's newest dispatches included, 0 or more.
         decode_milli_mu: Decode left there, likewise.
         queued_decode_milli_mu: Decode of requests that wait in the agent, likewise.
+        requests: Requests that wait or run there, as far as this router knows, 0 or more.
 
     Attributes:
         phase: The hash as a fraction of 2^64, 0 to 1.
         load_minutes: What delays a prefill there, in minutes of its capacity.
         minutes_per_milli_mu: One over the capacity.
+        own_minutes_per_milli_mu: What a prompt of 1 mMU adds there, the requests that it holds up included.
+        aged_ns: When its load was last brought up to date.
+        told: What is remembered of it when it is weighed: id, pending prefill, decode, capacity, queued decode.
         in_flight: This router's requests on it.
-        requests: Requests that wait or run there, as far as this router knows.
         kv_used_tokens: KV cache in use by its last report.
         kv_capacity_tokens: KV cache of its engine; 0 where it does not tell.
         cache_bit: Its bit in the prefix index of its model; 0 where it has no prefix cache.
     """
 
     __slots__ = (
+        "aged_ns",
         "cache_bit",
         "capacity_milli_mu_per_minute",
         "decode_milli_mu",
@@ -65,11 +73,13 @@ class Candidate:
         "load_milli_mu",
         "load_minutes",
         "minutes_per_milli_mu",
+        "own_minutes_per_milli_mu",
         "pending_prefill_milli_mu",
         "phase",
         "queued_decode_milli_mu",
         "replica_id",
         "requests",
+        "told",
     )
 
     def __init__(
@@ -81,15 +91,19 @@ class Candidate:
         pending_prefill_milli_mu: int,
         decode_milli_mu: int,
         queued_decode_milli_mu: int = 0,
+        requests: int = 0,
     ) -> None:
         self.replica_id = replica_id
         self.phase = hash64 / 2.0**64
         self.health = health
-        self.in_flight = self.requests = 0
+        self.in_flight = 0
         self.kv_used_tokens = self.kv_capacity_tokens = 0
         self.cache_bit = 0
-        self.minutes_per_milli_mu = 0.0
-        self.carry(pending_prefill_milli_mu, decode_milli_mu, queued_decode_milli_mu)
+        self.aged_ns = 0
+        self.pending_prefill_milli_mu = pending_prefill_milli_mu
+        self.decode_milli_mu = decode_milli_mu
+        self.queued_decode_milli_mu = queued_decode_milli_mu
+        self.requests = requests
         self.serve(capacity_milli_mu_per_minute)
 
     def serve(self, capacity_milli_mu_per_minute: int) -> None:
@@ -97,17 +111,38 @@ class Candidate:
         known = capacity_milli_mu_per_minute > 0
         self.capacity_milli_mu_per_minute = capacity_milli_mu_per_minute if known else CAPACITY_MILLI_MU_PER_MINUTE
         self.minutes_per_milli_mu = 1.0 / self.capacity_milli_mu_per_minute
-        self.load_minutes = self.load_milli_mu * self.minutes_per_milli_mu
+        self.carry(self.pending_prefill_milli_mu, self.decode_milli_mu, self.queued_decode_milli_mu, self.requests)
 
-    def carry(self, pending_prefill_milli_mu: int, decode_milli_mu: int, queued_decode_milli_mu: int = 0) -> None:
+    def age(self, now_ns: int) -> None:
+        """Brings the load up to now."""
+        self.aged_ns = now_ns
+
+    def carry(
+        self,
+        pending_prefill_milli_mu: int,
+        decode_milli_mu: int,
+        queued_decode_milli_mu: int = 0,
+        requests: int = 0,
+    ) -> None:
         """Sets the load, all parts 0 or more."""
         self.pending_prefill_milli_mu = pending_prefill_milli_mu
         self.decode_milli_mu = decode_milli_mu
         self.queued_decode_milli_mu = queued_decode_milli_mu
-        self.load_milli_mu = (
-            pending_prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu + QUEUED_DECODE_WEIGHT * queued_decode_milli_mu
+        self.requests = requests
+        load = pending_prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu
+        if queued_decode_milli_mu:
+            load += QUEUED_DECODE_WEIGHT * queued_decode_milli_mu
+        minutes = self.minutes_per_milli_mu
+        self.load_milli_mu = load
+        self.load_minutes = load * minutes
+        self.own_minutes_per_milli_mu = (1.0 + STALL_WEIGHT * requests) * minutes
+        self.told = (
+            self.replica_id,
+            pending_prefill_milli_mu,
+            decode_milli_mu,
+            self.capacity_milli_mu_per_minute,
+            queued_decode_milli_mu,
         )
-        self.load_minutes = self.load_milli_mu * self.minutes_per_milli_mu
 
 
 def hash64(text: str) -> int:

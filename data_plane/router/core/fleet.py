@@ -29,9 +29,6 @@ _NS_PER_S: Final = 1_000_000_000
 REPORT_STALE_S: Final = 5.0
 """Agents report every second; five missed reports are a silence, not a hiccup of a busy machine."""
 
-AGED_MS: Final = 50.0
-"""How often loads are brought up to the time gone by since their reports: a twentieth of a report's interval."""
-
 UNTRIED_GRACE_S: Final = 3.0
 """A replica that was just discovered is believed this long before its first report."""
 
@@ -72,7 +69,6 @@ _READY: Final = Health.READY
 _DOUBTFUL: Final = Health.DOUBTFUL
 _CLOSED: Final = Health.CLOSED
 _STALE_NS: Final = int(REPORT_STALE_S * _NS_PER_S)
-_AGED_NS: Final = int(AGED_MS * 1e6)
 _GRACE_NS: Final = int(UNTRIED_GRACE_S * _NS_PER_S)
 
 # Subsets whose pools are kept per model. There is one per tenant at most; past this all are made anew.
@@ -115,17 +111,17 @@ class _Model:
         prefixes: What their caches hold.
         pools: Candidates of the subsets that were asked for, by the subset's identity; each keeps its subset alive.
         doubt_ns: The first moment at which time alone may change somebody's health.
-        aged_ns: When the loads were last brought up to date.
+        judged_ns: When everybody's health was last judged; earlier moments come only where time goes backwards.
     """
 
-    __slots__ = ("aged_ns", "doubt_ns", "members", "pools", "prefixes")
+    __slots__ = ("doubt_ns", "judged_ns", "members", "pools", "prefixes")
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.prefixes = PrefixIndex()
         self.pools: dict[int, tuple[Sequence[str], Pool]] = {}
         self.doubt_ns = 0
-        self.aged_ns = 0
+        self.judged_ns = 0
 
 
 class Fleet:
@@ -250,10 +246,11 @@ class Fleet:
         model = self._by_model.get(model_id)
         if model is None:
             return Pool(())
-        if not 0 <= now_ns - model.aged_ns < _AGED_NS:
-            self._age(model, now_ns)
+        if not model.judged_ns <= now_ns < model.doubt_ns:
+            self._judge_all(model, now_ns)
         kept = model.pools.get(id(subset))
         if kept is not None and kept[0] is subset:
+            kept[1].age(now_ns)
             return kept[1]
         members = model.members
         chosen = [members[replica_id].load for replica_id in choose_pool(subset, members)]
@@ -262,7 +259,13 @@ class Fleet:
             if len(model.pools) >= _POOLS_MAX:
                 model.pools.clear()
             model.pools[id(subset)] = (subset, pool)
+        pool.age(now_ns)
         return pool
+
+    def prefixes(self, model_id: str) -> PrefixIndex | None:
+        """What the caches of a model's replicas hold; None where no replica keeps prefixes."""
+        model = self._by_model.get(model_id)
+        return model.prefixes if model is not None and model.prefixes.replicas else None
 
     def room(self, model_id: str, subset: Sequence[str], now_ns: int) -> Room:
         """Whether any replica takes batch requests of a workload now; arguments as in `candidates`."""
@@ -299,17 +302,10 @@ class Fleet:
             begin_ns, lasts_ns = (member.heard_ns, _STALE_NS) if member.link is _UP else (member.known_ns, _GRACE_NS)
             model.doubt_ns = min(model.doubt_ns, begin_ns + lasts_ns + 1)
 
-    def _age(self, model: _Model, now_ns: int) -> None:
-        """Brings loads up to now, and health where time may have changed it or has gone backwards."""
+    def _judge_all(self, model: _Model, now_ns: int) -> None:
+        model.doubt_ns, model.judged_ns = now_ns + _STALE_NS, now_ns
         for member in model.members.values():
-            load = member.load
-            if load.load_milli_mu:
-                load.age(now_ns)
-        if now_ns >= model.doubt_ns or now_ns < model.aged_ns:
-            model.doubt_ns = now_ns + _STALE_NS
-            for member in model.members.values():
-                self._judge(member, now_ns)
-        model.aged_ns = now_ns
+            self._judge(member, now_ns)
 
     def _keep_prefixes(self, member: Member) -> None:
         """Keeps a replica's cache in the index, or no longer."""

@@ -127,6 +127,8 @@ class ReplicaLoad(Candidate):
     """
 
     __slots__ = (
+        "_decode_left",
+        "_decode_per_ns",
         "_ended_requests",
         "_expected",
         "_expected_ns",
@@ -134,10 +136,14 @@ class ReplicaLoad(Candidate):
         "_gone_prefill",
         "_heard_ns",
         "_in_flight",
+        "_known",
         "_largest",
         "_next_number",
         "_own_decode",
+        "_prefill_per_ns",
+        "_queued",
         "_report",
+        "_requests",
         "_unseen",
         "_unseen_decode",
         "_unseen_prefill",
@@ -159,6 +165,8 @@ class ReplicaLoad(Candidate):
         # Own prefill that has not begun, the largest of it (or larger), and own decode in flight.
         self._waiting = self._largest = self._own_decode = 0
         self._expected, self._expected_ns = 0.0, 0
+        # What holds until something begins or ends.
+        self._known = self._decode_left = self._queued = self._requests = 0
 
     def dispatch(
         self, prefill_milli_mu: int, decode_milli_mu: int, now_ns: int, prefix_blocks: tuple[int, ...] = ()
@@ -184,8 +192,8 @@ class ReplicaLoad(Candidate):
         self.in_flight += 1
         if prefix_blocks and self.prefixes is not None:
             dispatch.blocks = self.prefixes.add(self.replica_id, prefix_blocks)
-        self._expect(self._expected_at(now_ns) + prefill, now_ns)
-        self.age(now_ns)
+        self._expected, self._expected_ns = self._expected_at(now_ns) + prefill, now_ns
+        self._settle(now_ns)
         return dispatch
 
     def started(self, dispatch: Dispatch, now_ns: int) -> None:
@@ -194,7 +202,7 @@ class ReplicaLoad(Candidate):
             return
         dispatch.started_ns = now_ns
         self._begun(dispatch, now_ns)
-        self.age(now_ns)
+        self._settle(now_ns)
 
     def ended(self, dispatch: Dispatch, now_ns: int) -> None:
         """The request left the replica, whatever became of it. To be called once, after `report` likewise."""
@@ -216,7 +224,7 @@ class ReplicaLoad(Candidate):
             # What of it was left at the report: all, or in proportion to the time where it was running already.
             running_ns = max(now_ns - started_ns, since_ns)
             self._gone_decode += dispatch.decode_milli_mu * since_ns // running_ns
-        self.age(now_ns)
+        self._settle(now_ns)
 
     def report(self, report: Report, now_ns: int) -> bool:
         """Takes a replica's report.
@@ -238,26 +246,41 @@ class ReplicaLoad(Candidate):
         self._report, self._heard_ns = report, now_ns
         self._gone_prefill = self._gone_decode = self._ended_requests = 0
         self._see(report.dispatches_seen, now_ns)
-        self._expect(self._known(), now_ns)
-        self.age(now_ns)
+        self._expected_ns = now_ns
+        self._settle(now_ns)
+        self._expected = float(self._known)
         return True
 
+    def serve(self, capacity_milli_mu_per_minute: int) -> None:
+        """Sets the capacity; 0 and less counts as the definition's."""
+        super().serve(capacity_milli_mu_per_minute)
+        per_ns = self.capacity_milli_mu_per_minute / (SECONDS_PER_MINUTE * _NS_PER_S)
+        self._prefill_per_ns, self._decode_per_ns = PREFILL_SHARE * per_ns, (1.0 - PREFILL_SHARE) * per_ns
+
     def age(self, now_ns: int) -> None:
-        """Brings the candidate's load up to now."""
+        """Brings the candidate's load up to now: something began or ended, or time has passed."""
+        pending, decode = self._known, self._decode_left
+        if pending and now_ns > self._expected_ns:
+            expected = self._expected - self._prefill_per_ns * (now_ns - self._expected_ns)
+            if expected < pending:
+                least = self._waiting - self._largest
+                pending = ceil(expected) if expected > least else least
+        if decode and now_ns > self._heard_ns:
+            decode = max(0, decode - int(self._decode_per_ns * (now_ns - self._heard_ns)))
+        self.aged_ns = now_ns
+        self.carry(pending, decode + self._unseen_decode, self._queued, self._requests)
+
+    def _settle(self, now_ns: int) -> None:
+        """Works out what holds until something begins or ends."""
         report = self._report
-        known = self._known()
-        pending = min(known, self._expected_at(now_ns)) if known else 0
-        decode = self._believed(report.decode_milli_mu, self._own_decode - self._unseen_decode)
-        queued = max(0, report.queued_decode_milli_mu)
-        left = decode - self._gone_decode
-        if left > 0 and now_ns > self._heard_ns:
-            left -= int((1.0 - PREFILL_SHARE) * self._milli_mu_in(now_ns - self._heard_ns))
-        self.requests = max(self.in_flight, report.requests + len(self._unseen) - self._ended_requests)
-        self.carry(
-            ceil(max(pending, self._waiting - self._largest)),
-            max(0, left) + self._unseen_decode,
-            queued if queued < ABSURD_MINUTES * self.capacity_milli_mu_per_minute else 0,
-        )
+        said = self._believed(report.pending_prefill_milli_mu, self._waiting - self._unseen_prefill)
+        known = max(0, said - self._gone_prefill) + self._unseen_prefill
+        self._known = max(known, self._waiting - self._largest)
+        said = self._believed(report.decode_milli_mu, self._own_decode - self._unseen_decode)
+        self._decode_left = max(0, said - self._gone_decode)
+        self._queued = self._believed(report.queued_decode_milli_mu, 0)
+        self._requests = max(self.in_flight, report.requests + len(self._unseen) - self._ended_requests)
+        self.age(now_ns)
 
     def _begun(self, dispatch: Dispatch, now_ns: int) -> None:
         """Its prefill no longer waits."""
@@ -278,23 +301,10 @@ class ReplicaLoad(Candidate):
             if dispatch.started_ns is None:
                 self._unseen_prefill -= dispatch.prefill_milli_mu
 
-    def _known(self) -> int:
-        said = self._believed(self._report.pending_prefill_milli_mu, self._waiting - self._unseen_prefill)
-        return max(0, said - self._gone_prefill) + self._unseen_prefill
-
     def _believed(self, said_milli_mu: int, own_milli_mu: int) -> int:
         """What a report says, or where that cannot be, what this router knows of it itself."""
         sane = 0 <= said_milli_mu < ABSURD_MINUTES * self.capacity_milli_mu_per_minute
         return said_milli_mu if sane else own_milli_mu
 
-    def _expect(self, milli_mu: float, now_ns: int) -> None:
-        self._expected, self._expected_ns = milli_mu, now_ns
-
     def _expected_at(self, now_ns: int) -> float:
-        passed_ns = now_ns - self._expected_ns
-        if passed_ns <= 0:
-            return self._expected
-        return max(0.0, self._expected - PREFILL_SHARE * self._milli_mu_in(passed_ns))
-
-    def _milli_mu_in(self, passed_ns: int) -> float:
-        return self.capacity_milli_mu_per_minute * passed_ns / (SECONDS_PER_MINUTE * _NS_PER_S)
+        return max(0.0, self._expected - self._prefill_per_ns * max(0, now_ns - self._expected_ns))

@@ -11,6 +11,11 @@ from data_plane.router.core.prefix_index import PrefixIndex
 PANIC_SHARE: Final = 0.5
 """With fewer than this share of replicas healthy, the router doubts the alarms rather than the replicas."""
 
+AGED_MS: Final = 50.0
+"""How often loads are brought up to the time gone by since their reports: a twentieth of a report's interval."""
+
+_AGED_NS: Final = int(AGED_MS * 1e6)
+
 # Looking a member up on an enum class costs more than the rest of a comparison.
 _READY: Final = Health.READY
 _CLOSED: Final = Health.CLOSED
@@ -30,25 +35,42 @@ class Pool(list[Candidate]):
         eligible: Those that may be chosen: the ready ones, or all open ones where too few are.
         panic: Health is ignored because too few replicas have it.
         cache_mask: The cache bits of the eligible ones.
+        aged_ns: When their loads were last brought up to date.
+        order: The places in `eligible`, rising.
         places: Where in `eligible` the replica with a cache bit stands.
     """
 
-    __slots__ = ("cache_mask", "eligible", "panic", "places", "prefixes")
+    __slots__ = ("aged_ns", "cache_mask", "eligible", "order", "panic", "places", "prefixes")
 
     def __init__(self, candidates: Iterable[Candidate], prefixes: PrefixIndex | None = None) -> None:
         super().__init__(candidates)
         self.prefixes = prefixes
+        self.aged_ns = 0
         eligible, self.panic = usable(self)
         self._allow(eligible)
 
     def _allow(self, eligible: Sequence[Candidate]) -> None:
         self.eligible = eligible
+        self.order = range(len(eligible))
         self.cache_mask = 0
         self.places: dict[int, int] = {}
         for place, each in enumerate(eligible):
             if each.cache_bit:
                 self.cache_mask |= each.cache_bit
                 self.places[each.cache_bit] = place
+
+    def age(self, now_ns: int) -> None:
+        """Brings the loads up to now, where that was not done lately: it costs more than a choice.
+
+        Args:
+            now_ns: Monotonic now; it may have gone backwards.
+        """
+        if 0 <= now_ns - self.aged_ns < _AGED_NS:
+            return
+        self.aged_ns = now_ns
+        for each in self.eligible:
+            if not 0 <= now_ns - each.aged_ns < _AGED_NS:
+                each.age(now_ns)
 
     def without(self, excluded: Collection[str]) -> Pool:
         """This pool without some of its replicas; whether it is a panic is judged with them.

@@ -79,6 +79,11 @@ class PrefixIndex:
         """Blocks known, each once however many replicas hold it."""
         return len(self._holders)
 
+    @property
+    def replicas(self) -> int:
+        """Replicas whose caches are kept."""
+        return len(self._caches)
+
     def join(self, replica_id: str) -> int:
         """Begins to keep a replica's cache, empty at first.
 
@@ -126,6 +131,12 @@ class PrefixIndex:
         if cache is None:
             return []
         held, holders, bit, new = cache.blocks, self._holders, cache.bit, []
+        if 2 * len(held) < self._most(cache):
+            new = [block for block in blocks if block not in held]  # nothing is near being dropped: no need for order
+            for block in new:
+                held[block] = True
+                holders[block] = holders.get(block, 0) | bit
+            return new
         # From the back: of one prompt the front is needed longest.
         for block in reversed(blocks):
             known = held.pop(block, None)
@@ -176,17 +187,20 @@ class PrefixIndex:
             holds none is in no group.
         """
         groups: list[tuple[int, int]] = []
-        find = self._holders.get
+        holders = self._holders
         depth = 0
-        for block in blocks:
-            left = mask & find(block, 0)
-            if left != mask:
-                if depth:
-                    groups.append((mask ^ left, depth))
-                mask = left
-                if not mask:
-                    return groups
-            depth += 1
+        try:
+            for block in blocks:
+                left = mask & holders[block]
+                if left != mask:
+                    if depth:
+                        groups.append((mask ^ left, depth))
+                    mask = left
+                    if not left:
+                        return groups
+                depth += 1
+        except KeyError:
+            pass  # nobody holds that one
         if depth and mask:
             groups.append((mask, depth))
         return groups

@@ -22,7 +22,7 @@ from typing import Final
 
 from data_plane.router.core.candidate import DECODE_WEIGHT
 from data_plane.router.core.policies.policy import Ask, Pick, expected_first_token_s
-from data_plane.router.core.policies.weighing import rendezvous, weighed
+from data_plane.router.core.policies.weighing import remembered, rendezvous
 from data_plane.router.core.pool import Pool
 
 OVERLOAD: Final = 1.25
@@ -53,20 +53,32 @@ class Cost:
             common = _common(groups, pool.cache_mask)
             cached = ask.cached_tokens(common)
             own = ask.uncached_milli_mu(cached)
-        scores = [each.load_minutes + own * each.minutes_per_milli_mu for each in members]
+        scores = [each.load_minutes + own * each.own_minutes_per_milli_mu for each in members]
         held = _advantages(ask, pool, groups, common, scores) if groups else {}
-        lowest = min(scores)
-        alike = NEAR_TIE * ask.prefill_milli_mu * members[scores.index(lowest)].minutes_per_milli_mu
-        tied = [place for place, score in enumerate(scores) if score <= lowest + alike]
-        best = rendezvous(members, tied, ask.session_id or ask.request_id)
+        ranking = sorted(pool.order, key=scores.__getitem__)
+        best = ranking[0]
+        count = len(ranking)
+        if count > 1:
+            near = scores[best] + NEAR_TIE * ask.prefill_milli_mu * members[best].minutes_per_milli_mu
+            if scores[ranking[1]] <= near:
+                best = rendezvous(members, _alike(ranking, scores, near), ask.session_id or ask.request_id)
         chosen = members[best]
-        remembered = weighed(members, scores, best, ask.weighed_max, cached, held) if ask.weighed_max else ()
-        if best in held:
+        most = ask.weighed_max
+        told = remembered(members, scores, ranking, best, most, cached, held) if most else ()
+        sticky = best in held
+        if sticky:
             cached = held[best]
             own = ask.uncached_milli_mu(cached)
         expected_s = expected_first_token_s(chosen, own)
-        count = len(members)
-        return Pick(chosen.replica_id, self.name, pool.panic, best in held, own, expected_s, remembered, count, cached)
+        return Pick(chosen.replica_id, self.name, pool.panic, sticky, own, expected_s, told, count, cached)
+
+
+def _alike(ranking: Sequence[int], scores: Sequence[float], near: float) -> Sequence[int]:
+    """The places of those that score no more than `near`."""
+    for rank, place in enumerate(ranking):
+        if scores[place] > near:
+            return ranking[:rank]
+    return ranking
 
 
 def _common(groups: Sequence[tuple[int, int]], mask: int) -> int:
@@ -107,7 +119,7 @@ def _advantages(
             place = places[bit]
             each = members[place]
             held[place] = cached
-            load, minutes = each.load_minutes, each.minutes_per_milli_mu
-            if load <= limit + request * minutes:
-                scores[place] = load + uncached * minutes
+            load = each.load_minutes
+            if load <= limit + request * each.minutes_per_milli_mu:
+                scores[place] = load + uncached * each.own_minutes_per_milli_mu
     return held

@@ -56,6 +56,9 @@ class Ask(NamedTuple):
         return self.prefill_milli_mu * left // max(1, self.input_tokens)
 
 
+Rank = tuple[tuple[str, int, int, int, int], float, int, Health]
+"""A candidate as it is remembered: what it told (`Candidate.told`), score, tokens in its cache, health."""
+
 Weighed = tuple[str, float, int, int, int, Health, int, int]
 """A candidate as it was weighed: replica id, score (less is better), pending prefill, decode, capacity, health, queued
 decode, tokens of the prompt in its cache."""
@@ -71,7 +74,7 @@ class Pick(NamedTuple):
         sticky: It holds more of the prompt's prefix than everybody does.
         uncached_prefill_milli_mu: What the prompt costs there beyond its cache, mMU.
         expected_first_token_s: Until the first token, as far as anybody knows, seconds.
-        weighed: The best candidates, the winner first; as many as were asked for.
+        ranking: The best candidates, the winner first; as many as were asked for. See `weighed`.
         candidate_count: Replicas that were weighed in all.
         cached_tokens: Prompt tokens expected in its cache.
     """
@@ -82,9 +85,17 @@ class Pick(NamedTuple):
     sticky: bool
     uncached_prefill_milli_mu: int
     expected_first_token_s: float
-    weighed: tuple[Weighed, ...] = ()
+    ranking: tuple[Rank, ...] = ()
     candidate_count: int = 1
     cached_tokens: int = 0
+
+    @property
+    def weighed(self) -> tuple[Weighed, ...]:
+        """The best candidates, the winner first, to be read."""
+        return tuple(
+            (replica_id, score, pending, decode, capacity, health, queued_decode, cached)
+            for (replica_id, pending, decode, capacity, queued_decode), score, cached, health in self.ranking
+        )
 
 
 class Policy(Protocol):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from data_plane.router.core.candidate import Candidate
-from data_plane.router.core.policies.policy import Ask, Pick, Weighed, expected_first_token_s
+from data_plane.router.core.policies.policy import Ask, Pick, Rank, expected_first_token_s
 from data_plane.router.core.pool import Pool
 
 # Salts below 2^24 leave 29 bits of a product's fraction exact.
@@ -30,45 +29,33 @@ def rendezvous(members: Sequence[Candidate], places: Sequence[int], name: str) -
     return places[draws.index(max(draws))]
 
 
-def weighed(
+def remembered(
     members: Sequence[Candidate],
     scores: Sequence[float],
+    ranking: Sequence[int],
     best: int,
     most: int,
     cached_tokens: int,
     held: Mapping[int, int],
-) -> tuple[Weighed, ...]:
+) -> tuple[Rank, ...]:
     """The winner and the best of the others, as they are now.
 
     Args:
         members: Who was weighed.
         scores: By place in `members`; less is better.
+        ranking: Places, the least score first.
         best: The winner's place.
         most: How many are wanted, 1 or more.
         cached_tokens: Prompt tokens that everybody holds.
         held: Prompt tokens that some hold, by place.
     """
-    others: Iterable[int] = range(len(scores))
-    if len(scores) > most:
-        bound = sorted(scores)[most - 1]
-        others = list(compress(others, map(bound.__ge__, scores)))
-        if len(others) > most:
-            others.sort(key=scores.__getitem__)
-    chosen = [best, *[place for place in others if place != best][: most - 1]]
+    top = ranking[:most]
+    if top[0] != best:
+        top = [best, *[place for place in ranking[:most] if place != best][: most - 1]]
+    if not held:
+        return tuple([((each := members[place]).told, scores[place], cached_tokens, each.health) for place in top])
     return tuple(
-        [
-            (
-                (each := members[place]).replica_id,
-                scores[place],
-                each.pending_prefill_milli_mu,
-                each.decode_milli_mu,
-                each.capacity_milli_mu_per_minute,
-                each.health,
-                each.queued_decode_milli_mu,
-                held.get(place, cached_tokens),
-            )
-            for place in chosen
-        ]
+        [((each := members[place]).told, scores[place], held.get(place, cached_tokens), each.health) for place in top]
     )
 
 
@@ -101,6 +88,10 @@ def chosen(
     members = pool.eligible
     winner, cached = members[best], held.get(best, 0)
     uncached = ask.uncached_milli_mu(cached)
+    ranking: tuple[Rank, ...] = ()
+    if ask.weighed_max:
+        places = sorted(pool.order, key=scores.__getitem__)
+        ranking = remembered(members, scores, places, best, ask.weighed_max, 0, held)
     return Pick(
         winner.replica_id,
         policy,
@@ -108,7 +99,7 @@ def chosen(
         sticky,
         uncached,
         expected_first_token_s(winner, uncached),
-        weighed(members, scores, best, ask.weighed_max, 0, held) if ask.weighed_max else (),
+        ranking,
         len(members),
         cached,
     )
