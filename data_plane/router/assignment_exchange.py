@@ -199,7 +199,7 @@ class AssignmentExchange:
             for assignment in answer.assignments:
                 if model_id in ("", assignment.model_id):
                     self._assignments.take(assignment, who)
-            wanted = [self._assignments.newer(each) for each in answer.wanted_model_ids if model_id in ("", each)]
+            wanted = [self._assignments.message(each) for each in answer.wanted_model_ids if model_id in ("", each)]
             handed = [each for each in wanted if each is not None]
             if handed:
                 await call(sharding_pb2.ExchangeAssignmentsRequest(held=self._assignments.held(), assignments=handed))

@@ -126,7 +126,7 @@ class Assignments:
         """Generations by model, as messages."""
         return {model_id: shard_map.generation.message() for model_id, shard_map in self._maps.items()}
 
-    def newer(self, model_id: str) -> sharding_pb2.Assignment | None:
+    def message(self, model_id: str) -> sharding_pb2.Assignment | None:
         """The assignment in force as a message, to hand it over; None where there is none."""
         return self._messages.get(model_id)
 

@@ -196,10 +196,14 @@ class Routing:
         found = self._desk.at_once(model_id, take)
         if found is not None:
             return found
-        first = policy.pick(self._ask(route, excluded), self._pool(route, begin_ns))
+        ask, pool = self._ask(route, excluded), self._pool(route, begin_ns)
+        first = policy.pick(ask, pool)
         member = self._fleet.get(first.replica_id) if first is not None else None
         if first is None or member is None:
             return NoReplicaError()
+        hopeless = self._hopeless(route, ask, pool, first, (order.deadline_ns - begin_ns) / NS_PER_S)
+        if hopeless is not None:
+            return hopeless
         wanted: Wanted[Found] = Wanted(
             tenant_id=order.tenant_id,
             rank=_RANKS[order.checked.priority],
@@ -223,14 +227,16 @@ class Routing:
         """A replica for a request, or what is to be said of it; None where it shall wait for room."""
         order, now_ns = route.order, self._clock.monotonic_ns()
         pool, ask = self._pool(route, now_ns), self._ask(route, excluded)
+        if needs_room:
+            open_ = pool.without(excluded).eligible
+            if open_ and not any(map(has_room, open_)):
+                return None
         pick = policy.pick(ask, pool)
         if pick is None:
             return NoReplicaError()
         hopeless = self._hopeless(route, ask, pool, pick, (order.deadline_ns - now_ns) / NS_PER_S)
         if hopeless is not None:
             return hopeless
-        if needs_room and not any(has_room(each) for each in pool.without(excluded).eligible):
-            return None
         member = self._fleet.get(pick.replica_id)
         if member is None:
             return NoReplicaError()
