@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
+from control_plane.core.sharding.values import Cause, Move
 from data_plane.router.core.accounts import Outcome
 
 
@@ -28,6 +29,8 @@ class TenantBook:
         output_tokens: Delivered.
         repeated: Requests that had been refused before.
         moved: Attempts on another replica.
+        dispatched: Attempts by replica.
+        misrouted: Attempts on a replica that the newest assignment did not give them.
         ttft_s: Time to first token, in the order of `ttft_at_s`.
         ttft_at_s: When each of these requests arrived.
         tpot_s: Mean time per output token of each completed request of two tokens or more.
@@ -37,8 +40,10 @@ class TenantBook:
     __slots__ = (
         "admitted",
         "cached_tokens",
+        "dispatched",
         "ended",
         "input_tokens",
+        "misrouted",
         "moved",
         "output_tokens",
         "received",
@@ -60,6 +65,8 @@ class TenantBook:
         self.output_tokens = 0
         self.repeated = 0
         self.moved = 0
+        self.dispatched: Counter[str] = Counter()
+        self.misrouted = 0
         self.ttft_s = array("d")
         self.ttft_at_s = array("d")
         self.tpot_s = array("d")
@@ -109,3 +116,27 @@ class Incident:
     at_s: float
     kind: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rearrangement:
+    """A placement of the sharder that took the place of an earlier one.
+
+    Attributes:
+        at_s: When.
+        model_id: Of which model.
+        reason: Why, one sentence.
+        load: Load of all slices then, mMU per minute.
+        moves: Who came and who left, the largest load first.
+    """
+
+    at_s: float
+    model_id: str
+    reason: str
+    load: int
+    moves: tuple[Move, ...]
+
+    def churn(self, *causes: Cause) -> float:
+        """Load that changed its replica, as a share of all; only for some causes where these are named."""
+        moved = sum(move.load for move in self.moves if not causes or move.cause in causes)
+        return moved / self.load if self.load else 0.0

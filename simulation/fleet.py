@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from capacity.core.allocate import Model, Reservation, utilization_ppm
+from common.shard_map import ShardMap
 from data_plane.router.core.accounts import Outcome
 from engines.simulated.hardware import hardware
 from engines.simulated.work import SchedulerLimits
@@ -20,17 +21,17 @@ from simulation.arrivals import Arrival, Workloads, traffic
 from simulation.books import Incident, TenantBook
 from simulation.flight import Flight, Tenant
 from simulation.kernel import NS_PER_S, Loop, mix, stream
-from simulation.placement import Sharder
-from simulation.policy import POLICIES
+from simulation.placement import Sharded, Sharder
 from simulation.quota import Allocator, RateLimiter, admit_all
 from simulation.registry import Registry
 from simulation.replica import Replica
 from simulation.replica_terms import ReplicaTerms
 from simulation.result import Result
-from simulation.router import Router, Surroundings
+from simulation.router import Router
 from simulation.scaling import Autoscaler
 from simulation.scenario import FailureSpec, ModelSpec, Scenario, TenantSpec
 from simulation.seats import Seats
+from simulation.surroundings import Surroundings
 
 PROLOGUE_S: Final = 5.0
 """Before the first request, so that placements, quotas and leases are there; results count from its end."""
@@ -63,6 +64,7 @@ class Simulation:
         self._retries_pending = 0
         self._incidents: list[Incident] = []
         self._replicas: dict[str, Replica] = {}
+        self._newest: dict[str, ShardMap] = {}
         self._profiles = {spec.id: _profile(spec) for spec in scenario.models}
         delay_ns = round(settings.control_delay_s * NS_PER_S)
         registry = Registry(self.loop, delay_ns)
@@ -81,7 +83,10 @@ class Simulation:
         reserved: dict[str, dict[str, Rate]] = {spec.id: {} for spec in scenario.models}
         for reservation in reservations:
             reserved[reservation.model_id][reservation.tenant_id] = reservation.reserved
-        self.sharder = Sharder(self.loop, registry, reserved, self.routers, delay_ns)
+        sharded = {spec.id: Sharded(reserved[spec.id], self._profiles[spec.id]) for spec in scenario.models}
+        self.sharder = Sharder(
+            self.loop, registry, sharded, self._replicas, self.routers, delay_ns, settings.sharder, self._newest
+        )
         self.seats = {spec.id: self._make_seats(spec, registry) for spec in scenario.models}
         if settings.autoscaler:
             for seats in self.seats.values():
@@ -134,11 +139,11 @@ class Simulation:
 
     def _make_routers(self) -> list[Router]:
         settings = self.scenario.settings
-        surroundings = Surroundings(self.loop, self._profiles, self._replicas, self._on_end, self._bucket)
+        surroundings = Surroundings(self.loop, self._profiles, self._replicas, self._on_end, self._bucket, self._newest)
         routers = []
         for number in range(1, settings.routers + 1):
-            policy = POLICIES[settings.policy](stream(settings.seed, "policy", number))
-            routers.append(Router(f"router-{number}", surroundings, policy, stream(settings.seed, "router", number)))
+            draws = stream(settings.seed, "policy", number), stream(settings.seed, "router", number)
+            routers.append(Router(f"router-{number}", surroundings, settings.policy, *draws))
         return routers
 
     def _make_seats(self, spec: ModelSpec, registry: Registry) -> Seats:
@@ -274,7 +279,7 @@ class Simulation:
                 tracks.append(replica.track)
         incidents = [
             *self._incidents,
-            *(Incident(at_ns / NS_PER_S, "move", f"{model}: {why}") for at_ns, model, why in self.sharder.moves),
+            *(Incident(each.at_s, "move", f"{each.model_id}: {each.reason}") for each in self.sharder.rearrangements),
         ]
         return Result(
             scenario=self.scenario,

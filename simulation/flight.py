@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from common.shard_map import shard_key
 from data_plane.router.core.holds import BucketKey, Hold
 from data_plane.router.core.loads import Dispatch
 from data_plane.router.core.pricing import Price
 from engines.agent.core.queue import Priority, Ticket
+from fairlead.errors import Reason
 from simulation.books import TenantBook
 from simulation.kernel import NS_PER_S
 from simulation.scenario import TenantSpec
@@ -57,11 +59,14 @@ class Flight:
         prefix: Ids of its prompt's leading blocks.
         conversation: Says what comes after it, where it is a turn of a session.
         session_id: What it says of its session.
+        shard_key: Where it lies in its model's key space.
         tries: How often its client was refused before.
         prompt_bytes: Of its text.
         max_tokens: What it asks for at most.
         arrived_ns: When.
         price: The router's estimate.
+        prefill_milli_mu: What of it the prompt costs beyond the cache of the replica where it is.
+        failure: Why the replica before did not do, if there was one.
         hold: What it holds of its quota.
         weight: Its tenant's weight where requests wait: the quota when it was admitted, mMU per minute.
         covered_tokens: Output tokens its hold stands for.
@@ -90,6 +95,7 @@ class Flight:
         "dispatch",
         "ended",
         "excluded",
+        "failure",
         "first_ns",
         "full",
         "hold",
@@ -98,6 +104,7 @@ class Flight:
         "max_tokens",
         "number",
         "output_tokens",
+        "prefill_milli_mu",
         "prefix",
         "price",
         "prompt_bytes",
@@ -105,6 +112,7 @@ class Flight:
         "returned",
         "round_attempts",
         "session_id",
+        "shard_key",
         "started_attempts",
         "tenant",
         "tries",
@@ -132,6 +140,8 @@ class Flight:
         self.output_tokens = output_tokens
         self.prefix = prefix
         self.session_id = session_id
+        # As data_plane/router has it: the session, else the beginning of the prompt, else nothing in common.
+        self.shard_key = shard_key(tenant.id, session_id or (f"{prefix[0]:016x}" if prefix else str(number)))
         self.tries = tries
         self.conversation = conversation
         self.prompt_bytes = max(1, int(input_tokens * tenant.spec.bytes_per_token))
@@ -140,6 +150,8 @@ class Flight:
         self.hold = None
         self.weight = 0
         self.covered_tokens = 0
+        self.prefill_milli_mu = 0
+        self.failure: Reason | None = None
         self.replica: Replica | None = None
         self.key = ""
         self.returned = False
@@ -153,11 +165,17 @@ class Flight:
         self.cached = 0
         self.ended = False
 
-    def ticket(self, kv_tokens: int) -> Ticket:
+    @property
+    def deadline_ns(self) -> int:
+        """When it is given up."""
+        return self.arrived_ns + self.tenant.deadline_ns
+
+    def ticket(self, kv_tokens: int, turn_s: float) -> Ticket:
         """What an agent's queue gets of this attempt.
 
         Args:
             kv_tokens: The agent's estimate of prompt and output.
+            turn_s: Its turn among those of its tenant.
         """
         cost = self.price.cost
         return Ticket(
@@ -166,6 +184,7 @@ class Flight:
             kv_tokens,
             self.tenant.id,
             self.weight,
-            cost.prefill_milli_mu,
+            self.prefill_milli_mu,
             cost.decode_milli_mu,
+            turn_s,
         )

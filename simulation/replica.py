@@ -11,8 +11,11 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from data_plane.router.core.loads import Report
-from engines.agent.core.load import LoadAccount, UtilizationWindow
+from data_plane.router.core.prefix_index import CacheChange
+from engines.agent.core.fair_line import turn_s
+from engines.agent.core.key_loads import KeyLoad
 from engines.agent.core.queue import AdmissionQueue, QueueLimits, prefill_limit
+from engines.agent.core.replica_load import Demand, Origin, ReplicaLoad
 from engines.simulated.hardware import LLAMA_3_1_CONTEXT_TOKENS
 from engines.simulated.host import FINISH_S, INGEST_S, TOKEN_S
 from engines.simulated.step_machine import StepMachine
@@ -79,12 +82,13 @@ class Replica:
                 prefill_limit(self.capacity),
             )
         )
-        self._account = LoadAccount()
-        self._window = UtilizationWindow(self.capacity)
+        self._accounts = ReplicaLoad(self.capacity)
+        self._accounts.engine_started(terms.hardware.kv_capacity_tokens, prefix_cache=True)
         self._lengths = OutputLengthEstimator()
         self._ratios = BytesPerToken()
         self._runs: dict[str, tuple[Flight, Router]] = {}
         self._listeners: dict[str, Router] = {}
+        self._told: dict[str, int] = {}  # how much of the prefix cache's changes each of them was told
         self._limbo: list[tuple[Flight, Router]] = []
         self._sequence = 0
         self._wake_ns = 0
@@ -168,7 +172,9 @@ class Replica:
         """A router sends a request."""
         if self.frozen:
             self._limbo.append((flight, router))
-        elif self.state is not State.READY:
+            return
+        self._accounts.dispatches.receive(router.router_id, flight.dispatch.number)
+        if self.state is not State.READY:
             reasons = {State.GONE: Reason.REPLICA_LOST, State.DRAINING: Reason.SHUTTING_DOWN}
             router.failed(flight, reasons.get(self.state, Reason.NOT_READY))
         elif flight.input_tokens + flight.output_tokens > self._context_tokens:
@@ -189,29 +195,27 @@ class Replica:
 
     def _enqueue(self, flight: Flight, router: Router) -> None:
         tenant, cost = flight.tenant, flight.price.cost
-        model_id = self._terms.model_id
+        model_id, now_s = self._terms.model_id, self._loop.now_ns / NS_PER_S
         tokens_in = self._ratios.estimate_tokens(model_id, flight.prompt_bytes, start=_BYTES_PER_TOKEN_START)
         tokens_out = self._lengths.estimate(tenant.id, model_id, max_tokens=flight.max_tokens)
-        offer = self._queue.offer(flight.ticket(tokens_in + tokens_out))
+        turn = turn_s(now_s, flight.prefill_milli_mu, self.capacity)
+        offer = self._queue.offer(flight.ticket(tokens_in + tokens_out, turn))
         if not offer.accepted:
             router.failed(flight, Reason.QUEUE_FULL)
             return
         self._runs[flight.key] = (flight, router)
-        self._account.queue(
-            flight.key,
-            prefill_milli_mu=cost.prefill_milli_mu,
-            decode_milli_mu=cost.decode_milli_mu,
-            output_tokens=tokens_out,
-        )
+        demand = Demand(tenant.id, flight.prefill_milli_mu, cost.decode_milli_mu, tokens_in, tokens_out)
+        origin = Origin(router.router_id, flight.dispatch.number, flight.shard_key, flight.prefix)
+        self._accounts.queue(flight.key, demand, origin, now_s)
         if offer.displaced is not None:
             displaced, its_router = self._runs.pop(offer.displaced.request_id)
-            self._account.end(displaced.key)
+            self._accounts.end(displaced.key)
             its_router.failed(displaced, Reason.QUEUE_FULL)
         self._admit()
 
     def _admit(self) -> None:
         for ticket in self._queue.admit():
-            self._account.start(ticket.request_id)
+            self._accounts.start(ticket.request_id)
             self._loop.at(self._loop.now_ns + _INGEST_NS, self._join, ticket.request_id)
 
     def _join(self, key: str) -> None:
@@ -228,7 +232,7 @@ class Replica:
         self._plan()
 
     def _leave(self, key: str) -> None:
-        self._queue.leave(key, decode_milli_mu=self._account.end(key))
+        self._queue.leave(key, decode_milli_mu=self._accounts.end(key))
         self._admit()
 
     # --- the engine in virtual time
@@ -270,7 +274,7 @@ class Replica:
         flight, router = run
         flight.cached = cached
         flight.delivered = 1
-        self._served(self._account.produce(key, 1))
+        self._produce(key, 1)
         self._queue.started(key)
         self._admit()
         self._report_with_answer(router)
@@ -282,7 +286,7 @@ class Replica:
             return
         flight, router = run
         model_id, tenant = self._terms.model_id, flight.tenant
-        self._served(self._account.produce(key, flight.output_tokens - flight.delivered))
+        self._produce(key, flight.output_tokens - flight.delivered)
         flight.delivered = flight.output_tokens
         self._ratios.observe(
             model_id,
@@ -298,16 +302,20 @@ class Replica:
 
     # --- its reports
 
+    def key_loads(self) -> tuple[KeyLoad, ...]:
+        """Its load by key, as a load stream that asks for it says."""
+        return self._accounts.key_loads(self._loop.now_ns / NS_PER_S)
+
     def _report_with_answer(self, router: Router) -> None:
         if self._terms.answers_report:
-            router.fleet.report(self.replica_id, self._measure(), self.state.value, self._loop.now_ns)
+            router.fleet.report(self.replica_id, self._measure(router), self.state.value, self._loop.now_ns)
 
     def listen(self, router: Router) -> None:
         """A router opens a load stream."""
         if router.router_id not in self._listeners and self.alive:
             self._listeners[router.router_id] = router
             if self.state is State.READY and not self.frozen:
-                self._send_report(router, self._measure())
+                self._send_report(router)
 
     def _tick(self, _: object) -> None:
         if self.alive and not self.frozen:
@@ -315,20 +323,32 @@ class Replica:
             self._loop.at(self._loop.now_ns + self._terms.report_interval_ns, self._tick)
 
     def _tell(self) -> None:
-        if not self.frozen and self._listeners:
-            report = self._measure()
+        if not self.frozen:
             for router in self._listeners.values():
-                self._send_report(router, report)
+                self._send_report(router)
 
-    def _send_report(self, router: Router, report: Report) -> None:
-        heard = (self.replica_id, report, self.state.value)
+    def _send_report(self, router: Router) -> None:
+        changes = self._accounts.cache.changes(self._told.get(router.router_id))
+        self._told[router.router_id] = changes.position
+        change = CacheChange(changes.whole, changes.added, changes.dropped) if changes else None
+        heard = (self.replica_id, self._measure(router, change), self.state.value)
         self._loop.at(self._loop.now_ns + self._terms.report_delay_ns, router.on_report, heard)
 
-    def _measure(self) -> Report:
+    def _measure(self, router: Router, change: CacheChange | None = None) -> Report:
         self._count()
-        load = self._account.load()
+        load, accounts = self._accounts.load(), self._accounts
         self._sequence += 1
-        return Report(self._sequence, load.pending_prefill_milli_mu, load.decode_milli_mu)
+        return Report(
+            self._sequence,
+            load.pending_prefill_milli_mu,
+            load.decode_milli_mu,
+            load.queued_decode_milli_mu,
+            load.queued_requests + load.running_requests,
+            self._machine.kv_used_tokens,
+            accounts.kv_capacity_tokens,
+            accounts.dispatches.seen(router.router_id),
+            change,
+        )
 
     def _count(self, *, force: bool = False) -> None:
         """Counts the tokens that came out since the last look."""
@@ -339,7 +359,7 @@ class Replica:
         self._advance()
         if now_ns >= self._wake_ns:
             self._plan()  # before it, nothing has happened that would change it
-        runs, produce, served = self._runs, self._account.produce, 0.0
+        runs, produce = self._runs, self._produce
         for key, produced in self._machine.progress():
             run = runs.get(key)
             if run is None:
@@ -347,21 +367,19 @@ class Replica:
             flight = run[0]
             fresh = produced - flight.delivered
             if fresh > 0 and flight.delivered:
-                served += produce(key, fresh)
+                produce(key, fresh)
                 flight.delivered = produced
                 if produced > flight.covered_tokens:
                     run[1].outran(flight)
-        self._served(served)
 
-    def _served(self, milli_mu: float) -> None:
-        self.track.served_milli_mu += milli_mu
-        self._window.add(milli_mu, self._loop.now_ns / NS_PER_S)
+    def _produce(self, key: str, tokens: int) -> None:
+        self.track.served_milli_mu += self._accounts.produce(key, tokens, self._loop.now_ns / NS_PER_S)
 
     def sample(self, bucket: int) -> None:
         """Notes its utilisation and what waits at it for the results."""
         if not self.alive or self.state is State.STARTING:
             return
         self._count()
-        self.track.utilization.append((bucket, self._window.utilization(self._loop.now_ns / NS_PER_S)))
-        waiting_s = self._account.load().pending_prefill_milli_mu * 60.0 / self.capacity
+        self.track.utilization.append((bucket, self._accounts.utilization(self._loop.now_ns / NS_PER_S)))
+        waiting_s = self._accounts.load().pending_prefill_milli_mu * 60.0 / self.capacity
         self.track.pending_s.append((bucket, waiting_s))

@@ -7,11 +7,10 @@ tokens, a few times a second, and at its end, not at every token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from common.shard_map import ShardMap
 from data_plane.router.core import pricing
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.batch_gate import BatchGate, full_until_ns, may_return, may_wait
@@ -29,18 +28,15 @@ from data_plane.router.core.retry import (
 )
 from data_plane.router.lease_desk import LeaseDesk
 from fairlead.engine.v1 import engine_pb2
-from fairlead.errors import Reason
-from model_units.cost import CostProfile
+from fairlead.errors import QuotaExceededError, Reason
 from model_units.length import OutputLengthEstimator, next_covered_tokens
 from model_units.text import BytesPerToken
 from simulation.expiry import Expiry
 from simulation.flight import Flight
-from simulation.kernel import NS_PER_S, Loop
-from simulation.policy import Policy
+from simulation.kernel import NS_PER_S
+from simulation.routing import Chosen, Found, Routing, TooLate
+from simulation.surroundings import Surroundings
 from simulation.waiting import WaitingBatch
-
-if TYPE_CHECKING:
-    from simulation.replica import Replica
 
 BYTES_PER_TOKEN_START: Final = 4.0
 """What a model's configuration says before anything was learned; the platform's default."""
@@ -54,33 +50,15 @@ _EXPIRY_LOOK_S: Final = 0.1
 _RECONNECT_NS: Final = NS_PER_S // 10
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a router is given.
-
-    Attributes:
-        loop: Virtual time.
-        profiles: Cost profile by model.
-        replicas: Every replica that ever was, by id: the network.
-        ended: Told of every end of a request; with the seconds after which a refused one may come back, if any.
-        bucket_of: The time bucket of the books now.
-    """
-
-    loop: Loop
-    profiles: dict[str, CostProfile]
-    replicas: dict[str, Replica]
-    ended: Callable[[Flight, Outcome, float | None], None]
-    bucket_of: Callable[[], int]
-
-
 class Router:
     """A router process.
 
     Args:
         router_id: Its name.
         surroundings: The rest of the world.
-        policy: How it picks replicas.
-        random: Its own random stream.
+        policy: How it picks replicas, by name.
+        policy_random: The policy's random stream.
+        random: Its own.
 
     Attributes:
         router_id: Its name.
@@ -89,10 +67,11 @@ class Router:
         demand: What was asked of it.
         desk: Which leases it applies.
         batch: Batch requests that wait for quota or a replica.
-        subsets: By model, the subset of each tenant and the default one.
     """
 
-    def __init__(self, router_id: str, surroundings: Surroundings, policy: Policy, random: Random) -> None:
+    def __init__(
+        self, router_id: str, surroundings: Surroundings, policy: str, policy_random: Random, random: Random
+    ) -> None:
         self.router_id = router_id
         self.fleet = Fleet()
         self.holds = Holds()
@@ -102,10 +81,9 @@ class Router:
         self.batch = WaitingBatch(
             surroundings.loop, self.holds, gate, admitted=self._admitted, refused=self._turned_away
         )
-        self.subsets: dict[str, tuple[dict[str, Sequence[str]], Sequence[str]]] = {}
         self._around = surroundings
         self._loop = surroundings.loop
-        self._policy = policy
+        self._routing = Routing(surroundings.loop, self.fleet, policy, policy_random, self._found)
         self._random = random
         self._pricing = Pricing(OutputLengthEstimator(), BytesPerToken())
         self._budgets: dict[str, RetryBudget] = {}
@@ -160,7 +138,7 @@ class Router:
         now_ns = self._loop.now_ns
         book = flight.tenant.book
         flight.first_ns = now_ns
-        flight.dispatch.load.started(flight.dispatch)
+        flight.dispatch.load.started(flight.dispatch, self._loop.now_ns)
         if flight.tenant.batch and flight.replica is not None:
             self.fleet.served(flight.replica.replica_id, flight.dispatch.sent_ns)
         book.ttft_s.append((now_ns - flight.arrived_ns) / NS_PER_S)
@@ -186,7 +164,7 @@ class Router:
     def finished(self, flight: Flight) -> None:
         """A request's answer has come to its end."""
         tenant, now_ns = flight.tenant, self._loop.now_ns
-        flight.dispatch.load.ended(flight.dispatch)
+        flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
         if flight.delivered > flight.covered_tokens:
             self.outran(flight)
         self._pricing.observe(
@@ -210,7 +188,7 @@ class Router:
         now_ns = self._loop.now_ns
         replica = flight.replica
         assert replica is not None
-        flight.dispatch.load.ended(flight.dispatch)
+        flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
         if casts_doubt(reason):
             self.fleet.failed(replica.replica_id, now_ns)
         if reason is Reason.QUEUE_FULL:
@@ -233,7 +211,7 @@ class Router:
 
     def refused_by_engine(self, flight: Flight, reason: Reason) -> None:
         """The engine can never take this request: refused, nothing charged."""
-        flight.dispatch.load.ended(flight.dispatch)
+        flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
         self._settle_delivered(flight)
         self._end(flight, Outcome.REFUSED, reason.value)
 
@@ -246,8 +224,8 @@ class Router:
             flight.tenant.book.times["admitted", self._around.bucket_of()] += 1
         flight.round_attempts, flight.full = 0, ()
         if flight.tenant.batch:
-            bucket = flight.tenant.bucket
-            flight.full = tuple(self.fleet.full(bucket[1], self._subset(bucket), self._loop.now_ns))
+            model_id = flight.tenant.model_id
+            flight.full = tuple(self.fleet.full(model_id, self._routing.subset(flight), self._loop.now_ns))
         flight.excluded = flight.full
         self._send(flight, None)
 
@@ -255,32 +233,49 @@ class Router:
         self._end(flight, Outcome.REFUSED, reason, retry_after_s=retry_after_s)
 
     def _send(self, flight: Flight, failure: Reason | None) -> None:
-        now_ns = self._loop.now_ns
-        tenant = flight.tenant
-        replica_id = self._policy.choose(self.fleet, self._subset(tenant.bucket), flight, now_ns)
-        member = self.fleet.get(replica_id) if replica_id is not None else None
-        if member is None or replica_id is None:
-            self._give_up(flight, Reason.QUEUE_FULL if flight.full else failure)
-            return
-        cost = flight.price.cost
-        flight.attempts += 1
-        flight.round_attempts += 1
-        flight.key = f"{flight.number}.{flight.attempts}"
-        flight.dispatch = member.load.dispatch(cost.prefill_milli_mu, cost.decode_milli_mu, now_ns)
-        flight.replica = self._around.replicas[replica_id]
-        flight.replica.accept(flight, self)
+        """Looks for a replica; `failure` is why the one before did not do."""
+        flight.replica, flight.failure = None, failure
+        self._routing.choose(flight)
 
-    def _subset(self, key: BucketKey) -> Sequence[str]:
-        tenant_id, model_id = key
-        subsets, default = self.subsets.get(model_id, ({}, ()))
-        return subsets.get(tenant_id) or default
+    def _found(self, flight: Flight, found: Found) -> None:
+        match found:
+            case Chosen(member, dispatch, prefill_milli_mu):
+                flight.attempts += 1
+                flight.round_attempts += 1
+                flight.key = f"{flight.number}.{flight.attempts}"
+                flight.dispatch, flight.prefill_milli_mu = dispatch, prefill_milli_mu
+                replica_id = member.record.replica_id
+                flight.replica = self._around.replicas[replica_id]
+                self._note_place(flight, replica_id)
+                flight.replica.accept(flight, self)
+            case TooLate(retry_after_s):
+                self._settle_delivered(flight)
+                self._turned_away(flight, Reason.DEADLINE_TOO_SHORT.value, retry_after_s)
+            case QuotaExceededError():
+                self._settle_delivered(flight)
+                self._turned_away(flight, found.reason.value, found.retry_after_s)
+            case _:
+                self._give_up(flight, Reason.QUEUE_FULL if flight.full else flight.failure)
+
+    def _freed(self, flight: Flight) -> None:
+        if flight.replica is not None:
+            member = self.fleet.get(flight.replica.replica_id)
+            if member is not None:
+                self._routing.freed(member)
+
+    def _note_place(self, flight: Flight, replica_id: str) -> None:
+        book = flight.tenant.book
+        book.dispatched[replica_id] += 1
+        newest = self._around.newest.get(flight.tenant.model_id)
+        if newest is not None and replica_id not in newest.subset(flight.shard_key):
+            book.misrouted += 1
 
     def _room(self, key: BucketKey) -> Room:
-        return self.fleet.room(key[1], self._subset(key), self._loop.now_ns)
+        return self.fleet.room(key[1], self._routing.subset_of(key), self._loop.now_ns)
 
     def _give_up(self, flight: Flight, failure: Reason | None) -> None:
         reason = reason_given_up(failure, delivered=bool(flight.delivered))
-        left_ns = flight.arrived_ns + flight.tenant.deadline_ns - self._loop.now_ns
+        left_ns = flight.deadline_ns - self._loop.now_ns
         self._settle_delivered(flight)
         if flight.tenant.batch and may_return(
             reason, delivered=bool(flight.delivered), retry_after_s=FULL_RETRY_S, left_ns=left_ns
@@ -339,13 +334,18 @@ class Router:
     def _abandon(self, flight: Flight, outcome: Outcome, reason: str) -> None:
         """Ends a request from the client's side, wherever it is."""
         self.batch.leave(flight)
+        self._routing.leave(flight)
         if flight.replica is not None:
             flight.replica.cancel(flight)
-            flight.dispatch.load.ended(flight.dispatch)
+            flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
         self._settle_delivered(flight)
         self._end(flight, outcome, reason)
 
     # --- what it hears
+
+    def assign(self, assignment: ShardMap) -> None:
+        """The store's watch: a newer assignment."""
+        self._routing.assign(assignment)
 
     def on_record(self, replica_id: str, record: engine_pb2.Replica | None) -> None:
         """The store's watch: a replica's record was written or vanished."""

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data_plane.router.core.policies.registry import POLICIES, PRODUCT
 from fairlead.errors import InvalidArgumentError
 from simulation.checks import check_failures, check_replicas, check_settings
 from simulation.fields import changed, choice, number, read_fields, suggestion
@@ -35,8 +36,8 @@ SYNTHETIC = "synthetic"
 CHAT = "chat"
 """Sessions of several turns, each of which sends all of the conversation so far."""
 
-POLICY_NAMES = ("product", "round_robin", "two_choices", "least_requests")
-"""The replica choices of simulation/policy.py."""
+POLICY_NAMES = (PRODUCT, *POLICIES)
+"""How routers may pick a replica: the platform's default, and everything it may be told to do."""
 
 # Tenants of one entry play a recorded workload this much apart; no divisor of any trace's length.
 _COPY_SHIFT_S = 97.13
@@ -203,6 +204,8 @@ class Settings:
         answers_report: Whether answers carry reports too, which arrive with them at once.
         control_delay_s: From a write in the store to whoever watches it.
         quota: Whether tenants get what they bought; without it everything is admitted, to look at routing alone.
+        sharder: on; fixed, which keeps the first placement but for failures; or whole_fleet, where every replica serves
+            everybody.
         policy: How routers pick a replica: product, or one to compare it with.
         autoscaler: Whether replicas follow demand.
         scale_window_s: How long need must be lower before the autoscaler removes a replica.
@@ -217,7 +220,8 @@ class Settings:
     answers_report: bool = True
     control_delay_s: float = number(0.05, maximum=60.0)
     quota: bool = True
-    policy: str = choice("product", *POLICY_NAMES)
+    sharder: str = choice("on", "on", "fixed", "whole_fleet")
+    policy: str = choice(PRODUCT, *POLICY_NAMES)
     autoscaler: bool = False
     scale_window_s: float = number(300.0)
 

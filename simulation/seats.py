@@ -192,5 +192,6 @@ class Seats:
                 capacity_milli_mu_per_minute=replica.capacity,
                 state=replica.state.value,
                 slot=replica.slot,
+                prefix_cache=True,
             )
         )
