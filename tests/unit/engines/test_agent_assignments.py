@@ -113,12 +113,22 @@ def _break(what: str) -> sharding_pb2.Assignment:
             del broken.slices[1].replicas[:]
         case "no generation":
             broken.ClearField("generation")
+        case "an endless generation":
+            broken.generation.number = 2**64 - 1
     return broken
 
 
 @pytest.mark.parametrize(
     "what",
-    ["no slices", "a gap at the beginning", "out of order", "an unknown replica", "an empty slice", "no generation"],
+    [
+        "no slices",
+        "a gap at the beginning",
+        "out of order",
+        "an unknown replica",
+        "an empty slice",
+        "no generation",
+        "an endless generation",
+    ],
 )
 def test_damaged_ones_are_refused(what: str) -> None:
     """Proves that a damaged assignment is refused by name and changes nothing, whatever else comes with it."""
