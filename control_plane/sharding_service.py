@@ -8,6 +8,7 @@ from typing import Any, Final
 from common import keys
 from common.logs import get_logger
 from common.rpc import LeaderClient
+from common.shard_map import tenant_keys
 from common.store import Store
 from control_plane.assignment_messages import from_bytes
 from control_plane.core import check
@@ -46,10 +47,15 @@ class ShardingService(sharding_pb2_grpc.ShardingServiceServicer):
         """See ShardingService."""
         if request.model_id:
             check.model_id(request.model_id)
+        if request.tenant_id:
+            check.tenant_id(request.tenant_id)
         listing = await self._store.list(keys.ASSIGNMENTS)
         assignments = (from_bytes(entry.value) for entry in listing.entries)
         wanted = [each for each in assignments if each.model_id and request.model_id in ("", each.model_id)]
         answer = sharding_pb2.ListAssignmentsResponse(assignments=sorted(wanted, key=lambda each: each.model_id))
+        if request.tenant_id:
+            first_key, end_key = tenant_keys(request.tenant_id)
+            answer.tenant_keys.first_key, answer.tenant_keys.last_key = first_key, end_key - 1
         answer.MergeFrom(await self._heat(request, answer.assignments, dict(context.invocation_metadata() or ())))
         return answer
 

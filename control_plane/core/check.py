@@ -102,6 +102,7 @@ def model(record: admin_pb2.Model, profiles: ProfileCatalogue) -> admin_pb2.Mode
         replicas_min=replicas_min,
         replicas_max=_whole("model.replicas_max", record.replicas_max, replicas_min, REPLICAS_MAX),
         headroom=_headroom(record.headroom),
+        routing_policy=_routing_policy(record.routing_policy),
     )
 
 
@@ -109,6 +110,12 @@ def _headroom(value: admin_pb2.Headroom.ValueType) -> admin_pb2.Headroom.ValueTy
     # An open enum: a number that nobody knows arrives as it was sent.
     if value not in admin_pb2.Headroom.values():
         raise _wrong("model.headroom", f"{value} must be one of {', '.join(admin_pb2.Headroom.keys()[1:])}")
+    return value
+
+
+def _routing_policy(value: admin_pb2.RoutingPolicy.ValueType) -> admin_pb2.RoutingPolicy.ValueType:
+    if value not in admin_pb2.RoutingPolicy.values():
+        raise _wrong("model.routing_policy", f"{value} must be one of {', '.join(admin_pb2.RoutingPolicy.keys()[1:])}")
     return value
 
 

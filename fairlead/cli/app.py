@@ -100,9 +100,14 @@ class FairleadCommand(click.Command):
 
 
 class FairleadGroup(click.Group):
-    """A group that knows what was meant."""
+    """A group that knows what was meant. One that does something alone takes the shared options, as a command does."""
 
     command_class = FairleadCommand
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        if self.invoke_without_command:
+            self.params.extend(_shared_options(hidden=True))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

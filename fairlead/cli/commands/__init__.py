@@ -2,6 +2,7 @@
 
 from fairlead.cli.app import root
 from fairlead.cli.commands import (
+    assignments,
     calibrate,
     capacity,
     doctor,
@@ -23,6 +24,7 @@ from fairlead.cli.commands import (
 )
 
 __all__ = [
+    "assignments",
     "calibrate",
     "capacity",
     "doctor",

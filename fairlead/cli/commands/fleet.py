@@ -1,8 +1,6 @@
-"""fairlead replicas, assignments, services: what runs where."""
+"""fairlead replicas, services: what runs where."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import click
 
@@ -10,7 +8,6 @@ from fairlead.admin.v1 import admin_pb2
 from fairlead.cli.app import Invocation, confirm, dry_run_option, pass_invocation, root, yes_option
 from fairlead.cli.connection import new_request_id
 from fairlead.cli.output import Column, drift, message_row, mu, state
-from fairlead.sharding.v1 import sharding_pb2
 
 REPLICAS = (
     Column("replica_id", "replica"),
@@ -66,37 +63,6 @@ def drain(invocation: Invocation, replica_id: str, yes: bool, dry_run: bool) -> 
         replica = connection.call(connection.admin.DrainReplica, request)
     invocation.output.row(message_row(replica), REPLICAS[:6])
     invocation.output.done(f"replica {replica_id} drains", dry_run=dry_run)
-
-
-@root.command("assignments")
-@click.option("--model", default="", help="Only this model's.")
-@pass_invocation
-def assignments(invocation: Invocation, model: str) -> None:
-    """Show which replicas serve which tenant."""
-    with invocation.admin() as connection:
-        answer = connection.call(
-            connection.sharding.ListAssignments, sharding_pb2.ListAssignmentsRequest(model_id=model)
-        )
-    rows = [message_row(assignment) for assignment in answer.assignments]
-    output = invocation.output
-    if not output.for_people:
-        output.data(rows)
-        return
-    lines: list[dict[str, Any]] = []
-    for row in rows:
-        subsets = [*row["subsets"], {"tenant_id": "(others)", "replica_ids": row["default_replica_ids"]}]
-        lines += [
-            {"model_id": row["model_id"], "generation": row["generation"]["number"], "reason": row["reason"], **subset}
-            for subset in subsets
-        ]
-    columns = (
-        Column("model_id", "model"),
-        Column("tenant_id", "tenant"),
-        Column("replica_ids", "replicas"),
-        Column("generation", "generation", str),
-        Column("reason", "why"),
-    )
-    output.rows(lines, columns, empty="no assignments: the sharder makes them when replicas are ready")
 
 
 @root.command("services")

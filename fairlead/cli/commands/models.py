@@ -23,6 +23,15 @@ HEADROOMS = ("none", "replica", "host", "rack")
 """What may be lost without cutting a reservation."""
 
 
+ROUTING_POLICIES = tuple(
+    name.removeprefix("ROUTING_POLICY_").lower().replace("_", "-") for name in admin_pb2.RoutingPolicy.keys()[1:]
+)
+"""How routers may pick a replica."""
+
+DEFAULT_ROUTING = "default"
+"""The platform's choice of a routing policy, as a word."""
+
+
 def headroom_of(word: str) -> admin_pb2.Headroom.ValueType:
     """The headroom policy that one of HEADROOMS names."""
     return admin_pb2.Headroom.Value(f"HEADROOM_{word.upper()}")
@@ -31,6 +40,17 @@ def headroom_of(word: str) -> admin_pb2.Headroom.ValueType:
 def headroom_word(value: Any) -> str:
     """Shows a headroom policy; none was set where it is unspecified."""
     return "none" if value == "unspecified" else plain(value)
+
+
+def routing_policy_of(word: str) -> admin_pb2.RoutingPolicy.ValueType:
+    """The policy that one of ROUTING_POLICIES, or DEFAULT_ROUTING, names."""
+    name = "UNSPECIFIED" if word == DEFAULT_ROUTING else word.upper().replace("-", "_")
+    return admin_pb2.RoutingPolicy.Value(f"ROUTING_POLICY_{name}")
+
+
+def routing_word(value: Any) -> str:
+    """Shows a routing policy as it is given; the platform's choice where none was set."""
+    return DEFAULT_ROUTING if value == "unspecified" else plain(value).replace("_", "-")
 
 
 def _engine(value: Any) -> str:
@@ -48,6 +68,7 @@ COLUMNS = (
     Column("replicas_min", "replicas min"),
     Column("replicas_max", "max"),
     Column("headroom", "headroom", headroom_word),
+    Column("routing_policy", "routing", routing_word),
 )
 _ENGINE_FIELDS = ("engine", "hardware", "sequences_max", "dialect", "endpoint")
 
@@ -82,6 +103,12 @@ def model_options(function: Function) -> Function:
             type=click.Choice(HEADROOMS),
             callback=lambda context, parameter, value: None if value is None else headroom_of(value),
             help="What may be lost without cutting a reservation: that much is lent, not sold.",
+        ),
+        click.option(
+            "--routing-policy",
+            type=click.Choice([DEFAULT_ROUTING, *ROUTING_POLICIES]),
+            callback=lambda context, parameter, value: None if value is None else routing_policy_of(value),
+            help="How routers pick one of a tenant's replicas.",
         ),
     ]
     for option in reversed(options):
@@ -197,6 +224,9 @@ def _merge_file(model: admin_pb2.Model, file: Path) -> None:
     data = {key: value for key, value in data.items() if key not in ("create_time", "etag")}
     if data.get("headroom") in (*HEADROOMS, "unspecified"):
         data["headroom"] = f"HEADROOM_{data['headroom'].upper()}"
+    routing = str(data.get("routing_policy")).replace("_", "-")
+    if routing in (DEFAULT_ROUTING, *ROUTING_POLICIES, "unspecified"):
+        data["routing_policy"] = routing_policy_of(routing)
     try:
         json_format.ParseDict(data, model)
     except (json_format.ParseError, TypeError) as error:

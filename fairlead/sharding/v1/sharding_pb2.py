@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fairlead/sharding/v1/sharding.proto\x12\x14\x66\x61irlead.sharding.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\nGeneration\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0e\n\x06number\x18\x02 \x01(\x04\"\xc9\x01\n\x05Slice\x12\x11\n\tfirst_key\x18\x01 \x01(\x06\x12\x10\n\x08replicas\x18\x02 \x03(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12 \n\x18load_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x30\n\x0c\x66rozen_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10shrinkable_since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc3\x01\n\x04Move\x12\x11\n\tfirst_key\x18\x01 \x01(\x06\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x17\n\x0f\x66rom_replica_id\x18\x03 \x01(\t\x12\x15\n\rto_replica_id\x18\x04 \x01(\t\x12.\n\x05\x63\x61use\x18\x05 \x01(\x0e\x32\x1f.fairlead.sharding.v1.MoveCause\x12 \n\x18load_milli_mu_per_minute\x18\x06 \x01(\x03\x12\x13\n\x0bwarm_tokens\x18\x07 \x01(\x03\"\xc1\x02\n\nAssignment\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x34\n\ngeneration\x18\x02 \x01(\x0b\x32 .fairlead.sharding.v1.Generation\x12\x30\n\x0c\x63ompute_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x13\n\x0breplica_ids\x18\x07 \x03(\t\x12+\n\x06slices\x18\x08 \x03(\x0b\x32\x1b.fairlead.sharding.v1.Slice\x12)\n\x05moves\x18\t \x03(\x0b\x32\x1a.fairlead.sharding.v1.Move\x12!\n\x19moved_milli_mu_per_minute\x18\n \x01(\x03\x12\r\n\x05seats\x18\x0b \x03(\tJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"*\n\x16ListAssignmentsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\xb6\x01\n\x17ListAssignmentsResponse\x12\x35\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32 .fairlead.sharding.v1.Assignment\x12\x33\n\x08replicas\x18\x02 \x03(\x0b\x32!.fairlead.sharding.v1.ReplicaHeat\x12/\n\x06slices\x18\x03 \x03(\x0b\x32\x1f.fairlead.sharding.v1.SliceHeat\"R\n\tSliceHeat\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tfirst_key\x18\x02 \x01(\x06\x12 \n\x18load_milli_mu_per_minute\x18\x03 \x01(\x03\"\x8b\x01\n\x0bReplicaHeat\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12 \n\x18load_milli_mu_per_minute\x18\x03 \x01(\x03\x12$\n\x1c\x63\x61pacity_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x0e\n\x06slices\x18\x05 \x01(\x05\"\xec\x01\n\x1a\x45xchangeAssignmentsRequest\x12H\n\x04held\x18\x01 \x03(\x0b\x32:.fairlead.sharding.v1.ExchangeAssignmentsRequest.HeldEntry\x12\x35\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32 .fairlead.sharding.v1.Assignment\x1aM\n\tHeldEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .fairlead.sharding.v1.Generation:\x02\x38\x01\"n\n\x1b\x45xchangeAssignmentsResponse\x12\x35\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32 .fairlead.sharding.v1.Assignment\x12\x18\n\x10wanted_model_ids\x18\x02 \x03(\t*\xb5\x01\n\tMoveCause\x12\x1a\n\x16MOVE_CAUSE_UNSPECIFIED\x10\x00\x12\x16\n\x12MOVE_CAUSE_REMOVAL\x10\x01\x12\x14\n\x10MOVE_CAUSE_DRAIN\x10\x02\x12\x17\n\x13MOVE_CAUSE_ADDITION\x10\x03\x12\x15\n\x11MOVE_CAUSE_SHRINK\x10\x04\x12\x16\n\x12MOVE_CAUSE_BALANCE\x10\x05\x12\x16\n\x12MOVE_CAUSE_OVERLAP\x10\x06\x32\x81\x01\n\x0fShardingService\x12n\n\x0fListAssignments\x12,.fairlead.sharding.v1.ListAssignmentsRequest\x1a-.fairlead.sharding.v1.ListAssignmentsResponse2\x8f\x01\n\x11\x41ssignmentService\x12z\n\x13\x45xchangeAssignments\x12\x30.fairlead.sharding.v1.ExchangeAssignmentsRequest\x1a\x31.fairlead.sharding.v1.ExchangeAssignmentsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fairlead/sharding/v1/sharding.proto\x12\x14\x66\x61irlead.sharding.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"1\n\nGeneration\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0e\n\x06number\x18\x02 \x01(\x04\"\xc9\x01\n\x05Slice\x12\x11\n\tfirst_key\x18\x01 \x01(\x06\x12\x10\n\x08replicas\x18\x02 \x03(\r\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12 \n\x18load_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x30\n\x0c\x66rozen_until\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10shrinkable_since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xc3\x01\n\x04Move\x12\x11\n\tfirst_key\x18\x01 \x01(\x06\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x17\n\x0f\x66rom_replica_id\x18\x03 \x01(\t\x12\x15\n\rto_replica_id\x18\x04 \x01(\t\x12.\n\x05\x63\x61use\x18\x05 \x01(\x0e\x32\x1f.fairlead.sharding.v1.MoveCause\x12 \n\x18load_milli_mu_per_minute\x18\x06 \x01(\x03\x12\x13\n\x0bwarm_tokens\x18\x07 \x01(\x03\"\xc1\x02\n\nAssignment\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x34\n\ngeneration\x18\x02 \x01(\x0b\x32 .fairlead.sharding.v1.Generation\x12\x30\n\x0c\x63ompute_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x13\n\x0breplica_ids\x18\x07 \x03(\t\x12+\n\x06slices\x18\x08 \x03(\x0b\x32\x1b.fairlead.sharding.v1.Slice\x12)\n\x05moves\x18\t \x03(\x0b\x32\x1a.fairlead.sharding.v1.Move\x12!\n\x19moved_milli_mu_per_minute\x18\n \x01(\x03\x12\r\n\x05seats\x18\x0b \x03(\tJ\x04\x08\x03\x10\x04J\x04\x08\x04\x10\x05\"=\n\x16ListAssignmentsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\"\xeb\x01\n\x17ListAssignmentsResponse\x12\x35\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32 .fairlead.sharding.v1.Assignment\x12\x33\n\x08replicas\x18\x02 \x03(\x0b\x32!.fairlead.sharding.v1.ReplicaHeat\x12/\n\x06slices\x18\x03 \x03(\x0b\x32\x1f.fairlead.sharding.v1.SliceHeat\x12\x33\n\x0btenant_keys\x18\x04 \x01(\x0b\x32\x1e.fairlead.sharding.v1.KeyRange\"/\n\x08KeyRange\x12\x11\n\tfirst_key\x18\x01 \x01(\x06\x12\x10\n\x08last_key\x18\x02 \x01(\x06\"R\n\tSliceHeat\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tfirst_key\x18\x02 \x01(\x06\x12 \n\x18load_milli_mu_per_minute\x18\x03 \x01(\x03\"\x8b\x01\n\x0bReplicaHeat\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x10\n\x08model_id\x18\x02 \x01(\t\x12 \n\x18load_milli_mu_per_minute\x18\x03 \x01(\x03\x12$\n\x1c\x63\x61pacity_milli_mu_per_minute\x18\x04 \x01(\x03\x12\x0e\n\x06slices\x18\x05 \x01(\x05\"\xec\x01\n\x1a\x45xchangeAssignmentsRequest\x12H\n\x04held\x18\x01 \x03(\x0b\x32:.fairlead.sharding.v1.ExchangeAssignmentsRequest.HeldEntry\x12\x35\n\x0b\x61ssignments\x18\x02 \x03(\x0b\x32 .fairlead.sharding.v1.Assignment\x1aM\n\tHeldEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .fairlead.sharding.v1.Generation:\x02\x38\x01\"n\n\x1b\x45xchangeAssignmentsResponse\x12\x35\n\x0b\x61ssignments\x18\x01 \x03(\x0b\x32 .fairlead.sharding.v1.Assignment\x12\x18\n\x10wanted_model_ids\x18\x02 \x03(\t*\xb5\x01\n\tMoveCause\x12\x1a\n\x16MOVE_CAUSE_UNSPECIFIED\x10\x00\x12\x16\n\x12MOVE_CAUSE_REMOVAL\x10\x01\x12\x14\n\x10MOVE_CAUSE_DRAIN\x10\x02\x12\x17\n\x13MOVE_CAUSE_ADDITION\x10\x03\x12\x15\n\x11MOVE_CAUSE_SHRINK\x10\x04\x12\x16\n\x12MOVE_CAUSE_BALANCE\x10\x05\x12\x16\n\x12MOVE_CAUSE_OVERLAP\x10\x06\x32\x81\x01\n\x0fShardingService\x12n\n\x0fListAssignments\x12,.fairlead.sharding.v1.ListAssignmentsRequest\x1a-.fairlead.sharding.v1.ListAssignmentsResponse2\x8f\x01\n\x11\x41ssignmentService\x12z\n\x13\x45xchangeAssignments\x12\x30.fairlead.sharding.v1.ExchangeAssignmentsRequest\x1a\x31.fairlead.sharding.v1.ExchangeAssignmentsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXCHANGEASSIGNMENTSREQUEST_HELDENTRY']._loaded_options = None
   _globals['_EXCHANGEASSIGNMENTSREQUEST_HELDENTRY']._serialized_options = b'8\001'
-  _globals['_MOVECAUSE']._serialized_start=1678
-  _globals['_MOVECAUSE']._serialized_end=1859
+  _globals['_MOVECAUSE']._serialized_start=1799
+  _globals['_MOVECAUSE']._serialized_end=1980
   _globals['_GENERATION']._serialized_start=94
   _globals['_GENERATION']._serialized_end=143
   _globals['_SLICE']._serialized_start=146
@@ -45,21 +45,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ASSIGNMENT']._serialized_start=548
   _globals['_ASSIGNMENT']._serialized_end=869
   _globals['_LISTASSIGNMENTSREQUEST']._serialized_start=871
-  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=913
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=916
-  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=1098
-  _globals['_SLICEHEAT']._serialized_start=1100
-  _globals['_SLICEHEAT']._serialized_end=1182
-  _globals['_REPLICAHEAT']._serialized_start=1185
-  _globals['_REPLICAHEAT']._serialized_end=1324
-  _globals['_EXCHANGEASSIGNMENTSREQUEST']._serialized_start=1327
-  _globals['_EXCHANGEASSIGNMENTSREQUEST']._serialized_end=1563
-  _globals['_EXCHANGEASSIGNMENTSREQUEST_HELDENTRY']._serialized_start=1486
-  _globals['_EXCHANGEASSIGNMENTSREQUEST_HELDENTRY']._serialized_end=1563
-  _globals['_EXCHANGEASSIGNMENTSRESPONSE']._serialized_start=1565
-  _globals['_EXCHANGEASSIGNMENTSRESPONSE']._serialized_end=1675
-  _globals['_SHARDINGSERVICE']._serialized_start=1862
-  _globals['_SHARDINGSERVICE']._serialized_end=1991
-  _globals['_ASSIGNMENTSERVICE']._serialized_start=1994
-  _globals['_ASSIGNMENTSERVICE']._serialized_end=2137
+  _globals['_LISTASSIGNMENTSREQUEST']._serialized_end=932
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_start=935
+  _globals['_LISTASSIGNMENTSRESPONSE']._serialized_end=1170
+  _globals['_KEYRANGE']._serialized_start=1172
+  _globals['_KEYRANGE']._serialized_end=1219
+  _globals['_SLICEHEAT']._serialized_start=1221
+  _globals['_SLICEHEAT']._serialized_end=1303
+  _globals['_REPLICAHEAT']._serialized_start=1306
+  _globals['_REPLICAHEAT']._serialized_end=1445
+  _globals['_EXCHANGEASSIGNMENTSREQUEST']._serialized_start=1448
+  _globals['_EXCHANGEASSIGNMENTSREQUEST']._serialized_end=1684
+  _globals['_EXCHANGEASSIGNMENTSREQUEST_HELDENTRY']._serialized_start=1607
+  _globals['_EXCHANGEASSIGNMENTSREQUEST_HELDENTRY']._serialized_end=1684
+  _globals['_EXCHANGEASSIGNMENTSRESPONSE']._serialized_start=1686
+  _globals['_EXCHANGEASSIGNMENTSRESPONSE']._serialized_end=1796
+  _globals['_SHARDINGSERVICE']._serialized_start=1983
+  _globals['_SHARDINGSERVICE']._serialized_end=2112
+  _globals['_ASSIGNMENTSERVICE']._serialized_start=2115
+  _globals['_ASSIGNMENTSERVICE']._serialized_end=2258
 # @@protoc_insertion_point(module_scope)

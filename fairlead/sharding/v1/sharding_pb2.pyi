@@ -259,16 +259,20 @@ class ListAssignmentsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    TENANT_ID_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Only this model's; empty means all."""
+    tenant_id: _builtins.str
+    """Says in the answer where this tenant's keys lie; empty: no tenant's."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
+        tenant_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -283,6 +287,7 @@ class ListAssignmentsResponse(_message.Message):
     ASSIGNMENTS_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     SLICES_FIELD_NUMBER: _builtins.int
+    TENANT_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def assignments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assignment]:
         """Sorted by model."""
@@ -295,20 +300,51 @@ class ListAssignmentsResponse(_message.Message):
     def slices(self) -> _containers.RepeatedCompositeFieldContainer[Global___SliceHeat]:
         """Load of their slices now, sorted by model and first key; empty while no sharder can be asked."""
 
+    @_builtins.property
+    def tenant_keys(self) -> Global___KeyRange:
+        """The keys of the tenant that was asked for, the same in every model; unset where none was."""
+
     def __init__(
         self,
         *,
         assignments: _abc.Iterable[Global___Assignment] | None = ...,
         replicas: _abc.Iterable[Global___ReplicaHeat] | None = ...,
         slices: _abc.Iterable[Global___SliceHeat] | None = ...,
+        tenant_keys: Global___KeyRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant_keys", b"tenant_keys"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "replicas", b"replicas", "slices", b"slices"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignments", b"assignments", "replicas", b"replicas", "slices", b"slices", "tenant_keys", b"tenant_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAssignmentsResponse: _TypeAlias = ListAssignmentsResponse  # noqa: Y015
+
+@_typing.final
+class KeyRange(_message.Message):
+    """Keys that follow each other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_KEY_FIELD_NUMBER: _builtins.int
+    LAST_KEY_FIELD_NUMBER: _builtins.int
+    first_key: _builtins.int
+    """The first one."""
+    last_key: _builtins.int
+    """The last one."""
+    def __init__(
+        self,
+        *,
+        first_key: _builtins.int = ...,
+        last_key: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_key", b"first_key", "last_key", b"last_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRange: _TypeAlias = KeyRange  # noqa: Y015
 
 @_typing.final
 class SliceHeat(_message.Message):

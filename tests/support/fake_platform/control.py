@@ -307,7 +307,7 @@ class _Limiter(quota_pb2_grpc.RateLimiterServiceServicer):
 
 
 class _Sharding(sharding_pb2_grpc.ShardingServiceServicer):
-    """Every tenant on every replica."""
+    """Tenant alpha on one replica, all others on every one."""
 
     def __init__(self, control: FakeControlPlane) -> None:
         self._control = control
@@ -315,10 +315,44 @@ class _Sharding(sharding_pb2_grpc.ShardingServiceServicer):
     async def ListAssignments(self, request: Any, context: Any) -> Any:
         await self._control.check(context)
         answer = sharding_pb2.ListAssignmentsResponse()
+        if request.tenant_id:
+            answer.tenant_keys.first_key, answer.tenant_keys.last_key = 1 << 62, (1 << 62) + (1 << 32) - 1
         for model_id in sorted(self._control.models):
-            if request.model_id in ("", model_id):
-                replicas = [replica.replica_id for replica in self._control.replicas.values()]
-                assignment = answer.assignments.add(model_id=model_id, default_replica_ids=replicas, reason="start")
-                assignment.generation.incarnation, assignment.generation.number = 1, 17
-                assignment.subsets.add(tenant_id="alpha", replica_ids=replicas)
+            replicas = sorted(r.replica_id for r in self._control.replicas.values() if r.model_id == model_id)
+            if request.model_id in ("", model_id) and replicas:
+                self._assign(answer, model_id, replicas)
         return answer
+
+    def _assign(self, answer: Any, model_id: str, replicas: list[str]) -> None:
+        everybody = range(len(replicas))
+        assignment = answer.assignments.add(
+            model_id=model_id, reason="tenant 'alpha' is hot", replica_ids=replicas, moved_milli_mu_per_minute=30_000
+        )
+        assignment.generation.incarnation, assignment.generation.number = 1, 17
+        assignment.compute_time.GetCurrentTime()
+        slices = (
+            (0, everybody, "", 10_000),
+            (1 << 62, [0], "alpha", 60_000),
+            ((1 << 62) + (1 << 32), everybody, "", 0),
+        )
+        for first_key, places, tenant_id, load in slices:
+            assignment.slices.add(first_key=first_key, replicas=places, tenant_id=tenant_id)
+            answer.slices.add(model_id=model_id, first_key=first_key, load_milli_mu_per_minute=load)
+        assignment.slices[1].frozen_until.seconds = assignment.compute_time.seconds + 600
+        assignment.moves.add(
+            first_key=1 << 62,
+            tenant_id="alpha",
+            from_replica_id="gone",
+            to_replica_id=replicas[0],
+            cause=sharding_pb2.MOVE_CAUSE_REMOVAL,
+            load_milli_mu_per_minute=30_000,
+            warm_tokens=4_096,
+        )
+        for replica_id in replicas:
+            answer.replicas.add(
+                replica_id=replica_id,
+                model_id=model_id,
+                load_milli_mu_per_minute=70_000 // len(replicas),
+                capacity_milli_mu_per_minute=100_000,
+                slices=3 if replica_id == replicas[0] else 2,
+            )

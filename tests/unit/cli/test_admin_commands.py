@@ -214,6 +214,25 @@ def test_one_owner_that_fails_hides_no_other(command: Command, platform: FakePla
     assert "the capacity allocator cannot be asked now: too slow" in command.run("quota", "list").stderr
 
 
+def test_the_routing_policy_of_a_model(command: Command, tmp_path: Path) -> None:
+    """Proves that a policy is set by the name that is shown, survives other changes and files, and can be unset."""
+    assert "default" in command.run("models", "list").stdout
+    assert (
+        command.json("models", "update", "tiny", "--routing-policy", "late-binding")["routing_policy"] == "late_binding"
+    )
+    assert command.json("models", "update", "tiny", "--replicas-max", "4")["routing_policy"] == "late_binding"
+    assert "late-binding" in command.run("models", "list").stdout
+    assert "late-binding" in command.run("models", "get", "tiny").stdout
+    file = tmp_path / "model.yaml"
+    file.write_text(command.run("models", "get", "tiny", "-o", "yaml").stdout.replace("tiny", "m2"))
+    assert command.json("models", "create", "-f", str(file))["routing_policy"] == "late_binding"
+    file.write_text("routing_policy: prefix-match\n")
+    assert command.json("models", "update", "m2", "-f", str(file))["routing_policy"] == "prefix_match"
+    assert command.json("models", "update", "m2", "--routing-policy", "default")["routing_policy"] == "unspecified"
+    file.write_text("routing_policy: by-moonlight\n")
+    assert "routing_policy" in command.error("models", "update", "m2", "-f", str(file), exit_code=2)
+
+
 def test_replicas_assignments_services(command: Command) -> None:
     """What runs where, and a drain."""
     (replica,) = command.json("replicas", "list", "--model", "tiny")
@@ -222,7 +241,7 @@ def test_replicas_assignments_services(command: Command) -> None:
     assert "draining" in command.run("replicas", "list").stdout
     (assignment,) = command.json("assignments")
     assert assignment["generation"] == {"incarnation": 1, "number": 17}
-    assert "(others)" in command.run("assignments").stdout
+    assert "(shared)" in command.run("assignments").stdout
     services = command.json("services")
     assert {row["service"] for row in services if row["leader"]} == {
         "autoscaler",
@@ -269,6 +288,7 @@ def test_empty_lists_say_what_comes_next(command: Command, platform: FakePlatfor
         ("quota set alpha tiny --reserved many", 2, "must be a number"),
         ("quota set alpha tiny --burst 1e10", 2, "--burst"),
         ("models update tiny --headroom moon", 2, "--headroom"),
+        ("models update tiny --routing-policy moon", 2, "'late-binding'"),
     ],
 )
 def test_refusals_are_one_line_with_what_to_do(command: Command, line: str, exit_code: int, said: str) -> None:

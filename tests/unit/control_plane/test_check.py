@@ -32,6 +32,8 @@ def test_a_good_model_is_completed() -> None:
     assert (stored.output_tokens_default, stored.bytes_per_token, stored.target_utilization) == (1024, 4.0, 0.0)
     for headroom in admin_pb2.Headroom.values():
         assert check.model(model(headroom=headroom), built_in_profiles()).headroom == headroom
+    for policy in admin_pb2.RoutingPolicy.values():
+        assert check.model(model(routing_policy=policy), built_in_profiles()).routing_policy == policy
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,8 @@ def test_a_good_model_is_completed() -> None:
         ({"replicas_max": 10_001}, "model.replicas_max"),
         ({"headroom": 5}, "model.headroom"),
         ({"headroom": -1}, "model.headroom"),
+        ({"routing_policy": 8}, "model.routing_policy"),
+        ({"routing_policy": -1}, "model.routing_policy"),
     ],
 )
 def test_a_bad_model_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
