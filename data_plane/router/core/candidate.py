@@ -14,7 +14,7 @@ DECODE_WEIGHT: Final = 0.3
 QUEUED_DECODE_WEIGHT: Final = 0.3
 """How much decode that still waits in the agent delays a prefill: as much as running decode, which it will be."""
 
-STALL_WEIGHT: Final = 0.3
+STALL_WEIGHT: Final = 0.2
 """How much a prompt's own prefill counts once more for each request that is there already: it holds up their decode,
 and the less it meets, the better for all. Source: simulation of chunked prefill on recorded traces."""
 

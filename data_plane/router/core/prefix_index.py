@@ -135,14 +135,14 @@ class PrefixIndex:
             new = [block for block in blocks if block not in held]  # nothing is near being dropped: no need for order
             for block in new:
                 held[block] = True
-                holders[block] = holders.get(block, 0) | bit
+                holders[block] = holders[block] | bit if block in holders else bit
             return new
         # From the back: of one prompt the front is needed longest.
         for block in reversed(blocks):
             known = held.pop(block, None)
             if known is None:
                 held[block] = True
-                holders[block] = holders.get(block, 0) | bit
+                holders[block] = holders[block] | bit if block in holders else bit
                 new.append(block)
             else:
                 held[block] = known
@@ -170,7 +170,7 @@ class PrefixIndex:
         held, holders, bit = cache.blocks, self._holders, cache.bit
         for block in islice(change.added, self._most(cache)):
             if block not in held:
-                holders[block] = holders.get(block, 0) | bit
+                holders[block] = holders[block] | bit if block in holders else bit
             held[block] = False
         self._drop(cache, change.dropped)
         self._bound(cache)
@@ -188,16 +188,19 @@ class PrefixIndex:
         """
         groups: list[tuple[int, int]] = []
         holders = self._holders
-        depth = 0
+        before, depth = -1, 0
         try:
             for block in blocks:
-                left = mask & holders[block]
-                if left != mask:
-                    if depth:
-                        groups.append((mask ^ left, depth))
-                    mask = left
-                    if not left:
-                        return groups
+                found = holders[block]
+                if found is not before:  # neighbours often have the same holder, and then the same object
+                    before = found
+                    left = mask & found
+                    if left != mask:
+                        if depth:
+                            groups.append((mask ^ left, depth))
+                        mask = left
+                        if not left:
+                            return groups
                 depth += 1
         except KeyError:
             pass  # nobody holds that one
