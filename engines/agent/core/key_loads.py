@@ -112,16 +112,21 @@ class KeyLoads:
             now_s: Now.
             warm_tokens: Prompt tokens in the prefix cache, by part.
         """
-        loads = []
-        for part in self._parts.keys() | warm_tokens.keys():
-            known = self._parts.get(part)
-            rate = 0 if known is None else round(known.decayed(now_s) * _PER_MINUTE)
-            in_flight = 0 if known is None else known.in_flight
-            warm = warm_tokens.get(part, 0)
-            if rate or in_flight or warm:
-                tenant_id = "" if known is None else known.tenant_id
-                loads.append(KeyLoad(part << PART_BITS, rate, warm, in_flight, tenant_id))
-        return tuple(heapq.nsmallest(REPORTED_MAX, loads, key=_heaviest_first))
+        ranked = []  # heaviest first, when sorted
+        for part, known in self._parts.items():
+            rate, warm = round(known.decayed(now_s) * _PER_MINUTE), warm_tokens.get(part, 0)
+            if rate or warm or known.in_flight:
+                ranked.append((-rate, -warm, -known.in_flight, part))
+        ranked.extend((0, -warm, 0, part) for part, warm in warm_tokens.items() if part not in self._parts)
+        ranked.sort()
+        return tuple(
+            KeyLoad(part << PART_BITS, -rate, -warm, -in_flight, self._tenant_of(part))
+            for rate, warm, in_flight, part in ranked[:REPORTED_MAX]
+        )
+
+    def _tenant_of(self, part: int) -> str:
+        known = self._parts.get(part)
+        return "" if known is None else known.tenant_id
 
     def _forget(self, now_s: float) -> None:
         """Forgets the coldest parts without a request in flight, so that PARTS_MAX are left of these."""
@@ -129,7 +134,3 @@ class KeyLoads:
         for _, part in heapq.nsmallest(len(idle) - PARTS_MAX, idle):
             del self._parts[part]
         self._forget_at = max(PARTS_MAX, len(self._parts)) + _SLACK
-
-
-def _heaviest_first(load: KeyLoad) -> tuple[int, int, int, int]:
-    return -load.rate_milli_mu_per_minute, -load.warm_tokens, -load.in_flight, load.first_key
