@@ -62,6 +62,8 @@ def cut(
         The cuts, rising; the first at 0.
     """
     names = _names(demand, reserved)
+    if not names:
+        return [Cut(0, "")]
     starts = sorted(names)
     ends = [*starts[1:], KEYS]
     loads = [demand.load(first, end) for first, end in zip(starts, ends, strict=True)]
@@ -83,7 +85,7 @@ def cut(
         cuts.append(Cut(0 if not cuts else first, tenant_id))
         if tenant_id and need(load) >= JOIN_BELOW:
             cuts += [Cut(key, tenant_id) for key in _inner(demand, first, end, load, previous, need)]
-    return cuts[:slices_max] or [Cut(0, "")]
+    return cuts[:slices_max]
 
 
 def _names(demand: Demand, reserved: Mapping[str, int]) -> dict[int, set[str]]:

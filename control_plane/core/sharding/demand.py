@@ -1,14 +1,14 @@
 """What every part of the key space asks for, from what the replicas report.
 
-Agents report averages that halve in HALF_LIFE_S. When a replica vanishes, its part of the sum vanishes with it,
-although the requests only go elsewhere; so a sum never falls faster here than it would if requests had stopped coming.
+Agents report averages that halve in HALF_LIFE_S. When a replica vanishes or falls silent, its requests go elsewhere and
+are counted there, as slowly as averages rise; so what it said last goes on counting, as slowly as averages fall.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from control_plane.core.sharding.values import KeyLoad, Server, View
@@ -16,6 +16,9 @@ from model_units.units import REPLICA_CAPACITY
 
 HALF_LIFE_S: Final = 20.0
 """Of the averages that agents report. Source: engine.v1.KeyLoad.rate_milli_mu_per_minute."""
+
+FORGOTTEN_S: Final = 5 * HALF_LIFE_S
+"""After this nothing is left of a silent replica's last word: 3 % of it."""
 
 ABSURD_TIMES: Final = 20
 """A replica that says that more than this many times its capacity arrives there is not believed beyond it."""
@@ -68,8 +71,8 @@ class DemandBook:
     """Follows the demand of one model from round to round."""
 
     def __init__(self) -> None:
-        self._rates: dict[int, float] = {}
-        self._at_ms = 0
+        self._heard: dict[str, tuple[int, Sequence[KeyLoad]]] = {}
+        self._now_ms = 0
 
     def read(self, view: View, now_ms: int) -> Demand:
         """The demand now.
@@ -78,40 +81,37 @@ class DemandBook:
             view: What the replicas reported.
             now_ms: Wall clock. A clock that went back counts as one that stands still.
         """
+        self._now_ms = max(self._now_ms, now_ms)
         known = {server.replica_id: server for server in view.servers}
+        for replica_id in view.loads.keys() & known.keys():
+            scale = _believed(known[replica_id], view.loads[replica_id])
+            heard = [replace(each, rate=round(max(0, each.rate) * scale)) for each in view.loads[replica_id]]
+            self._heard[replica_id] = (self._now_ms, heard)
         rates: dict[int, float] = {}
         tenants: dict[int, str] = {}
-        warm: dict[str, list[tuple[int, int]]] = {}
-        busy: dict[str, list[int]] = {}
-        reported: dict[str, int] = {}
-        for replica_id in sorted(view.loads.keys() & known.keys()):
-            loads = view.loads[replica_id]
-            scale = _believed(known[replica_id], loads)
-            total = 0.0
-            for each in loads:
-                rate = max(0, each.rate) * scale
-                rates[each.first_key] = rates.get(each.first_key, 0.0) + rate
-                total += rate
+        for replica_id, (heard_ms, parts) in sorted(self._heard.items()):
+            age_s = (self._now_ms - heard_ms) / 1_000
+            if age_s > FORGOTTEN_S:
+                del self._heard[replica_id]
+                continue
+            decay = 0.5 ** (age_s / HALF_LIFE_S)
+            for each in parts:
+                if each.rate:
+                    rates[each.first_key] = rates.get(each.first_key, 0.0) + each.rate * decay
                 if each.tenant_id:
                     tenants[each.first_key] = each.tenant_id
-            warm[replica_id] = [(each.first_key, each.warm_tokens) for each in loads if each.warm_tokens > 0]
-            busy[replica_id] = sorted(each.first_key for each in loads if each.in_flight > 0)
-            reported[replica_id] = round(total)
-        passed_s = max(0, now_ms - self._at_ms) / 1_000
-        self._at_ms = max(self._at_ms, now_ms)
-        decay = 0.5 ** (passed_s / HALF_LIFE_S)
-        for part, before in self._rates.items():
-            if (still := before * decay) >= 1.0:
-                rates[part] = max(rates.get(part, 0.0), still)
-        self._rates = rates
-        parts = sorted(rates)
+        said = {replica_id: self._heard[replica_id][1] for replica_id in sorted(view.loads.keys() & known.keys())}
+        parts_ = sorted(rates)
         return Demand(
-            parts,
-            [rates[part] for part in parts],
-            [tenants.get(part, "") for part in parts],
-            warm,
-            busy,
-            reported,
+            parts_,
+            [rates[part] for part in parts_],
+            [tenants.get(part, "") for part in parts_],
+            {
+                name: [(each.first_key, each.warm_tokens) for each in said[name] if each.warm_tokens > 0]
+                for name in said
+            },
+            {name: sorted(each.first_key for each in said[name] if each.in_flight > 0) for name in said},
+            {name: sum(each.rate for each in said[name]) for name in said},
         )
 
 
