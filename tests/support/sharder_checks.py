@@ -1,0 +1,149 @@
+"""What must hold after every round of the sharder, whatever the fleet went through."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import Final
+
+from common.shard_map import KEYS
+from control_plane.core.sharding.balance import BUDGET, SAVED_ROUNDS_MAX
+from control_plane.core.sharding.values import Cause, Life, Placement, Round, Slice, View
+from tests.support.sharder_world import slice_at
+
+SUBSET_MIN: Final = 3
+PAID: Final = (Cause.BALANCE, Cause.OVERLAP)
+"""What is moved because it would be better, not because it must be."""
+
+
+def parts(old: Placement, new: Placement) -> Iterator[tuple[int, Slice, Slice]]:
+    """Every range of keys that neither placement cuts: its first key, and its slice in both."""
+    for key in sorted({each.first_key for each in (*old.slices, *new.slices)}):
+        yield key, slice_at(old, key), slice_at(new, key)
+
+
+def wrong_with_placement(placement: Placement, view: View, now_ms: int) -> Iterator[str]:
+    """What is wrong with a placement by itself, in words.
+
+    Args:
+        placement: In force after a round.
+        view: What the round saw; it lists replicas.
+        now_ms: When.
+    """
+    firsts = [each.first_key for each in placement.slices]
+    if not firsts or firsts[0] != 0 or firsts[-1] >= KEYS or any(a >= b for a, b in itertools.pairwise(firsts)):
+        yield f"slices do not cover the key space in order: {firsts[:5]}"
+    known = {server.replica_id: server for server in view.servers}
+    open_ = {server.replica_id for server in view.servers if server.life is Life.OPEN}
+    for each in placement.slices:
+        mine = set(each.replica_ids)
+        where = f"slice {each.first_key:#x} {each.replica_ids}"
+        if not mine or len(mine) < len(each.replica_ids) or list(each.replica_ids) != sorted(mine):
+            yield f"{where}: empty, or not sorted"
+        if mine - known.keys():
+            yield f"{where}: names replicas that are gone"
+        if open_ and mine - open_:
+            yield f"{where}: names replicas that leave while others stay"
+        if len(mine) < min(SUBSET_MIN, len(open_)) and each.frozen_until_ms <= now_ms:
+            yield f"{where}: too few of {len(open_)} replicas"
+    missing = placement.members() ^ placement.seats.keys()
+    if missing or any(known[each].seat != seat for each, seat in placement.seats.items() if each in known):
+        yield f"seats differ from those of the replicas: {sorted(missing)}"
+
+
+def wrong_with_change(old: Placement, new: Placement, view: View, now_ms: int, *, balance: bool) -> Iterator[str]:
+    """What is wrong with how one placement followed another, in words.
+
+    Args:
+        old: The one before.
+        new: The one after.
+        view: What the round saw.
+        now_ms: When.
+        balance: Whether the round was a regular one.
+    """
+    if new.generation <= old.generation:
+        yield f"generation {new.generation} does not follow {old.generation}"
+    if new.generation.number != max(now_ms, old.generation.number + 1):
+        yield f"number {new.generation.number} at {now_ms} ms after {old.generation.number}"
+    seats = {server.replica_id: server.seat for server in view.servers}
+    usable = {server.replica_id for server in view.servers if server.life is Life.OPEN} or seats.keys()
+    named = {move.first_key for move in new.moves}
+    loaded = sorted(load.first_key for told in view.loads.values() for load in told if load.rate > 0)
+    cuts = [*sorted({each.first_key for each in (*old.slices, *new.slices)}), KEYS]
+    joined = {each.first_key for each in old.slices} - {each.first_key for each in new.slices}
+    for key, before, after in parts(old, new):
+        came, left = set(after.replica_ids) - set(before.replica_ids), set(before.replica_ids) - set(after.replica_ids)
+        where = f"keys from {key:#x}, {before.replica_ids} to {after.replica_ids}"
+        end = cuts[bisect_right(cuts, key)]
+        busy = before.first_key not in joined and bisect_left(loaded, key) < bisect_left(loaded, end)
+        if (came or left) and busy and after.first_key not in named:
+            yield f"{where}: no move says why"
+        if not balance and left & usable:
+            yield f"{where}: a health round took {sorted(left & usable)} away"
+        if not balance and len(came) > max(len(left), SUBSET_MIN - len(set(before.replica_ids) - left)):
+            yield f"{where}: a health round added more than was lost"
+    if not balance and any(move.cause in (*PAID, Cause.SHRINK) for move in new.moves):
+        yield f"a health round moved for {sorted({move.cause.value for move in new.moves})}"
+
+
+class Seats:
+    """Remembers which seats frozen slices may have: those they had, and new ones only when none of these is left."""
+
+    def __init__(self) -> None:
+        self._allowed: dict[int, set[str]] = {}
+
+    def wrong(self, old: Placement | None, new: Placement, view: View, now_ms: int) -> Iterator[str]:
+        """Frozen slices with seats that they never had, in words; arguments as above."""
+        allowed: dict[int, set[str]] = {}
+        open_ = {server.seat for server in view.servers if server.life is Life.OPEN}
+        for each in new.slices:
+            if each.frozen_until_ms <= now_ms:
+                continue
+            mine = {new.seats[replica_id] for replica_id in each.replica_ids}
+            had = set(self._allowed.get(each.first_key, ()))
+            if old is not None:
+                before = slice_at(old, each.first_key)
+                held = {old.seats[replica_id] for replica_id in before.replica_ids}
+                had |= self._allowed.get(before.first_key, set()) | held
+                if mine - had and held & open_:
+                    yield f"slice {each.first_key:#x}: frozen, and got {sorted(mine - had)} beside {sorted(had)}"
+            allowed[each.first_key] = had | mine
+        self._allowed = allowed
+
+
+class Purse:
+    """What may be spent on balance: a part of the load per round, and what was not spent is kept for a few.
+
+    Attributes:
+        saved: Left, mMU per minute.
+    """
+
+    def __init__(self) -> None:
+        self.saved = 0.0
+
+    def wrong(self, done: Round) -> Iterator[str]:
+        """Says by how much a regular round moved more for balance than it may, in words."""
+        income = BUDGET * sum(done.slice_loads.values())
+        self.saved = min(self.saved + income, SAVED_ROUNDS_MAX * income)
+        spent = moved(done.placement, *PAID) if done.placement is not None else 0
+        # Loads of slices and moves are rounded to whole milli-MU.
+        rounding = 1e-9 * income + len(done.slice_loads) + (len(done.placement.moves) if done.placement else 0)
+        if spent > self.saved + rounding:
+            yield f"moved {spent} for balance, more than {self.saved:.0f}"
+        self.saved = max(0.0, self.saved - spent)
+
+
+def joined_load(old: Placement, new: Placement) -> int:
+    """Load of slices that were joined to a neighbour with other replicas: it moves without a move that says so."""
+    kept = {each.first_key for each in new.slices}
+    return sum(
+        each.load
+        for each in old.slices
+        if each.first_key not in kept and slice_at(new, each.first_key).replica_ids != each.replica_ids
+    )
+
+
+def moved(placement: Placement, *causes: Cause) -> int:
+    """Load that a placement moved for these causes, mMU per minute."""
+    return sum(move.load for move in placement.moves if move.cause in causes)
