@@ -218,12 +218,21 @@ class Sharder:
         """Looks at every model once; returns seconds until the next look is due at the latest."""
         wait_s = self._config.assign_interval_s
         with self._metrics.round_seconds.time():
+            if balance:
+                await self._compare()
             for model_id in sorted(self._models.keys() - self._views.models.items.keys()):
                 await self._delete(self._models[model_id])
             for model_id in sorted(self._views.models.items):
                 wait_s = min(wait_s, await self._look(self._model(model_id), epoch, balance=balance))
         self._metrics.rounds.inc()
         return wait_s
+
+    async def _compare(self) -> None:
+        """Reads what is in force again: a store that was set back while this instance leads says nothing of it."""
+        listing = await self._store.list(keys.ASSIGNMENTS)
+        stored = {entry.key.removeprefix(keys.ASSIGNMENTS): entry.revision for entry in listing.entries}
+        if stored != {model_id: model.revision for model_id, model in self._models.items() if model.revision}:
+            raise _ConflictError
 
     async def _look(self, model: ShardedModel, epoch: Epoch, *, balance: bool) -> float:
         model_id, now_ns = model.model_id, self._clock.monotonic_ns()

@@ -259,6 +259,23 @@ async def test_a_conflict_is_read_again(store: MemoryStore) -> None:
     assert lab.metric("fairlead_sharder_conflicts_total") == 1
 
 
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_store_set_back_under_a_leader_is_found(store: MemoryStore, lost: bool) -> None:
+    """Proves that a leader notices at its next regular round that its assignment is gone from the store, or an older
+    one there, although nothing in the fleet changes; and puts its own back as a newer one."""
+    await put_replica(store, ready("a"))
+    lab = Lab(store, dataclasses.replace(CONFIG, assign_interval_s=0.3))
+    async with lab.running():
+        before = await assigned(store, "a")
+        if lost:
+            await store.delete(keys.assignment(MODEL))
+        else:
+            await store.put(keys.assignment(MODEL), held(1, 1, "old").SerializeToString())
+        after = await assigned(store, "a")
+        assert Generation.of(after.generation) > Generation.of(before.generation)
+        assert after.generation.incarnation == before.generation.incarnation
+
+
 async def test_assignments_stand_while_the_store_is_away(store: MemoryStore) -> None:
     """Proves that an outage loses nothing: the first change after it is assigned in the same line."""
     await put_replica(store, ready("a"))
