@@ -131,7 +131,7 @@ class PrefixIndex:
         if cache is None:
             return []
         held, holders, bit, new = cache.blocks, self._holders, cache.bit, []
-        if 2 * len(held) < self._most(cache):
+        if 2 * (len(held) + len(blocks)) < self._most(cache):
             new = [block for block in blocks if block not in held]  # nothing is near being dropped: no need for order
             for block in new:
                 held[block] = True

@@ -1,0 +1,140 @@
+"""Poison requests, hopeless deadlines, and how prompts are named."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_plane.router.core.candidate import Candidate, Health, hash64
+from data_plane.router.core.deadline import DOUBT, is_hopeless, soonest_first_token_s
+from data_plane.router.core.policies.policy import Ask
+from data_plane.router.core.pool import Pool
+from data_plane.router.core.prefix_index import PrefixIndex
+from data_plane.router.core.quarantine import QUARANTINE_S, SUSPECTS_MAX, Quarantine, fingerprint
+from fairlead.inference.v1 import inference_pb2
+from model_units.prefix import PREFIX_BLOCK_BYTES, PREFIX_BLOCKS_MAX, prefix_blocks, prompt_chunks
+
+SECOND = 1_000_000_000
+
+
+def test_a_prompt_that_was_lost_with_two_replicas_is_refused_for_ten_minutes() -> None:
+    """One loss may be chance, and the same replica twice is one; the second one is not, until the time is over."""
+    quarantine = Quarantine()
+    assert not quarantine
+    assert not quarantine.lost(b"p", "r1", 0)
+    assert not quarantine.lost(b"p", "r1", SECOND)
+    assert quarantine
+    assert quarantine.refused_s(b"p", SECOND) is None
+    assert quarantine.lost(b"p", "r2", 2 * SECOND)
+    assert quarantine.refused_s(b"p", 2 * SECOND) == QUARANTINE_S
+    assert quarantine.refused_s(b"other", 2 * SECOND) is None
+    assert quarantine.refused_s(b"p", int((2 + QUARANTINE_S) * SECOND)) is None
+    assert not quarantine
+
+
+def test_an_old_suspicion_is_forgotten_and_an_answer_clears() -> None:
+    """Two losses more than ten minutes apart are two chances; who was answered kills nothing."""
+    quarantine = Quarantine()
+    quarantine.lost(b"p", "r1", 0)
+    assert not quarantine.lost(b"p", "r2", int(QUARANTINE_S * SECOND) + 1)
+    quarantine.answered(b"p")
+    quarantine.answered(b"p")
+    assert not quarantine.lost(b"p", "r3", int(QUARANTINE_S * SECOND) + 2)
+
+
+def test_bystanders_of_one_crash_are_told_from_the_poison() -> None:
+    """Three requests of one crash are tried on three replicas; with none left they share again."""
+    quarantine, left = Quarantine(), ["r2", "r3", "r4"]
+    tried = []
+    for name in (b"a", b"poison", b"c"):
+        quarantine.lost(name, "r1", 0)
+        avoid = quarantine.elsewhere(["r1"], left)
+        replica_id = next(each for each in left if each not in avoid)
+        quarantine.tried_again("r1", replica_id)
+        tried.append(replica_id)
+    assert tried == left
+    assert quarantine.lost(b"poison", "r3", SECOND)
+    assert quarantine.refused_s(b"a", SECOND) is None
+    assert quarantine.elsewhere(["r1"], left) == set()
+    assert quarantine.elsewhere(["r9"], left) == set()
+
+
+def test_suspects_are_bounded() -> None:
+    """The one that was suspected longest ago is forgotten first."""
+    quarantine = Quarantine()
+    for number in range(SUSPECTS_MAX + 1):
+        quarantine.lost(str(number).encode(), "r1", number)
+    assert not quarantine.lost(b"0", "r2", SUSPECTS_MAX)
+    assert quarantine.lost(str(SUSPECTS_MAX).encode(), "r2", SUSPECTS_MAX)
+
+
+def test_a_fingerprint_is_one_tenants() -> None:
+    """The same prompt of another tenant or to another model is another one."""
+    prints = {fingerprint(tenant, model, [b"pro", b"mpt"]) for tenant in "tu" for model in "mn"}
+    assert len(prints) == 4
+    assert fingerprint("t", "m", [b"prompt"]) in prints
+
+
+def test_a_request_is_hopeless_only_when_the_best_replica_misses_by_far() -> None:
+    """The estimate is that of the replica that would answer first, its cache counted; half as much again must miss."""
+    index = PrefixIndex()
+    members = [Candidate(name, hash64(name), Health.READY, 60_000, 5_000, 0) for name in "ab"]
+    for each in members:
+        each.cache_bit = index.join(each.replica_id)
+    index.add("b", (1, 2, 3, 4, 5))
+    asked = Ask(1_000, 0, 1_000, tuple(range(1, 11)), 100.0)
+    assert soonest_first_token_s(asked, Pool(members, index)) == pytest.approx(5.5)
+    assert soonest_first_token_s(asked._replace(excluded={"b"}), Pool(members, index)) == pytest.approx(6.0)
+    assert soonest_first_token_s(asked, Pool(())) is None
+    assert is_hopeless(5.5, 5.5 / DOUBT - 0.01)
+    assert not is_hopeless(5.5, 5.5 / DOUBT + 0.01)
+    assert not is_hopeless(5.5, math.inf)
+    assert is_hopeless(0.1, -3.0)
+    assert not is_hopeless(0.0, 0.0)
+
+
+@given(
+    common=st.binary(max_size=3 * PREFIX_BLOCK_BYTES),
+    ends=st.tuples(st.binary(max_size=2000), st.binary(max_size=2000)),
+    cut=st.integers(0, 5000),
+)
+def test_prompts_share_the_names_of_the_whole_blocks_they_share(
+    common: bytes, ends: tuple[bytes, bytes], cut: int
+) -> None:
+    """As many names agree from the front as whole blocks do, however the prompt was cut into chunks."""
+    one, other = common + ends[0], common + ends[1]
+    named, others = prefix_blocks([one[:cut], one[cut:]]), prefix_blocks([other])
+    assert named == prefix_blocks([one])
+    assert len(named) == len(one) // PREFIX_BLOCK_BYTES
+    size, shared = PREFIX_BLOCK_BYTES, 0
+    while shared < min(len(named), len(others)) and one[: (shared + 1) * size] == other[: (shared + 1) * size]:
+        shared += 1
+    assert named[:shared] == others[:shared]
+    assert not set(named[shared:]) & set(others[shared:])
+
+
+def test_names_are_the_same_in_every_version() -> None:
+    """Routers and agents of different builds mean the same prefix."""
+    assert prefix_blocks([bytes(2 * PREFIX_BLOCK_BYTES)]) == (0x5F70BF18A0860070, 0xE5A00AA9991AC8A5)
+    assert len(prefix_blocks([bytes(2_000_000)])) == PREFIX_BLOCKS_MAX
+    assert prefix_blocks([]) == ()
+
+
+def test_a_conversation_that_goes_on_keeps_its_prefix() -> None:
+    """The next turn's prompt begins with the last one's; who spoke is part of it."""
+    turns = [("user", "a" * 3000), ("assistant", "b" * 3000), ("user", "c")]
+    short, long = inference_pb2.GenerateRequest(), inference_pb2.GenerateRequest()
+    for at, (role, content) in enumerate(turns):
+        long.chat.messages.add(role=role, content=content)
+        if at < 2:
+            short.chat.messages.add(role=role, content=content)
+    first = prefix_blocks(prompt_chunks(short))
+    assert len(first) == 5
+    assert prefix_blocks(prompt_chunks(long))[:5] == first
+    short.chat.messages[0].role = "system"
+    assert prefix_blocks(prompt_chunks(short))[0] != first[0]
+    assert b"".join(prompt_chunks(inference_pb2.GenerateRequest(prompt="día"))) == "día".encode()
+    assert b"".join(prompt_chunks(inference_pb2.GenerateRequest())) == b""
