@@ -44,6 +44,23 @@ async def write(etcd: EtcdServer, what: sharding_pb2.Assignment) -> None:
     await store.close()
 
 
+Reports = grpc.aio.UnaryStreamCall[engine_pb2.WatchLoadRequest, engine_pb2.LoadReport]
+
+
+async def read(stream: Reports) -> engine_pb2.LoadReport:
+    """The next report of a load stream."""
+    report = await asyncio.wait_for(stream.read(), 10)
+    assert isinstance(report, engine_pb2.LoadReport)
+    return report
+
+
+async def cache_change(stream: Reports) -> engine_pb2.LoadReport:
+    """The next report that tells of the cache."""
+    while not (report := await read(stream)).HasField("cache"):
+        pass
+    return report
+
+
 def gave_up(replica: AgentProcess) -> bool:
     """Whether an agent that has ended says that nobody took it out of the assignment."""
     assert replica.process.stderr is not None
@@ -104,22 +121,21 @@ async def test_streams_tell_what_was_received_cached_and_whose_it_is(shared_etcd
     async with agent(shared_etcd.endpoint) as replica:
         assert replica.replica.prefix_cache
         stream = replica.stub.WatchLoad(engine_pb2.WatchLoadRequest(router_id="b", with_cache=True))
-        first = await stream.read()
+        first = await read(stream)
         assert (first.cache.whole, list(first.cache.added), first.dispatches_seen) == (True, [], 0)
         what = request("word " * 1_000)
         what.router_id, what.dispatch_number, what.shard_key = "a", 17, shard_key("tenant", "s")
         what.prefix_blocks.extend([2**64 - 1, 7, 9])
         messages = await replica.generate(what)
         assert [message.load.dispatches_seen for message in (messages[0], messages[-1])] == [17, 17]
-        while not (report := await stream.read()).HasField("cache"):
-            pass
+        report = await cache_change(stream)
         assert (report.cache.whole, set(report.cache.added)) == (False, {2**64 - 1, 7, 9})
         assert report.dispatches_seen == 0
         assert 900 <= report.cached_tokens <= 1_300
         assert report.kv_capacity_tokens == replica.replica.kv_capacity_tokens
         stream.cancel()
         asking = replica.stub.WatchLoad(engine_pb2.WatchLoadRequest(with_keys=True))
-        (told,) = (await asking.read()).key_loads
+        (told,) = (await read(asking)).key_loads
         asking.cancel()
         assert (told.first_key, told.tenant_id) == (what.shard_key >> 28 << 28, "tenant")
         assert (told.in_flight, told.warm_tokens) == (0, report.cached_tokens)
@@ -132,12 +148,11 @@ async def test_a_restarted_engine_has_nothing_cached(shared_etcd: EtcdServer) ->
         what.prefix_blocks.extend([1, 2, 3])
         await replica.generate(what)
         stream = replica.stub.WatchLoad(engine_pb2.WatchLoadRequest(with_cache=True))
-        assert set((await stream.read()).cache.added) == {1, 2, 3}
+        assert set((await read(stream)).cache.added) == {1, 2, 3}
         await replica.set_faults(crash_marker="boom")
         with pytest.raises(grpc.aio.AioRpcError):
             await replica.generate(request("boom"))
-        while not (report := await stream.read()).HasField("cache"):
-            pass
+        report = await cache_change(stream)
         assert report.cache == engine_pb2.CacheChange(whole=True)
         stream.cancel()
 
