@@ -80,8 +80,10 @@ def test_a_damaged_assignment_leaves_the_last_good_one_and_is_said_once(caplog: 
 
 
 def test_nameless_and_far_too_many_models_are_not_taken() -> None:
-    """Whoever hands over nonsense cannot fill the memory; a key that is another model's is ignored."""
+    """Whoever hands over nonsense cannot fill the memory or end all succession; another model's key is ignored."""
     book = Assignments(FakeClock())
+    assert not book.take(assignment(2**63), "agent")
+    assert not book.take(assignment(1, incarnation=2**64 - 1), "agent")
     assert not book.take(assignment(1, model=""), "agent")
     book.stored("other", assignment(1))
     assert book.get("other") is None is book.get(MODEL)
