@@ -258,7 +258,6 @@ class Routing:
             f" {left_s:.1f} s; nothing was charged. Allow more time, or come back when it is quieter",
             reason=Reason.DEADLINE_TOO_SHORT,
             metadata={"expected_s": f"{expected_s:.3f}", "left_s": f"{left_s:.3f}"},
-            retry_after_s=max(0.1, expected_s - left_s),
         )
 
     def _pool(self, route: Route, now_ns: int) -> Pool:

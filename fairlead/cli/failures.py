@@ -53,6 +53,8 @@ _EXPLAINED = frozenset(
         Reason.STREAM_BROKEN,
         Reason.ENGINE_FAILED,
         Reason.DEADLINE_EXCEEDED,
+        Reason.DEADLINE_TOO_SHORT,
+        Reason.REQUEST_QUARANTINED,
     }
 )
 
