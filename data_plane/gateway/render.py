@@ -8,7 +8,7 @@ import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
-from data_plane.router.core.pick import hash64
+from data_plane.router.core.candidate import hash64
 from data_plane.router.exchange import Finished, Receipt
 from fairlead.admin.v1 import admin_pb2
 from fairlead.inference.v1 import inference_pb2 as pb

@@ -21,7 +21,7 @@ knows only what it sent there, so it is neither flooded nor left alone for good.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Final
 
 from data_plane.router.core.candidate import SECONDS_PER_MINUTE, Candidate, Health, hash64
@@ -127,6 +127,7 @@ class ReplicaLoad(Candidate):
     """
 
     __slots__ = (
+        "_counted",
         "_decode_left",
         "_decode_per_ns",
         "_ended_requests",
@@ -138,6 +139,7 @@ class ReplicaLoad(Candidate):
         "_in_flight",
         "_known",
         "_largest",
+        "_least",
         "_next_number",
         "_own_decode",
         "_prefill_per_ns",
@@ -157,7 +159,8 @@ class ReplicaLoad(Candidate):
         self._report = Report(0, 0, 0)
         self._heard_ns = 0
         self._next_number = 1
-        self._in_flight: set[int] = set()
+        self._in_flight: dict[int, Dispatch] = {}
+        self._counted = False  # whether its agent counts dispatches
         self._unseen: dict[int, Dispatch] = {}  # of those in flight the ones that the report has not seen
         self._unseen_prefill = self._unseen_decode = 0
         # What the report includes and this router has seen begin or end since.
@@ -166,7 +169,7 @@ class ReplicaLoad(Candidate):
         self._waiting = self._largest = self._own_decode = 0
         self._expected, self._expected_ns = 0.0, 0
         # What holds until something begins or ends.
-        self._known = self._decode_left = self._queued = self._requests = 0
+        self._known = self._least = self._decode_left = self._queued = self._requests = 0
 
     def dispatch(
         self, prefill_milli_mu: int, decode_milli_mu: int, now_ns: int, prefix_blocks: tuple[int, ...] = ()
@@ -182,7 +185,7 @@ class ReplicaLoad(Candidate):
         prefill, decode = max(0, prefill_milli_mu), max(0, decode_milli_mu)
         dispatch = Dispatch(self, self._next_number, prefill, decode, now_ns)
         self._next_number += 1
-        self._in_flight.add(dispatch.number)
+        self._in_flight[dispatch.number] = dispatch
         self._unseen[dispatch.number] = dispatch
         self._unseen_prefill += prefill
         self._unseen_decode += decode
@@ -212,7 +215,7 @@ class ReplicaLoad(Candidate):
             self._begun(dispatch, now_ns)
             if dispatch.blocks and self.prefixes is not None:
                 self.prefixes.withdraw(self.replica_id, dispatch.blocks)
-        self._in_flight.discard(dispatch.number)
+        del self._in_flight[dispatch.number]
         self.in_flight -= 1
         self._own_decode -= dispatch.decode_milli_mu
         since_ns = now_ns - self._heard_ns
@@ -246,7 +249,7 @@ class ReplicaLoad(Candidate):
         self._report, self._heard_ns = report, now_ns
         self._gone_prefill = self._gone_decode = self._ended_requests = 0
         self._see(report.dispatches_seen, now_ns)
-        self._expected_ns = now_ns
+        self._expected, self._expected_ns = inf, now_ns
         self._settle(now_ns)
         self._expected = float(self._known)
         return True
@@ -260,11 +263,12 @@ class ReplicaLoad(Candidate):
     def age(self, now_ns: int) -> None:
         """Brings the candidate's load up to now: something began or ended, or time has passed."""
         pending, decode = self._known, self._decode_left
-        if pending and now_ns > self._expected_ns:
-            expected = self._expected - self._prefill_per_ns * (now_ns - self._expected_ns)
+        if pending:
+            expected = self._expected
+            if now_ns > self._expected_ns:
+                expected -= self._prefill_per_ns * (now_ns - self._expected_ns)
             if expected < pending:
-                least = self._waiting - self._largest
-                pending = ceil(expected) if expected > least else least
+                pending = ceil(expected) if expected > self._least else self._least
         if decode and now_ns > self._heard_ns:
             decode = max(0, decode - int(self._decode_per_ns * (now_ns - self._heard_ns)))
         self.aged_ns = now_ns
@@ -275,7 +279,8 @@ class ReplicaLoad(Candidate):
         report = self._report
         said = self._believed(report.pending_prefill_milli_mu, self._waiting - self._unseen_prefill)
         known = max(0, said - self._gone_prefill) + self._unseen_prefill
-        self._known = max(known, self._waiting - self._largest)
+        self._least = max(0, self._waiting - self._largest)
+        self._known = max(known, self._least)
         said = self._believed(report.decode_milli_mu, self._own_decode - self._unseen_decode)
         self._decode_left = max(0, said - self._gone_decode)
         self._queued = self._believed(report.queued_decode_milli_mu, 0)
@@ -293,6 +298,10 @@ class ReplicaLoad(Candidate):
     def _see(self, dispatches_seen: int, now_ns: int) -> None:
         """Takes off what the report now includes."""
         counted = 0 < dispatches_seen < self._next_number
+        if counted and not self._counted:
+            # Until now that was a guess by time.
+            self._counted, self._unseen = True, dict(self._in_flight)
+            self._unseen_decode, self._unseen_prefill = self._own_decode, self._waiting
         for number, dispatch in list(self._unseen.items()):
             if number > dispatches_seen if counted else now_ns - dispatch.sent_ns < DISPATCH_UNSEEN_NS:
                 break  # later ones were sent later
