@@ -66,6 +66,7 @@ class LiveExperiments:
         lengths = self._lengths
         if lengths is None:
             lengths = self._lengths = await self._learn(random.Random(load.seed))
+        self._dispatcher.accounts.cache.clear()  # its prompts push out what others left there
         loop = ClosedLoop(load, self._now_s())
         running = _Load(loop, random.Random(load.seed), asyncio.Event())
         try:

@@ -140,6 +140,10 @@ class PrefixCache:
             capacity_tokens: Size of its KV cache, as in the constructor.
         """
         self._capacity_tokens = capacity_tokens
+        self.clear()
+
+    def clear(self) -> None:
+        """What was held cannot be relied on any more."""
         self._log_begin = self.position + 1  # nobody has read up to here: every reader gets everything anew
         self._log.clear()
         self._blocks.clear()

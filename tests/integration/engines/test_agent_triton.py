@@ -24,6 +24,7 @@ async def test_a_killed_triton_is_replaced_and_cancelling_stops_it(shared_etcd: 
     async with agent(shared_etcd.endpoint, "--engine=triton") as replica:
         killed_pid = replica.replica.engine_pid
         assert killed_pid not in (0, replica.process.pid)
+        assert replica.replica.prefix_cache
         messages = await replica.generate(request("hello", max_tokens=8))
         assert sum(message.output_tokens for message in messages) == 8
 

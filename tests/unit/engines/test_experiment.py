@@ -56,7 +56,9 @@ class Bench:
 async def test_real_time_comes_to_what_virtual_time_says() -> None:
     """Proves that a load in real time and its rehearsal measure the same replica, and that nothing stays behind."""
     bench = await Bench(SimulatedEngine(HARDWARE["h100"])).start()
+    bench.dispatcher.accounts.cache.fill((1, 2), 10)
     real = await bench.experiments.run(LOAD)
+    assert not bench.dispatcher.accounts.cache.tokens, "whoever followed the cache would rely on what is gone"
     virtual = rehearse(HARDWARE["h100"], LOAD)
     assert bench.dispatcher.in_flight == 0
     assert not real.cut_short
