@@ -30,8 +30,8 @@ MODELS_MAX: Final = 4_096
 """Most models with an assignment; what more is handed over is not taken. Far above what one platform serves."""
 
 GENERATION_MAX: Final = 1 << 62
-"""Largest incarnation and number that are taken, the same as agents take: whoever comes after it must fit in 64 bits, or
-one absurd message would stop all assignments for good."""
+"""Largest incarnation and number that are taken, the same as agents take: successors must fit in 64 bits, or one absurd
+message would stop all assignments for good."""
 
 ANSWER_BYTES_MAX: Final = 3_000_000
 """What one answer hands over at most: a gRPC message takes 4 MiB. The caller asks again for the rest."""

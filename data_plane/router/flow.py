@@ -2,7 +2,7 @@
 
 Every request ends in exactly one outcome, and its hold in exactly one settlement:
 
-    refused    before it held anything, or by an engine that cannot take the request at all; nothing charged
+    refused    before it was sent to a replica, or by an engine that cannot take the request at all; nothing charged
     completed  with the engine's own counts, charged exactly
     failed     charged for what was delivered, refunded the rest; nothing delivered, nothing charged
     cancelled  likewise; the replica is told at once
@@ -40,11 +40,14 @@ from data_plane.router.core.usage import Counts
 from data_plane.router.core.validate import is_request_id
 from data_plane.router.exchange import Call, Delta, Event, Finished, Receipt
 from data_plane.router.usage_desk import UsageDesk
-from fairlead.errors import FairleadError, InvalidArgumentError, Reason, UnavailableError
+from fairlead.errors import FairleadError, InvalidArgumentError, QuotaExceededError, Reason, UnavailableError
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.length import next_covered_tokens
 
 log = get_logger(__name__)
+
+# A request with a hold ends so only where the router did not want to send it to any replica.
+_REFUSED_UNSENT = frozenset({Reason.DEADLINE_TOO_SHORT, Reason.QUEUE_FULL})
 
 _ID_BYTES = 12
 _FINGERPRINT_BYTES = 16
@@ -209,9 +212,10 @@ class Exchange:
         )
 
     def _outcome_of(self, error: FairleadError) -> Outcome:
-        """Refused: before it held anything, or by an engine that found the request itself wrong. Failed: the rest."""
+        """Refused: before it was sent anywhere, or by an engine that found it wrong itself. Failed: the rest."""
         by_engine = isinstance(error, InvalidArgumentError) and not self.receipt.output_tokens
-        return Outcome.FAILED if self._hold and not by_engine else Outcome.REFUSED
+        unsent = not self.receipt.attempts and error.reason in _REFUSED_UNSENT
+        return Outcome.FAILED if self._hold and not by_engine and not unsent else Outcome.REFUSED
 
     async def _run(self, span: Span, started_ns: int) -> AsyncGenerator[Event, None]:
         flow, receipt = self._flow, self.receipt
@@ -242,7 +246,7 @@ class Exchange:
                                 yield self._delivered(order, message.text, message.output_tokens, started_ns)
                             if message.finish_reason:
                                 yield self._finished(order, message.finish_reason, message.usage)
-                except UnavailableError as error:
+                except (UnavailableError, QuotaExceededError) as error:
                     self._give_back(relay, error)
                     returned = True
         finally:
@@ -250,11 +254,11 @@ class Exchange:
                 # Harmless after `finish`; everything else may be tried again under the same id.
                 flow.books.answers.abandon(order.tenant_id, receipt.request_id)
 
-    def _give_back(self, relay: Relay, error: UnavailableError) -> None:
+    def _give_back(self, relay: Relay, error: UnavailableError | QuotaExceededError) -> None:
         """Batch that found every replica gone or full gives its hold back, to wait and be admitted anew.
 
         Raises:
-            UnavailableError: It is not for this request to wait, or its deadline comes first.
+            FairleadError: It is not for this request to wait, or its deadline comes first.
         """
         holds, now_ns = self._flow.books.holds, self._flow.clock.monotonic_ns()
         if not relay.batch or not may_return(

@@ -10,6 +10,7 @@ import pytest
 
 from common.clock import NS_PER_S, FakeClock
 from common.shard_map import shard_key
+from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.loads import Report
 from data_plane.router.exchange import Call, Receipt
 from data_plane.router.routing_metrics import RoutingCollector
@@ -207,8 +208,27 @@ async def test_a_full_line_refuses_with_a_time_to_come_back(lab: RouterLab, busy
     assert isinstance(error, QuotaExceededError)
     assert error.reason is Reason.QUEUE_FULL
     assert error.retry_after_s
+    assert lab.router.accounts.finished[TENANT, MODEL, Outcome.REFUSED, "QUEUE_FULL"] == 1
     busy("r1", 0)
     await asyncio.gather(*(task for _, task in runs))
+    assert lab.received_equals_finished()
+
+
+async def test_batch_that_finds_the_line_full_waits_in_its_own_queue(lab: RouterLab, busy: Reports) -> None:
+    """It gives its hold back instead of being refused, and runs when there is room again."""
+    lab.router.waiting._waiting_max = 1
+    _, first = started(lab, prompt_request())
+    await eventually(lambda: waiting(lab) == 1)
+    receipt, second = started(lab, prompt_request(priority=pb.PRIORITY_BATCH))
+    await eventually(lambda: lab.router.desk.waiting())
+    assert not receipt.admitted
+    busy("r1", 0)
+    await first
+    lab.clock.advance(1.0)  # type: ignore[attr-defined]  # the lab's clock is a fake one
+    busy("r1", 0)
+    lab.router.desk.look()
+    await second
+    assert receipt.outcome is Outcome.COMPLETED
     assert lab.received_equals_finished()
 
 
@@ -225,7 +245,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once(
     assert float(error.metadata["expected_s"]) >= 30.0
     assert float(error.metadata["left_s"]) == pytest.approx(2.0, abs=0.1)
     assert not lab.upstream.calls
-    assert receipt.settled_milli_mu == 0
+    assert (receipt.outcome, receipt.settled_milli_mu) == (Outcome.REFUSED, 0)
     assert lab.received_equals_finished()
     busy("r1", 0)
     await started(lab, prompt_request(), deadline_s=2.0)[1]
