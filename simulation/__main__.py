@@ -133,10 +133,30 @@ def _print(result: Result, wall_s: float) -> None:
     console.print(replicas)
     if len(shown) > _REPLICAS_SHOWN:
         console.print(f"... and {len(shown) - _REPLICAS_SHOWN} replicas that served less")
+    _print_sharding(console, result)
     simulated_s = result.end_s - result.start_s
     console.print(
         f"{result.requests:,} requests in {simulated_s:,.0f} simulated seconds took {wall_s:,.1f} s: "
         f"{result.requests * 60 / wall_s:,.0f} requests per minute, {simulated_s / wall_s:,.1f} x real time"
+    )
+
+
+def _print_sharding(console: Console, result: Result) -> None:
+    view = result.sharding()
+    shares = sorted(view.footprints.values())
+    if not shares:
+        return
+    churn = view.churn()
+    console.print(
+        f"max/mean utilization: median {_number(view.worst(0.5), 2)}, p99 {_number(view.worst(0.99), 2)}; "
+        f"a tenant met {_percent(shares[len(shares) // 2])} of the replicas in the median, "
+        f"{_percent(shares[-1])} at most; misrouted: {100 * view.misrouted_share:.3f} %",
+        highlight=False,
+    )
+    console.print(
+        f"{len(churn)} new assignments moved {_percent(sum(churn))} of the load in all, "
+        f"{_percent(max(churn, default=0.0))} at most at once; refused for their deadline: {result.too_late:,}",
+        highlight=False,
     )
 
 

@@ -88,6 +88,7 @@ class ReplicaTrack:
 
     Attributes:
         replica_id: Which.
+        model_id: What it serves.
         slot: Its seat.
         capacity: What it serves at its objective, mMU per minute.
         served_milli_mu: Work it served.
@@ -99,6 +100,7 @@ class ReplicaTrack:
     """
 
     replica_id: str
+    model_id: str
     slot: str
     capacity: int
     served_milli_mu: float = 0.0

@@ -294,6 +294,7 @@ class Simulation:
             open_holds=sum(router.holds.open_holds for router in self.routers),
             left_in_flight=sum(replica.in_flight for replica in self._replicas.values()),
             notes=tuple(self._notes),
+            rearrangements=tuple(self.sharder.rearrangements),
         )
 
 

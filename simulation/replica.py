@@ -68,7 +68,7 @@ class Replica:
         self.capacity = terms.capacity
         self.state = State.STARTING
         self.frozen = False
-        self.track = ReplicaTrack(replica_id, slot, self.capacity)
+        self.track = ReplicaTrack(replica_id, terms.model_id, slot, self.capacity)
         self._terms = terms
         self._loop = loop
         self._machine = StepMachine(terms.hardware, terms.limits)

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.report import INK, PALETTE, SEQUENTIAL, Cell, Page, legend, log_axis, new_axes, new_figure
+from common.report import PALETTE, Cell, Page, legend, log_axis, new_axes, new_figure
+from simulation.report_sharding import sharding_sections
 from simulation.result import TOTAL, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Rows of a heat map and lines of a plot that can still be told apart.
-_REPLICAS_SHOWN = 64
+# Lines of a plot that can still be told apart.
 _TENANTS_SHOWN = len(PALETTE)
 _INCIDENTS_SHOWN = 40
 
@@ -43,8 +43,7 @@ def render(result: Result, wall_s: float) -> str:
     _tenants(page, result)
     page.section("Latency")
     page.figure(_latency(result), "Time to first token of all requests by the time they arrived.")
-    page.section("Replicas")
-    page.figure(_heat(result), "Utilisation: work served over capacity in the last ten seconds. Blank: not there.")
+    sharding_sections(page, result)
     page.figure(_pending(result), "Prefill that waits at replicas: mean and most.")
     page.section("Admission")
     page.figure(_admission(result), "Requests admitted (above) and refused (below) per second, by tenant.")
@@ -99,32 +98,6 @@ def _latency(result: Result) -> Figure:
     log_axis(axes, "y")
     _mark(axes, result)
     legend(axes)
-    return figure
-
-
-def _heat(result: Result) -> Figure:
-    tracks = result.tracks[:_REPLICAS_SHOWN]
-    length = 1 + max((bucket for track in tracks for bucket, _ in track.utilization), default=0)
-    grid = np.full((max(1, len(tracks)), length), np.nan)
-    for row, track in enumerate(tracks):
-        for bucket, value in track.utilization:
-            grid[row, bucket] = value
-    figure = new_figure(height_in=max(2.2, 1.2 + 0.16 * len(tracks)))
-    axes = new_axes(figure, "time, s", "replica")
-    axes.grid(False)
-    image = axes.imshow(
-        grid,
-        aspect="auto",
-        cmap=SEQUENTIAL,
-        vmin=0.0,
-        vmax=1.0,
-        interpolation="nearest",
-        extent=(0.0, length * result.bucket_s, max(1, len(tracks)) - 0.5, -0.5),
-    )
-    if len(tracks) <= _REPLICAS_SHOWN // 2:
-        axes.set_yticks(range(len(tracks)), [track.replica_id for track in tracks])
-    bar = figure.colorbar(image, ax=axes)
-    bar.ax.tick_params(colors=INK, labelsize=8)
     return figure
 
 

@@ -9,8 +9,10 @@ from typing import Final
 import numpy as np
 
 from data_plane.router.core.accounts import Outcome
-from simulation.books import Incident, ReplicaTrack, TenantBook
+from fairlead.errors import Reason
+from simulation.books import Incident, Rearrangement, ReplicaTrack, TenantBook
 from simulation.scenario import Scenario, TenantSpec
+from simulation.sharding_view import ShardingView, sharding_view
 
 TOTAL: Final = "total"
 """Name of the sum over all tenants."""
@@ -81,6 +83,7 @@ class Result:
         open_holds: Holds that nobody ended.
         left_in_flight: Requests that still are at a replica.
         notes: What was assumed, put right or filled in of the workloads, one sentence each.
+        rearrangements: Every placement of the sharder after a model's first one, in order.
     """
 
     scenario: Scenario
@@ -95,11 +98,21 @@ class Result:
     open_holds: int
     left_in_flight: int
     notes: tuple[str, ...] = ()
+    rearrangements: tuple[Rearrangement, ...] = ()
 
     @property
     def requests(self) -> int:
         """Requests received."""
         return sum(book.received for book in self.books.values())
+
+    @property
+    def too_late(self) -> int:
+        """Requests refused at once because no replica could have answered before their deadline."""
+        return sum(book.ended[Outcome.REFUSED, Reason.DEADLINE_TOO_SHORT.value] for book in self.books.values())
+
+    def sharding(self) -> ShardingView:
+        """How even the replicas were, whom each tenant met, what moved and why."""
+        return sharding_view(self)
 
     def check(self) -> None:
         """Holds the accounts against each other.
@@ -146,6 +159,8 @@ class Result:
                 }
                 for track in self.tracks
             ],
+            "too_late": self.too_late,
+            "sharding": self.sharding().as_json(),
             "notes": list(self.notes),
             "incidents": [
                 {"at_s": incident.at_s - self.start_s, "kind": incident.kind, "text": incident.text}

@@ -165,7 +165,7 @@ def scenario(seed: int, duration_s: float = DURATION_S) -> Scenario:
     ]
     tenants.append(_tenant(AGGRESSOR, 0.0, AGGRESSOR, 0, 0))
     model = ModelSpec(id="chat", replicas=REPLICAS, target_utilization=TARGET_UTILIZATION)
-    return make_scenario(Settings(seed=seed, duration_s=duration_s, routers=3), [model], tenants)
+    return make_scenario(Settings(seed=seed, sharder="whole_fleet", duration_s=duration_s, routers=3), [model], tenants)
 
 
 def attack(seed: int, factor: float, kind: Attack, duration_s: float) -> Workload:

@@ -114,6 +114,7 @@ def test_a_crash_is_hidden_before_the_first_token_and_told_after_it() -> None:
         tenants=[chatter(load=0.9, input_tokens=6_000, input_sigma=0.1)],
         failures=[FailureSpec(kind="crash", at_s=10.0, replica=1)],
         model=ModelSpec(id="chat", replicas=4),
+        settings=Settings(duration_s=20.0, routers=2, sharder="whole_fleet"),
     )
     result = sim.run()
     total = by_name(result)["total"]
@@ -246,14 +247,14 @@ def test_without_quota_everything_is_admitted() -> None:
 
 
 def test_faster_replicas_do_more() -> None:
-    """Replicas of a group twice as fast register twice the capacity, and finish about twice as much."""
+    """Replicas of a group twice as fast register twice the capacity, and serve at least about twice as much: the same
+    utilisation and more, because first tokens come sooner there."""
     groups = [GroupSpec(replicas=2, speed=2.0)]
-    result = simulation(
-        tenants=[chatter(load=0.7)], settings=Settings(duration_s=60.0, quota=False), groups=groups
-    ).run()
+    settings = Settings(duration_s=40.0, quota=False, sharder="whole_fleet")
+    result = simulation(tenants=[chatter(load=0.6)], settings=settings, groups=groups).run()
     served = [track.served_milli_mu for track in result.tracks]
     assert [track.capacity for track in result.tracks] == [100_000, 100_000, 200_000, 200_000]
-    assert sum(served[2:]) == pytest.approx(2.0 * sum(served[:2]), rel=0.35)
+    assert sum(served[2:]) > 1.7 * sum(served[:2])
     assert max(result.utilization(track) for track in result.tracks) < 0.95
 
 
