@@ -43,8 +43,9 @@ DECISIONS: Final = 1_000
 REQUESTS_PER_S: Final = 1_000
 """As in the benchmark of the quota decision: more than a router process relays today."""
 
-REFERENCE_STEP_US: Final = 0.04
-"""What a step of the reference loop takes on an idle core of a 2023 server, as CPython 3.11 runs it."""
+REFERENCE_STEP_US: Final = 0.05
+"""What a step of the reference loop takes where the bar is meant to hold: CPython 3.11 on an idle core of 3.5 GHz or so.
+An assumption, not a measurement of this run: the step of the run is printed beside."""
 
 _REFERENCE_STEPS: Final = 100_000
 _BLOCKS_SHARED: Final = 4
@@ -158,7 +159,10 @@ def round_of(router: Router) -> Times:
 
     for replica_id in router.ids:
         router.hear(replica_id)
+    before_us = reference_step_us()
     times["decision"] = each(lambda number: router.decide(number, WEIGHED_MAX))
+    times["reference step"] = (before_us + reference_step_us()) / 2
+    times["decision, calibrated"] = times["decision"] * REFERENCE_STEP_US / times["reference step"]
     for replica_id in router.ids:
         router.hear(replica_id)
     times["without explain"] = each(lambda number: router.decide(number, 0))
@@ -199,8 +203,8 @@ def measure(console: Console | None = None) -> dict[str, float]:
         console: Where the table goes; standard output by default.
 
     Returns:
-        Metrics by name: medians. `routing_decision_us` and `routing_decision_calibrated_us` are at 64 candidates; the
-        bar is BAR_US.
+        Metrics by name: medians, and the least calibrated one. `routing_decision_us` and
+        `routing_decision_calibrated_us` are at 64 candidates; the bar is BAR_US.
     """
     routers = {size: Router(size) for size in SIZES}
     rounds: dict[int, list[Times]] = {size: [] for size in SIZES}
@@ -210,12 +214,9 @@ def measure(console: Console | None = None) -> dict[str, float]:
     try:
         for _ in range(ROUNDS):
             for size, router in routers.items():
-                before_us = reference_step_us()
                 times = round_of(router)
-                step_us = (before_us + reference_step_us()) / 2
-                times["decision, calibrated"] = times["decision"] * REFERENCE_STEP_US / step_us
                 rounds[size].append(times)
-                steps.append(step_us)
+                steps.append(times.pop("reference step"))
     finally:
         gc.unfreeze()
     return _told(rounds, statistics.median(steps), console or Console())
@@ -237,6 +238,7 @@ def _told(rounds: dict[int, list[Times]], step_us: float, console: Console) -> d
     return {
         "routing_decision_us": medians[BAR_SIZE, "decision"],
         "routing_decision_calibrated_us": medians[BAR_SIZE, "decision, calibrated"],
+        "routing_decision_calibrated_least_us": min(times["decision, calibrated"] for times in rounds[BAR_SIZE]),
         "routing_decision_without_explain_us": medians[BAR_SIZE, "without explain"],
         "routing_dispatch_us": medians[BAR_SIZE, "dispatch"],
         "routing_report_us": medians[BAR_SIZE, "report"],

@@ -11,7 +11,7 @@ and has not seen begin (but for the largest one, which may be half done): so a s
 reports nothing is not taken for idle.
 
     known       report - own of it that began + own that it has not seen
-    expected    known at the report + own since, less a share of the capacity per second
+    expected    known at the report + own since, less what the capacity has done in the time
     pending     max(own that did not begin, min(known, expected))
 
 A number that cannot be true, negative or an hour of work and more, counts as not said: of that replica the router then
@@ -39,9 +39,12 @@ SEQUENCE_FORGOTTEN_NS: Final = 5 * _NS_PER_S
 """After so long with older numbers only, the replica has lost count and is believed again. Source: as long as a silence
 casts doubt (`fleet.REPORT_STALE_S`)."""
 
-PREFILL_SHARE: Final = 0.7
-"""Share of a replica's capacity that works off waiting prefill while time passes; the rest goes to decode, which runs
-beside it. Source: the part of prefill in the price of chat and code traces, .6 to .8."""
+PREFILL_PACE: Final = 1.0
+"""Prefill that waits is worked off at this share of a replica's capacity while time passes. Source: simulation on
+recorded traces with reports 5 s old: p95 time to first token 7 % above that with fresh ones, and 11 % at .7."""
+
+DECODE_PACE: Final = 0.3
+"""The same for decode, which runs beside it. Source: its part of the price of chat and code traces, .2 to .4."""
 
 ABSURD_MINUTES: Final = 60
 """A replica that claims more pending work than this, at its capacity, is not believed: no deadline is that long."""
@@ -258,7 +261,7 @@ class ReplicaLoad(Candidate):
         """Sets the capacity; 0 and less counts as the definition's."""
         super().serve(capacity_milli_mu_per_minute)
         per_ns = self.capacity_milli_mu_per_minute / (SECONDS_PER_MINUTE * _NS_PER_S)
-        self._prefill_per_ns, self._decode_per_ns = PREFILL_SHARE * per_ns, (1.0 - PREFILL_SHARE) * per_ns
+        self._prefill_per_ns, self._decode_per_ns = PREFILL_PACE * per_ns, DECODE_PACE * per_ns
 
     def age(self, now_ns: int) -> None:
         """Brings the candidate's load up to now: something began or ended, or time has passed."""
