@@ -44,7 +44,7 @@ REQUESTS_PER_S: Final = 1_000
 """As in the benchmark of the quota decision: more than a router process relays today."""
 
 REFERENCE_STEP_US: Final = 0.05
-"""What a step of the reference loop takes where the bar is meant to hold: CPython 3.11 on an idle core of 3.5 GHz or so.
+"""What a step of the reference loop takes where the bar is meant to hold: CPython 3.11 on an idle core of some 3.5 GHz.
 An assumption, not a measurement of this run: the step of the run is printed beside."""
 
 _REFERENCE_STEPS: Final = 100_000

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from random import Random
-
-from data_plane.router.core.policies.policy import Ask, Pick
+from data_plane.router.core.policies.policy import Ask, Pick, Randomness
 from data_plane.router.core.policies.weighing import cached_tokens, chosen
 from data_plane.router.core.pool import Pool
 
@@ -19,7 +17,7 @@ class LeastRequests:
     name = "least_requests"
     waits_for_room = False
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Randomness) -> None:
         self._random = random
 
     def pick(self, ask: Ask, pool: Pool) -> Pick | None:
@@ -29,5 +27,6 @@ class LeastRequests:
         if not scores:
             return None
         fewest = min(scores)
-        best = self._random.choice([place for place, count in enumerate(scores) if count == fewest])
+        tied = [place for place, count in enumerate(scores) if count == fewest]
+        best = tied[self._random.randrange(len(tied))]
         return chosen(self.name, ask, pool, best, scores, cached_tokens(ask, pool), sticky=False)

@@ -98,6 +98,14 @@ class Pick(NamedTuple):
         )
 
 
+class Randomness(Protocol):
+    """Where policies that draw get their random numbers from: a `random.Random`."""
+
+    def randrange(self, stop: int, /) -> int:
+        """A whole number from 0 to one less than `stop`."""
+        ...
+
+
 class Policy(Protocol):
     """A rule by which one router picks the replicas of one model."""
 

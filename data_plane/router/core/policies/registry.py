@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from random import Random
 from types import MappingProxyType
 from typing import Final
 
@@ -11,7 +10,7 @@ from data_plane.router.core.policies.cost import Cost
 from data_plane.router.core.policies.late_binding import LateBinding
 from data_plane.router.core.policies.least_cost import LeastCost
 from data_plane.router.core.policies.least_requests import LeastRequests
-from data_plane.router.core.policies.policy import Policy
+from data_plane.router.core.policies.policy import Policy, Randomness
 from data_plane.router.core.policies.prefix_match import PrefixMatch
 from data_plane.router.core.policies.round_robin import RoundRobin
 from data_plane.router.core.policies.two_choices import TwoChoices
@@ -20,7 +19,7 @@ from fairlead.admin.v1 import admin_pb2
 DEFAULT_POLICY: Final = "cost"
 """What a model without a wish gets."""
 
-POLICIES: Final[Mapping[str, Callable[[Random], Policy]]] = MappingProxyType(
+POLICIES: Final[Mapping[str, Callable[[Randomness], Policy]]] = MappingProxyType(
     {
         "cost": lambda _random: Cost(),
         "late_binding": lambda _random: LateBinding(),
@@ -54,7 +53,7 @@ def policy_name(number: int) -> str:
     return _BY_NUMBER.get(number, DEFAULT_POLICY)
 
 
-def make_policy(name: str, random: Random) -> Policy:
+def make_policy(name: str, random: Randomness) -> Policy:
     """A policy for one router and one model.
 
     Args:

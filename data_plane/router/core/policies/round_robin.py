@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from random import Random
 from typing import Final
 
-from data_plane.router.core.policies.policy import Ask, Pick
+from data_plane.router.core.policies.policy import Ask, Pick, Randomness
 from data_plane.router.core.policies.weighing import cached_tokens, chosen
 from data_plane.router.core.pool import Pool
 
@@ -24,7 +23,7 @@ class RoundRobin:
     name = "round_robin"
     waits_for_room = False
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Randomness) -> None:
         self._random = random
         self._next: OrderedDict[str, int] = OrderedDict()
 

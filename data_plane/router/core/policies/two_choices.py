@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from random import Random
-
-from data_plane.router.core.policies.policy import Ask, Pick
+from data_plane.router.core.policies.policy import Ask, Pick, Randomness
 from data_plane.router.core.policies.weighing import cached_tokens, chosen
 from data_plane.router.core.pool import Pool
 
@@ -19,7 +17,7 @@ class TwoChoices:
     name = "two_choices"
     waits_for_room = False
 
-    def __init__(self, random: Random) -> None:
+    def __init__(self, random: Randomness) -> None:
         self._random = random
 
     def pick(self, ask: Ask, pool: Pool) -> Pick | None:
