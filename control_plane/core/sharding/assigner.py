@@ -110,6 +110,9 @@ class Assigner:
         if present:  # an empty view is no proof of anything
             for server in gone:
                 busy = self._busy.pop(server.replica_id, ())
+                if server.replica_id in view.loads:  # what it said last, after the round before
+                    last = view.loads[server.replica_id]
+                    busy = tuple(sorted(each.first_key for each in last if each.in_flight > 0))
                 if server.life is Life.OPEN and busy:
                     self._deaths.crashed(Crash(server.replica_id, now_ms, busy))
             self._servers = present

@@ -73,7 +73,8 @@ class View:
     Attributes:
         servers: Its replicas that can serve, in any order.
         reserved: Reserved rate by tenant, mMU per minute.
-        loads: What each replica reported last, by replica id; replicas that said nothing (yet) are left out.
+        loads: What each replica reported last, by replica id; replicas that said nothing (yet) are left out. Of one
+            that is gone: what was in flight there when it went, where that is known.
         token_milli_mu: Price of computing one prompt token again, mMU, 0 or more: what a warm token is worth.
     """
 

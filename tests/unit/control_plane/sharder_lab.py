@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -24,6 +24,7 @@ from control_plane.events import Events
 from control_plane.fleet_views import FleetViews
 from control_plane.metrics import ControlPlaneMetrics
 from control_plane.replica_loads import ReplicaLoads
+from control_plane.sharded_model import Assigning
 from control_plane.sharder import Sharder
 from fairlead.admin.v1 import admin_pb2, calibration_pb2
 from fairlead.engine.v1 import engine_pb2
@@ -71,7 +72,13 @@ class EveryoneServesAll:
 class Lab:
     """One instance of the control plane's sharder."""
 
-    def __init__(self, store: MemoryStore, config: ControlPlaneConfig = CONFIG, name: str = "cp-1") -> None:
+    def __init__(
+        self,
+        store: MemoryStore,
+        config: ControlPlaneConfig = CONFIG,
+        name: str = "cp-1",
+        assigner: Callable[[], Assigning] | None = None,
+    ) -> None:
         self.store = store
         self.config = config
         self.core = EveryoneServesAll()
@@ -98,7 +105,7 @@ class Lab:
             config=config,
             clock=SystemClock(),
             metrics=metrics,
-            assigner=lambda: self.core,
+            assigner=assigner or (lambda: self.core),
         )
 
     @contextlib.asynccontextmanager

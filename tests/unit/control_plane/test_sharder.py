@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 import time
@@ -10,9 +11,10 @@ import pytest
 
 from common import keys
 from common.memory_store import MemoryStore
-from common.shard_map import Generation
+from common.shard_map import Generation, ShardMap, tenant_keys
 from control_plane.assignment_messages import to_message
 from control_plane.core.heartbeats import SILENT_S
+from control_plane.core.sharding.assigner import Assigner
 from control_plane.core.sharding.values import Happened, Life, Placement, Slice
 from control_plane.sharded_model import RETURN_S
 from fairlead.admin.v1 import admin_pb2
@@ -300,3 +302,43 @@ async def test_the_newest_start_wins_an_address(store: MemoryStore) -> None:
         await assigned(store, "z-old")
         await put_replica(store, new)
         await assigned(store, "a-new", timeout_s=15.0)
+
+
+async def test_a_key_of_death_is_frozen_from_what_was_in_flight_at_the_crash(store: MemoryStore) -> None:
+    """Proves, with the real core, that two crashes with one tenant's requests in flight freeze that tenant although the
+    requests came and killed between two regular rounds; and that it is written down with the tenant's name."""
+    first_key = tenant_keys("acme")[0]
+    agents = [FakeAgent(f"r{number}") for number in range(8)]
+    async with contextlib.AsyncExitStack() as stack:
+        for agent in agents:
+            await stack.enter_async_context(agent)
+            agent.load(tenant_keys("acme")[0], 3_000, "acme")
+            for other in ("globex", "initech"):
+                agent.load(tenant_keys(other)[0], 30_000, other)
+            await put_replica(store, agent.record())
+        for tenant_id in ("acme", "globex", "initech"):
+            reservation = admin_pb2.Reservation(tenant_id=tenant_id, model_id=MODEL, reserved_milli_mu_per_minute=5)
+            await store.put(keys.policy(MODEL, tenant_id), reservation.SerializeToString())
+        lab = Lab(store, assigner=Assigner)
+        async with lab.running():
+            await eventually(lambda: _named(store, agents))
+            await eventually(lambda: lab.metric("fairlead_sharder_replicas_heard") == len(agents))
+            for _ in range(2):
+                serving = ShardMap(await stored(store)).subset(first_key)
+                victim = next(agent for agent in agents if agent.replica_id == serving[0])
+                victim.says.key_loads[0].in_flight = 1
+                told = lab.loads.loads
+                await eventually(lambda: told(MODEL)[victim.replica_id][0].in_flight == 1)  # noqa: B023  # at once
+                await victim.crash()
+                agents.remove(victim)
+                await eventually(lambda: _named(store, agents), 20.0)
+            kinds = {event.kind: dict(event.facts) for event in await events(store)}
+            assert kinds["KEY_OF_DEATH"]["tenant_id"] == "acme"
+            frozen = [each.tenant_id for each in (await stored(store)).slices if each.HasField("frozen_until")]
+            assert frozen == ["acme"]
+
+
+async def _named(store: MemoryStore, agents: list[FakeAgent]) -> bool:
+    """Whether an assignment is in force that names only these."""
+    named = set((await stored(store)).replica_ids)
+    return bool(named) and named <= {agent.replica_id for agent in agents}
