@@ -306,10 +306,15 @@ async def test_a_replica_lost_before_the_first_token_is_a_503(lab: RouterLab, cl
     """Streaming or not, the status line is still free for the error."""
     lab.upstream.scripts = {name: Script(fail_before=LOST) for name in ("r1", "r2")}
     for stream in (False, True):
+        # Unlike prompts: one that lost two replicas is refused from then on.
+        messages: Any = [{"role": "user", "content": f"Tell me more, streaming: {stream}"}]
         with pytest.raises(openai.InternalServerError) as caught:
-            await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)
+            await client.chat.completions.create(model=MODEL, messages=messages, stream=stream)
         assert caught.value.status_code == 503
         assert caught.value.code == "replica_lost"
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.chat.completions.create(model=MODEL, messages=messages)
+    assert refused.value.code == "request_quarantined"
 
 
 async def test_an_error_after_the_first_token_is_an_event(lab: RouterLab, client: openai.AsyncOpenAI) -> None:
