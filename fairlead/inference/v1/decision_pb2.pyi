@@ -187,7 +187,7 @@ class Attempt(_message.Message):
     candidate_count: _builtins.int
     """Replicas that were weighed in all."""
     sticky: _builtins.bool
-    """It was the session's own replica."""
+    """It was chosen for what its prefix cache holds, or as the session's own replica, over one with less to do."""
     panic: _builtins.bool
     """Health was ignored because too few replicas had it."""
     failure_reason: _builtins.str
@@ -371,7 +371,7 @@ class Decision(_message.Message):
 
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
-        """How long a batch request waited for quota."""
+        """How long it waited in the router: a batch request for quota, and any that reached no replica for one with room."""
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
