@@ -13,6 +13,7 @@ REPLAY ?=
 RUN_DIR ?=
 TESTS ?= tests
 TRACES ?=
+PHASES ?=
 DURATION_S ?= 180
 
 BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
@@ -22,7 +23,7 @@ PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_p
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-faults lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota image up down clean
+.PHONY: help run test test-unit test-faults lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota bench-routing image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -77,6 +78,9 @@ bench-sim: ## Speed of the fleet in virtual time, and its growth to 512 replicas
 
 bench-quota: ## Does quota hold: 3 routers, 8 tenants x 128 streams, faults, rival rules, the cores' speed; TRACES=dir
 	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.quota
+
+bench-routing: ## Is the right replica chosen: rival rules, stickiness, surges, the sharder, live; TRACES=dir PHASES=a,b
+	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.routing $(PHASES)
 
 image: ## The container image
 	docker compose build
