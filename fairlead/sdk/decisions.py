@@ -154,8 +154,8 @@ class Decision:
     bucket: Bucket | None
     """The quota it was admitted from or refused by; None where the request did not get so far."""
     wait_s: float | None
-    """How long it waited in the router, seconds: a batch request for quota, and any that reached no replica for one that
-    has room; None where it did not."""
+    """How long it waited in the router, seconds: a batch request for quota, and one that reached no replica
+    for one with room; None where it did not."""
     attempts: tuple[Attempt, ...]
     """Tries, in order."""
     replayed: bool
