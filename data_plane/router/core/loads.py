@@ -44,7 +44,8 @@ PREFILL_PACE: Final = 1.0
 recorded traces with reports 5 s old: p95 time to first token 7 % above that with fresh ones, and 11 % at .7."""
 
 DECODE_PACE: Final = 0.3
-"""The same for decode, which runs beside it. Source: its part of the price of chat and code traces, .2 to .4."""
+"""The same for decode, which runs beside it. An assumption; the score counts decode at less than a third, so little
+depends on it."""
 
 ABSURD_MINUTES: Final = 60
 """A replica that claims more pending work than this, at its capacity, is not believed: no deadline is that long."""

@@ -23,8 +23,8 @@ BLOCKS_DEFAULT: Final = 4_096
 on four 80 GB devices has, in blocks of 128."""
 
 BLOCK_TOKENS_MIN: Final = 128
-"""A block of 1,024 bytes has at least this many tokens, whatever the language. Source: eight bytes per token are more
-than any tokenizer of natural text or code reaches."""
+"""A block of 1,024 bytes has at least this many tokens, whatever the language. An assumption: tokenizers
+average well below eight bytes per token on text and code. Too low a figure only keeps more blocks."""
 
 BLOCKS_MAX: Final = 65_536
 """Most blocks kept of one replica. Source: eight million tokens of KV."""

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_plane.router.core.candidate import Health
 from data_plane.router.core.fleet import Fleet, Link, Member, Room
 from data_plane.router.core.loads import DISPATCH_UNSEEN_NS, ReplicaLoad, Report
-from data_plane.router.core.candidate import Health
 from fairlead.engine.v1 import engine_pb2
 
 READY = engine_pb2.REPLICA_STATE_READY

@@ -8,7 +8,7 @@ is what the request would wait for and bring, over what the replica can do:
 lowest wins; `own` is this prompt beyond the replica's cache. Long prompts go where few requests are, because a prefill
 holds up whoever decodes or waits there. Measured on a mix of recorded traces at 69 % load: p95 time to first token .32x
 that of power-of-two-choices on active requests, and p95 time per output token .76x; without the last factor .41x and
-.89x, where total outstanding cost with known lengths reaches .70x.
+.88x, where total outstanding cost with known lengths reaches .70x.
 
 Affinity emerges from the last term: a session returns to whoever holds its prefix, by as much as that saves. So that no
 prefix makes a hot spot, a replica that is loaded beyond a quarter above the mean of its subset and one such request is
