@@ -6,9 +6,9 @@ is what the request would wait for and bring, over what the replica can do:
     (pending prefill + 0.3 x (decode that runs + decode that waits) + own x (1 + 0.2 x requests there)) / capacity
 
 lowest wins; `own` is this prompt beyond the replica's cache. Long prompts go where few requests are, because a prefill
-holds up whoever decodes or waits there. Measured on a mix of recorded traces at 69 % load: p95 time to first token .32x
-that of power-of-two-choices on active requests, and p95 time per output token .76x; without the last factor .41x and
-.88x, where total outstanding cost with known lengths reaches .70x.
+holds up whoever decodes or waits there. Simulated on a mix of recorded traces, with agents that serve short
+prompts first: p95 time to first token .32x that of power-of-two-choices on active requests, and p95 time per output
+token .76x; without the last factor .41x and .88x.
 
 Affinity emerges from the last term: a session returns to whoever holds its prefix, by as much as that saves. So that no
 prefix makes a hot spot, a replica that is loaded beyond a quarter above the mean of its subset and one such request is
@@ -32,8 +32,8 @@ OVERLOAD: Final = 1.25
 eps = .25."""
 
 NEAR_TIE: Final = 0.05
-"""Scores this close are alike, as a share of what the prompt itself would take: two routers' views of one replica
-differ by more than that."""
+"""Scores this close are alike, as a share of what the prompt itself would take. An assumption: two routers' views of
+one replica differ by more than that."""
 
 _NOTHING_HELD: Final[dict[int, int]] = {}
 
