@@ -51,7 +51,7 @@ DEAD_S: Final = 60.0
 _PHASE_S_MAX: Final = 240.0
 _WATCHED_S: Final = 6.0
 """After a crash: twice the bar."""
-_EXPLAINED: Final = 100
+_EXPLAINED_S: Final = 3.0
 _WRITE_PAUSE_S: Final = 0.05
 _ASK_PAUSE_S: Final = 0.002
 
@@ -94,16 +94,24 @@ async def _steady(running: Site, traffic: Traffic) -> dict[str, float]:
     before, mark_s = await running.misrouted(), time.monotonic()
     await asyncio.sleep(STEADY_S)
     misrouted, sent = await running.misrouted() - before, traffic.since(mark_s)
-    maps = [ShardMap(held) for number in range(ROUTERS) if (held := await running.held(number)) is not None]
+    earlier, mark_s = await _maps(running), time.monotonic()
+    await asyncio.sleep(_EXPLAINED_S)
+    sample, maps = traffic.since(mark_s), await _maps(running)
     all_keys = [shard_key(tenant, f"session-{number}") for tenant in TENANTS for number in range(SESSIONS)]
     same = sum(len({each.subset(key) for each in maps}) == 1 for key in all_keys) if len(maps) == ROUTERS else 0
-    sample = sent[-_EXPLAINED:]
-    explained = [await _is_explained(traffic, each, maps) for each in sample]
+    # What came between the two looks at the assignments was picked by one of these.
+    explained = [await _is_explained(traffic, each, [*earlier, *maps]) for each in sample]
     return {
         "live_misrouted_steady_percent": 100 * misrouted / len(sent),
         "live_same_subset_at_both_routers_percent": 100 * same / len(all_keys),
         "live_explained_percent": 100 * sum(explained) / len(sample),
     }
+
+
+async def _maps(running: Site) -> list[ShardMap]:
+    """What every router routes by."""
+    found = [await running.held(number) for number in range(ROUTERS)]
+    return [ShardMap(held) for held in found if held is not None]
 
 
 async def _is_explained(traffic: Traffic, sent: Sent, maps: list[ShardMap]) -> bool:
@@ -196,7 +204,7 @@ async def _until_held(running: Site, router: int, wanted: Generation) -> None:
 
 async def _dead(running: Site, traffic: Traffic) -> dict[str, float]:
     """etcd, limiter and allocator follow the control planes; traffic within the quotas goes on."""
-    maps = [ShardMap(held) for number in range(ROUTERS) if (held := await running.held(number)) is not None]
+    maps = await _maps(running)
     await asyncio.gather(*(each.kill() for each in (running.etcd, *running.quota, *running.control)))
     mark_s = time.monotonic()
     await asyncio.sleep(DEAD_S)

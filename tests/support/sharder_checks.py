@@ -106,7 +106,8 @@ class Seats:
                 before = slice_at(old, each.first_key)
                 held = {old.seats[replica_id] for replica_id in before.replica_ids}
                 had |= self._allowed.get(before.first_key, set()) | held
-                if mine - had and held & open_:
+                new_and_unused = before.first_key != each.first_key and not each.load
+                if mine - had and held & open_ and not new_and_unused:
                     yield f"slice {each.first_key:#x}: frozen, and got {sorted(mine - had)} beside {sorted(had)}"
             allowed[each.first_key] = had | mine
         self._allowed = allowed

@@ -28,7 +28,7 @@ from tests.support.waiting import eventually
 
 PLATFORM_AUTH = (("authorization", f"Platform {platform_token(PEPPER)}"),)
 OTHER_AUTH = (("authorization", f"Bearer {OTHER_KEY}"),)
-READY_S = 45.0
+READY_S = 100.0
 SESSIONS = 200
 QUIET_TENANTS = 8
 

@@ -15,7 +15,7 @@ from tests.integration.sharding.fleet import READY_S, Fleet, Traffic, decision, 
 from tests.support.router_lab import TENANT
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 
 ROUTER_S = 3.0
 ASSIGNMENT_S = 10.0

@@ -11,7 +11,7 @@ from tests.integration.sharding.conftest import REPLICAS, Serving
 from tests.integration.sharding.fleet import Traffic, by_key, held, strays, subsets
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(300)
 
 
 async def forgotten(serving: Serving) -> dict[int, tuple[str, ...]]:
