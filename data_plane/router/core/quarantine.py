@@ -6,6 +6,9 @@ go to different replicas, as far as there are any, so that the poison takes none
 time.
 
 Example: r1 dies with A, B and C. They are tried again on r2, r3 and r4; r3 dies. Only B was there twice: B is refused.
+
+The network may lose two replicas that died of nothing at all. So a refusal ends soon, for one try: if that is answered,
+the prompt is innocent, and if it costs another replica, the prompt is refused twice as long as before.
 """
 
 from __future__ import annotations
@@ -19,15 +22,19 @@ LOST_REPLICAS: Final = 2
 """With so many different replicas lost, a prompt is refused. The same as the attempts that a request has, so that it
 is refused when its client sends it again."""
 
-QUARANTINE_S: Final = 600.0
-"""How long a prompt is refused, and how long a suspicion lasts."""
+QUARANTINE_S: Final = 60.0
+"""How long a prompt is refused that has cost LOST_REPLICAS; it doubles with every further one. An assumption: a replica
+is back in about a minute, so true poison takes away one at a time at most, and a false alarm costs a minute."""
+
+QUARANTINE_S_MAX: Final = 600.0
+"""Longest refusal, and how long a suspicion lasts that has not come to one."""
 
 SUSPECTS_MAX: Final = 4_096
 """Most prompts remembered; the one suspected longest ago is forgotten first."""
 
 _CRASHES_MAX: Final = 256
 _NS_PER_S: Final = 1_000_000_000
-_QUARANTINE_NS: Final = int(QUARANTINE_S * _NS_PER_S)
+_REMEMBERED_NS: Final = int(QUARANTINE_S_MAX * _NS_PER_S)
 
 
 class Suspect(NamedTuple):
@@ -36,10 +43,12 @@ class Suspect(NamedTuple):
     Attributes:
         replica_ids: Replicas that were lost while running it.
         until_ns: Until when that is remembered.
+        refused_until_ns: Until when it is refused; 0 while it is only suspected.
     """
 
     replica_ids: frozenset[str]
     until_ns: int
+    refused_until_ns: int
 
 
 class Quarantine:
@@ -55,7 +64,7 @@ class Quarantine:
         return bool(self._suspects)
 
     def refused_s(self, fingerprint: bytes, now_ns: int) -> float | None:
-        """How long a prompt is still refused; None when it is not.
+        """How long a prompt is still refused; None when it is not, and then it counts as tried.
 
         Args:
             fingerprint: Of the prompt (`fingerprint`).
@@ -64,11 +73,15 @@ class Quarantine:
         suspect = self._suspects.get(fingerprint)
         if suspect is None:
             return None
-        left_ns = suspect.until_ns - now_ns
-        if left_ns <= 0:
+        if suspect.until_ns <= now_ns:
             del self._suspects[fingerprint]
             return None
-        return left_ns / _NS_PER_S if len(suspect.replica_ids) >= LOST_REPLICAS else None
+        if suspect.refused_until_ns > now_ns:
+            return (suspect.refused_until_ns - now_ns) / _NS_PER_S
+        if suspect.refused_until_ns:
+            # One try; those that come while it runs wait for what becomes of it.
+            self._suspects[fingerprint] = suspect._replace(refused_until_ns=now_ns + _refusal_ns(suspect.replica_ids))
+        return None
 
     def lost(self, fingerprint: bytes, replica_id: str, now_ns: int) -> bool:
         """A replica was lost while it ran a prompt.
@@ -85,10 +98,12 @@ class Quarantine:
         replica_ids = frozenset({replica_id})
         if before is not None and before.until_ns > now_ns:
             replica_ids |= before.replica_ids
-        self._suspects[fingerprint] = Suspect(replica_ids, now_ns + _QUARANTINE_NS)
+        refusal_ns = _refusal_ns(replica_ids)
+        refused_until_ns = now_ns + refusal_ns if refusal_ns else 0
+        self._suspects[fingerprint] = Suspect(replica_ids, now_ns + refusal_ns + _REMEMBERED_NS, refused_until_ns)
         if len(self._suspects) > SUSPECTS_MAX:
             self._suspects.popitem(last=False)
-        return len(replica_ids) >= LOST_REPLICAS
+        return bool(refusal_ns)
 
     def answered(self, fingerprint: bytes) -> None:
         """A prompt was answered to its end, so it kills nothing."""
@@ -120,6 +135,14 @@ class Quarantine:
         crash.add(replica_id)
         if len(self._crashes) > _CRASHES_MAX:
             self._crashes.popitem(last=False)
+
+
+def _refusal_ns(replica_ids: Collection[str]) -> int:
+    """How long a prompt is refused that these replicas were lost with; 0 for not at all."""
+    beyond = len(replica_ids) - LOST_REPLICAS
+    if beyond < 0:
+        return 0
+    return int(min(QUARANTINE_S_MAX, QUARANTINE_S * 2.0 ** min(beyond, 16)) * _NS_PER_S)
 
 
 def fingerprint(tenant_id: str, model_id: str, chunks: Iterable[bytes]) -> bytes:

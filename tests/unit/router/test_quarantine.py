@@ -13,14 +13,14 @@ from data_plane.router.core.deadline import DOUBT, is_hopeless, soonest_first_to
 from data_plane.router.core.policies.policy import Ask
 from data_plane.router.core.pool import Pool
 from data_plane.router.core.prefix_index import PrefixIndex
-from data_plane.router.core.quarantine import QUARANTINE_S, SUSPECTS_MAX, Quarantine, fingerprint
+from data_plane.router.core.quarantine import QUARANTINE_S, QUARANTINE_S_MAX, SUSPECTS_MAX, Quarantine, fingerprint
 from fairlead.inference.v1 import inference_pb2
 from model_units.prefix import PREFIX_BLOCK_BYTES, PREFIX_BLOCKS_MAX, prefix_blocks, prompt_chunks
 
 SECOND = 1_000_000_000
 
 
-def test_a_prompt_that_was_lost_with_two_replicas_is_refused_for_ten_minutes() -> None:
+def test_a_prompt_that_was_lost_with_two_replicas_is_refused() -> None:
     """One loss may be chance, and the same replica twice is one; the second one is not, until the time is over."""
     quarantine = Quarantine()
     assert not quarantine
@@ -32,17 +32,36 @@ def test_a_prompt_that_was_lost_with_two_replicas_is_refused_for_ten_minutes() -
     assert quarantine.refused_s(b"p", 2 * SECOND) == QUARANTINE_S
     assert quarantine.refused_s(b"other", 2 * SECOND) is None
     assert quarantine.refused_s(b"p", int((2 + QUARANTINE_S) * SECOND)) is None
+    quarantine.answered(b"p")
     assert not quarantine
+
+
+def test_a_refusal_ends_for_one_try_and_doubles_when_that_costs_another_replica() -> None:
+    """A false alarm costs a minute; poison takes one replica per refusal, and those grow to ten minutes."""
+    quarantine, now_ns = Quarantine(), 0
+    quarantine.lost(b"p", "r1", now_ns)
+    waits_s = []
+    for number in range(2, 9):
+        quarantine.lost(b"p", f"r{number}", now_ns)
+        left_s = quarantine.refused_s(b"p", now_ns)
+        assert left_s is not None
+        waits_s.append(left_s)
+        now_ns += int(left_s * SECOND)
+        assert quarantine.refused_s(b"p", now_ns) is None
+        assert quarantine.refused_s(b"p", now_ns + 1) is not None
+    assert waits_s == [60, 120, 240, 480, 600, 600, 600]
+    quarantine.answered(b"p")
+    assert quarantine.refused_s(b"p", now_ns + 1) is None
 
 
 def test_an_old_suspicion_is_forgotten_and_an_answer_clears() -> None:
     """Two losses more than ten minutes apart are two chances; who was answered kills nothing."""
     quarantine = Quarantine()
     quarantine.lost(b"p", "r1", 0)
-    assert not quarantine.lost(b"p", "r2", int(QUARANTINE_S * SECOND) + 1)
+    assert not quarantine.lost(b"p", "r2", int(QUARANTINE_S_MAX * SECOND) + 1)
     quarantine.answered(b"p")
     quarantine.answered(b"p")
-    assert not quarantine.lost(b"p", "r3", int(QUARANTINE_S * SECOND) + 2)
+    assert not quarantine.lost(b"p", "r3", int(QUARANTINE_S_MAX * SECOND) + 2)
 
 
 def test_bystanders_of_one_crash_are_told_from_the_poison() -> None:
