@@ -14,6 +14,7 @@ BARS: Final[Mapping[str, Mapping[str, Bar]]] = {
         "mix_ttft_p95_over_least_requests_ratio": Bar(0.55),
         "mix_tpot_p95_over_two_choices_ratio": Bar(1.05),
         "mix_reports_5s_old_ttft_p95_ratio": Bar(1.10),
+        "mix_reports_5s_old_one_router_ttft_p95_ratio": Bar(1.10),
         "worst_trace_ttft_p95_over_least_requests_ratio": Bar(1.05),
     },
     "stickiness": {

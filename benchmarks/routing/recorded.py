@@ -102,7 +102,7 @@ def found(console: Console) -> dict[str, tuple[TenantSpec, ...]]:
         short: (TenantSpec(id=short, workload=name),) for name, short in zip(names, metric_names(names), strict=True)
     }
     every = tuple(tenant for tenants in alone.values() for tenant in tenants)
-    return ({MIX: every} if len(every) > 1 else {}) | alone
+    return {MIX: every} | alone
 
 
 def offered(tenants: Sequence[TenantSpec]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from benchmarks.report import Report
 from benchmarks.routing import bars, policies, recorded
 from benchmarks.routing.__main__ import PHASES, wanted_phases
-from benchmarks.routing.policies import OLD, POLICIES, PRODUCT, Run
+from benchmarks.routing.policies import OLD, OLD_ONE, ONE, POLICIES, PRODUCT, Run
 from benchmarks.routing.recorded import LOAD, LOAD_RANGE, MIX, REPLICAS, Setup, sized
 from benchmarks.routing.runs import Seen, side_by_side, spread
 from benchmarks.routing.session_hash import SessionHash, in_force
@@ -76,7 +76,11 @@ def test_ratios_are_of_the_same_seed() -> None:
     """The mean of ratios, seed by seed, and the worst setup for the bar that holds everywhere."""
     fleet = Setup(MIX, (), 7, 10.0, 0.68)
     chat = Setup("chat_conv", (), 7, 10.0, 0.68, conversation=True)
-    found = {(setup.name, policy): [_seen(4.0), _seen(8.0)] for setup in (fleet, chat) for policy in (*POLICIES, OLD)}
+    found = {
+        (setup.name, policy): [_seen(4.0), _seen(8.0)]
+        for setup in (fleet, chat)
+        for policy in (*POLICIES, OLD, ONE, OLD_ONE)
+    }
     found[MIX, PRODUCT] = [_seen(2.0, 0.09), _seen(2.0, 0.09)]
     found[MIX, OLD] = [_seen(2.2), _seen(2.2)]
     found["chat_conv", PRODUCT] = [_seen(3.0), _seen(6.0)]
@@ -84,6 +88,7 @@ def test_ratios_are_of_the_same_seed() -> None:
     assert metrics["mix_ttft_p95_over_two_choices_ratio"] == pytest.approx((0.5 + 0.25) / 2)
     assert metrics["mix_tpot_p95_over_two_choices_ratio"] == pytest.approx(0.9)
     assert metrics["mix_reports_5s_old_ttft_p95_ratio"] == pytest.approx(1.1)
+    assert metrics["mix_reports_5s_old_one_router_ttft_p95_ratio"] == pytest.approx(1.0)
     assert metrics["conversation_ttft_p95_over_two_choices_ratio"] == pytest.approx(0.75)
     assert metrics["worst_trace_ttft_p95_over_least_requests_ratio"] == pytest.approx(0.75)
 
@@ -111,7 +116,7 @@ def test_one_simulation_answers_everything() -> None:
     """A small fleet under the platform's rule, with reports as they are and 5 s old."""
     tenants = recorded.scaled((TenantSpec(id="chat", workload=EXCERPT),), 0.5)
     fleet = Setup("small", tenants, 2, 600.0, 0.5)
-    for policy in (PRODUCT, OLD):
+    for policy in (PRODUCT, OLD_ONE):
         found = policies.play(Run(fleet, policy, 2))
         assert found.requests > 10
         assert found.unserved == 0
