@@ -20,6 +20,7 @@ BARS: Final[Mapping[str, Mapping[str, Bar]]] = {
     "stickiness": {
         "cached_tokens_over_session_hash_ratio": Bar(0.95, at_most=False),
         "surge_others_ttft_p99_ratio": Bar(2.0),
+        "surge_others_without_quota_ttft_p99_ratio": Bar(2.0),
         "median_tenant_replicas_share": Bar(0.20),
     },
     "decision": {"routing_decision_calibrated_us": Bar(15.0)},

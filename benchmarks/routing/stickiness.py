@@ -3,7 +3,7 @@
 16 replicas, 64 tenants by Zipf's law who chat in sessions of several turns. How much of the prompts is found in caches
 is held against an oracle that gives every session one replica whatever the load is. Then one tenant of middle size asks
 for more than the whole fleet can do; what the other tenants notice is the ratio of their time to first token meanwhile
-to that in a run without the surge. The surge is met without any quota: worse than what a tenant can do.
+to that in a run without the surge: with quota, as in the product, and without, where only subsets hold it back.
 """
 
 from __future__ import annotations
@@ -31,15 +31,24 @@ SURGE_LOAD: Final = 1.5
 AGGRESSOR: Final = "aggressor"
 
 RULES: Final = {
-    "two choices": ("two_choices", "whole_fleet"),
-    "least cost, whole fleet": ("cost", "whole_fleet"),
-    "session hash": ("cost", "whole_fleet"),
-    "subsets + cost": ("cost", "on"),
+    "two choices": ("two_choices", "whole_fleet", False),
+    "least cost, whole fleet": ("cost", "whole_fleet", False),
+    "session hash": ("cost", "whole_fleet", False),
+    "subsets + cost": ("cost", "on", False),
+    "fixed subsets + cost": ("cost", "fixed", False),
+    "subsets + cost + quota": ("cost", "on", True),
 }
-"""Policy and sharder by name; in that of session hash the oracle takes the policy's place."""
+"""Policy, sharder, and whether quota is in force, by name; in that of session hash the oracle takes the policy's place.
+Without quota the sharder follows a surge with ever more replicas; fixed subsets show what they hold by themselves."""
 ORACLE: Final = "session hash"
-PRODUCT: Final = "subsets + cost"
+UNLIMITED: Final = "subsets + cost"
+FIXED: Final = "fixed subsets + cost"
+PRODUCT: Final = "subsets + cost + quota"
 
+# Sold beside what the tenants use on average; the aggressor bought twice its load and is lent nothing.
+_SOLD: Final = 1.2
+_AGGRESSOR_SOLD: Final = 2.0
+_BURST: Final = 4.0
 # The aggressor's load in calm times; what it sends is turned up from there.
 _AGGRESSOR_LOAD: Final = 0.02
 _CAPACITY_MU_PER_MINUTE: Final = 100.0
@@ -104,7 +113,7 @@ def measure(console: Console) -> dict[str, float]:
             str(sum(each.unserved for each in surge[rule])),
         )
     console.print(table)
-    own, oracle = calm[PRODUCT], calm[ORACLE]
+    own, oracle = calm[UNLIMITED], calm[ORACLE]
     pairs = zip(own, oracle, strict=True)
     return {
         "cached_tokens_over_session_hash_ratio": mean(a.cached_share / b.cached_share for a, b in pairs),
@@ -113,7 +122,9 @@ def measure(console: Console) -> dict[str, float]:
         "cached_tokens_two_choices_share": mean(each.cached_share for each in calm["two choices"]),
         "chat_ttft_p99_s": mean(each.ttft_p99_s for each in own),
         "chat_two_choices_ttft_p99_s": mean(each.ttft_p99_s for each in calm["two choices"]),
-        "surge_others_ttft_p99_ratio": mean(_ratios(surge[PRODUCT], own)),
+        "surge_others_ttft_p99_ratio": mean(_ratios(surge[PRODUCT], calm[PRODUCT])),
+        "surge_others_without_quota_ttft_p99_ratio": mean(_ratios(surge[UNLIMITED], own)),
+        "surge_others_fixed_subsets_ttft_p99_ratio": mean(_ratios(surge[FIXED], calm[FIXED])),
         "surge_others_ttft_p99_s": mean(each.others_p99_s for each in surge[PRODUCT]),
         "surge_others_whole_fleet_ttft_p99_s": mean(each.others_p99_s for each in surge["least cost, whole fleet"]),
         "surge_others_two_choices_ttft_p99_s": mean(each.others_p99_s for each in surge["two choices"]),
@@ -132,8 +143,8 @@ def play(run: Run) -> Seen:
 
 def scenario(run: Run) -> Scenario:
     """The fleet and its tenants."""
-    policy, sharder = RULES[run.rule]
-    settings = Settings(seed=run.seed, duration_s=CALM_S + SURGE_S, quota=False, sharder=sharder, policy=policy)
+    policy, sharder, quota = RULES[run.rule]
+    settings = Settings(seed=run.seed, duration_s=CALM_S + SURGE_S, quota=quota, sharder=sharder, policy=policy)
     chat = TenantSpec(
         id="tenant",
         workload=CHAT,
@@ -145,12 +156,19 @@ def scenario(run: Run) -> Scenario:
     )
     bought = REPLICAS * _CAPACITY_MU_PER_MINUTE
     tenants = [
-        replace(chat, count=TENANTS, zipf=1.0, load=LOAD, reservation_mu_per_minute=bought * LOAD),
+        replace(
+            chat,
+            count=TENANTS,
+            zipf=1.0,
+            load=LOAD,
+            reservation_mu_per_minute=bought * LOAD * _SOLD,
+            burst_mu_per_minute=bought * LOAD * _SOLD * _BURST,
+        ),
         replace(
             chat,
             id=AGGRESSOR,
             load=_AGGRESSOR_LOAD,
-            reservation_mu_per_minute=bought * _AGGRESSOR_LOAD,
+            reservation_mu_per_minute=bought * _AGGRESSOR_LOAD * _AGGRESSOR_SOLD,
             surge_at_s=CALM_S if run.surge else 0.0,
             surge_for_s=SURGE_S if run.surge else 0.0,
             surge_factor=SURGE_LOAD / _AGGRESSOR_LOAD if run.surge else 1.0,
