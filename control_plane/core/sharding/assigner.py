@@ -12,18 +12,19 @@ the rules and figures are in the modules beside this one.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from common.shard_map import KEYS, Generation
+from common.shard_map import KEYS, Generation, tenant_keys
 from control_plane.core.sharding.balance import BUDGET, SAVED_ROUNDS_MAX, balance
 from control_plane.core.sharding.choose import enclosed, newcomer, overlap_without
 from control_plane.core.sharding.cuts import Cut, cut
 from control_plane.core.sharding.deaths import FROZEN_S, Crash, Deaths
 from control_plane.core.sharding.demand import Demand, DemandBook
 from control_plane.core.sharding.draft import Draft, Piece
-from control_plane.core.sharding.sizes import SHRINK_AFTER_S, SIZE_MIN, shrunk, size
+from control_plane.core.sharding.sizes import SHRINK_AFTER_S, SIZE_MIN, limit, shrunk, size
 from control_plane.core.sharding.values import (
     Cause,
     Happened,
@@ -74,7 +75,7 @@ class Assigner:
         draft = _draft(view, demand, cuts, loads, before)
         happened = self._freeze(draft, firsts, demand, now_ms)
         lost = _seed(draft, before)
-        sizes = self._sizes(draft, before, now_ms, regular)
+        sizes = self._sizes(draft, before, lost, now_ms, regular)
         self._keep_seats(draft, previous, lost)
         self._fill(draft, previous, sizes, lost)
         if regular:
@@ -161,18 +162,21 @@ class Assigner:
         firsts = [each.first_key for each in before]
         return cut(demand, view.reserved, firsts, lambda load: size(load, mean, len(servers)))
 
-    def _sizes(self, draft: Draft, before: Sequence[Slice], now_ms: int, regular: bool) -> list[int]:
+    def _sizes(
+        self, draft: Draft, before: Sequence[Slice], lost: Sequence[Sequence[str]], now_ms: int, regular: bool
+    ) -> list[int]:
         """The size each slice should have; and who could be smaller since when."""
         firsts = [each.first_key for each in before]
         mean = draft.open_capacity / len(draft.open)
+        most = _limits(draft, mean)
         sizes, shrinkable = [], {}
         for piece in draft.pieces:
             there = before[bisect_right(firsts, piece.first_key) - 1] if before else None
-            now = min(len(there.replica_ids), len(draft.open)) if there is not None else 0
+            now = min(len(piece.members) + len(lost[piece.at]), len(draft.open))
             if not regular:
                 sizes.append(max(now, min(SIZE_MIN, len(draft.open))))
                 continue
-            wanted = max(now, size(piece.wanted, mean, len(draft.open)))
+            wanted = max(now, min(size(piece.wanted, mean, len(draft.open)), most[piece.at]))
             fewer = shrunk(now, piece.wanted, mean, len(draft.open))
             if fewer < now == wanted:
                 known = there.shrinkable_since_ms if there is not None and there.first_key == piece.first_key else 0
@@ -276,6 +280,9 @@ def _draft(view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[floa
     places = {server.replica_id: at for at, server in enumerate(sorted(view.servers, key=lambda s: s.replica_id))}
     for (place, replica_id), tokens in demand.warm_by_slice(firsts).items():
         warm.setdefault(place, {})[places[replica_id]] = tokens
+    by_key = sorted((tenant_keys(tenant_id)[0], rate) for tenant_id, rate in view.reserved.items())
+    owners, sold = [key for key, _ in by_key], [rate for _, rate in by_key]
+    ends = [*firsts[1:], KEYS]
     pieces_of: dict[str, int] = {}
     for each in cuts:
         pieces_of[each.tenant_id] = pieces_of.get(each.tenant_id, 0) + 1
@@ -285,14 +292,17 @@ def _draft(view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[floa
     pieces = []
     for at, each in enumerate(cuts):
         old = before[bisect_right(old_firsts, each.first_key) - 1] if before else None
-        reserved = view.reserved.get(each.tenant_id, 0) / pieces_of[each.tenant_id] if each.tenant_id else 0.0
+        if each.tenant_id:
+            reserved = view.reserved.get(each.tenant_id, 0) / pieces_of[each.tenant_id]
+        else:
+            reserved = float(sum(sold[bisect_left(owners, each.first_key) : bisect_left(owners, ends[at])]))
         pieces.append(
             Piece(
                 at,
                 each.first_key,
                 each.tenant_id,
                 loads[at],
-                max(loads[at], reserved),
+                reserved,
                 max(loads[at], reserved * expected),
                 warm.get(at, {}),
                 old.frozen_until_ms if old is not None else 0,
@@ -301,8 +311,23 @@ def _draft(view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[floa
     return Draft(view.servers, pieces)
 
 
+def _limits(draft: Draft, mean_capacity: float) -> list[int]:
+    """Most replicas of every slice: its tenant's, shared among its slices."""
+    owners = [piece.tenant_id or str(piece.at) for piece in draft.pieces]  # many small ones together are like one
+    loads: dict[str, float] = {}
+    for owner, piece in zip(owners, draft.pieces, strict=True):
+        loads[owner] = loads.get(owner, 0.0) + piece.load
+    slices = Counter(owners)
+    total, replicas = sum(loads.values()), len(draft.open)
+    limits = []
+    for owner, piece in zip(owners, draft.pieces, strict=True):
+        whole = limit(piece.reserved * slices[owner], total - loads[owner], mean_capacity, replicas)
+        limits.append(-(-whole // slices[owner]))
+    return limits
+
+
 def _seed(draft: Draft, before: Sequence[Slice]) -> list[list[str]]:
-    """Gives every slice what it had and what is still there.
+    """Gives every slice what its keys had and what is still there: where slices are joined, what any of them had.
 
     Returns:
         The replicas that are gone or leave, by slice.
@@ -310,20 +335,22 @@ def _seed(draft: Draft, before: Sequence[Slice]) -> list[list[str]]:
     places = {server.replica_id: at for at, server in enumerate(draft.servers)}
     old_firsts = [each.first_key for each in before]
     lost: list[list[str]] = []
-    for piece in draft.pieces:
-        had = before[bisect_right(old_firsts, piece.first_key) - 1] if before else None
-        missing: list[str] = []
+    ends = [*(piece.first_key for piece in draft.pieces[1:]), KEYS]
+    for piece, end in zip(draft.pieces, ends, strict=True):
+        low = bisect_right(old_firsts, piece.first_key) - 1
+        had = before[low : bisect_left(old_firsts, end)] if before else ()
+        missing: set[str] = set()
         members: set[int] = set()
         # A slice that is new, and that nobody uses yet, is placed from nothing.
-        fresh = had is None or (had.first_key != piece.first_key and not piece.load)
-        for replica_id in () if had is None or fresh else had.replica_ids:
+        fresh = bool(had) and had[0].first_key != piece.first_key and not piece.load
+        for replica_id in sorted({replica_id for each in had for replica_id in each.replica_ids} if not fresh else ()):
             at = places.get(replica_id)
             if at is None or not draft.takes_more(at):
-                missing.append(replica_id)
+                missing.add(replica_id)
             else:
                 members.add(at)
         draft.seed(piece, members)
-        lost.append(missing)
+        lost.append(sorted(missing))
     return lost
 
 

@@ -26,7 +26,7 @@ class Piece:
         first_key: Where it begins.
         tenant_id: Whose, or empty.
         load: Measured, mMU per minute.
-        wanted: Measured or reserved, whichever is more, mMU per minute.
+        reserved: Its part of what its tenant has reserved, mMU per minute.
         planned: What it is placed with: measured, or the part of its reservation that is expected, mMU per minute.
         warm: Its warm tokens by place of the replica.
         frozen_until_ms: Until then it gets no fresh seats; 0: it is not frozen.
@@ -37,11 +37,16 @@ class Piece:
     first_key: int
     tenant_id: str
     load: float
-    wanted: float
+    reserved: float
     planned: float
     warm: Mapping[int, int]
     frozen_until_ms: int
     members: set[int] = field(default_factory=set)
+
+    @property
+    def wanted(self) -> float:
+        """Measured or reserved, whichever is more, mMU per minute."""
+        return max(self.load, self.reserved)
 
 
 @dataclass(slots=True)

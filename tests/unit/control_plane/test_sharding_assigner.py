@@ -205,6 +205,17 @@ def test_growth_is_at_once_and_shrinking_takes_its_time() -> None:
     assert len(subset(placement, "t")) == 4
 
 
+def test_a_surge_past_the_fleet_takes_a_part_of_it() -> None:
+    """Proves the blast radius of a tenant that sends many times what it has reserved while others are busy."""
+    lab = reserved_lab()
+    lab.settle()
+    lab.rates["t30"] = 30 * C
+    for _ in range(8):
+        lab.round()
+    assert lab.placement is not None
+    assert len(subset(lab.placement, "t30")) <= 0.25 * len(lab.servers)
+
+
 def test_a_hot_tenant_is_cut_and_joined_again() -> None:
     """Proves that splitting moves nothing, that every slice ends small, and that quiet ones become one again."""
     lab = Lab(fleet(64), {"hot": 20 * C, "cool": C // 10})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.shard_map import tenant_keys
 from control_plane.core.sharding.cuts import Cut, cut
 from control_plane.core.sharding.demand import DemandBook
-from control_plane.core.sharding.sizes import shrunk, size
+from control_plane.core.sharding.sizes import limit, shrunk, size
 from control_plane.core.sharding.storm import StormWait
 from control_plane.core.sharding.values import KeyLoad, View
 from tests.unit.control_plane.sharding_lab import C, fleet
@@ -27,6 +27,15 @@ def test_shrinking_goes_half_of_the_way_and_leaves_slack() -> None:
     assert shrunk(3, 0, C, 16) == 3
     assert shrunk(7, 3 * C, C, 16) == 7
     assert shrunk(9, 3 * C, C, 16) == 8
+
+
+def test_a_surge_grows_only_into_what_the_others_leave() -> None:
+    """Proves the limit: a fifth of a busy fleet, what was reserved, or all that others do not need."""
+    assert limit(0, 8 * C, C, 16) == 4
+    assert limit(4 * C, 8 * C, C, 16) == 8
+    assert limit(0, 3 * C, C, 16) == 10
+    assert limit(0, 0, C, 16) == 16
+    assert limit(0, 10**9, C, 2) == 2
 
 
 def test_cuts_are_where_tenants_begin() -> None:
