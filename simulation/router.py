@@ -138,7 +138,7 @@ class Router:
         now_ns = self._loop.now_ns
         book = flight.tenant.book
         flight.first_ns = now_ns
-        flight.dispatch.load.started(flight.dispatch, self._loop.now_ns)
+        self._routing.started(flight.dispatch)
         if flight.tenant.batch and flight.replica is not None:
             self.fleet.served(flight.replica.replica_id, flight.dispatch.sent_ns)
         book.ttft_s.append((now_ns - flight.arrived_ns) / NS_PER_S)
@@ -164,7 +164,7 @@ class Router:
     def finished(self, flight: Flight) -> None:
         """A request's answer has come to its end."""
         tenant, now_ns = flight.tenant, self._loop.now_ns
-        flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
+        self._routing.ended(flight.dispatch)
         if flight.delivered > flight.covered_tokens:
             self.outran(flight)
         self._pricing.observe(
@@ -188,7 +188,7 @@ class Router:
         now_ns = self._loop.now_ns
         replica = flight.replica
         assert replica is not None
-        flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
+        self._routing.ended(flight.dispatch)
         if casts_doubt(reason):
             self.fleet.failed(replica.replica_id, now_ns)
         if reason is Reason.QUEUE_FULL:
@@ -211,7 +211,7 @@ class Router:
 
     def refused_by_engine(self, flight: Flight, reason: Reason) -> None:
         """The engine can never take this request: refused, nothing charged."""
-        flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
+        self._routing.ended(flight.dispatch)
         self._settle_delivered(flight)
         self._end(flight, Outcome.REFUSED, reason.value)
 
@@ -337,7 +337,7 @@ class Router:
         self._routing.leave(flight)
         if flight.replica is not None:
             flight.replica.cancel(flight)
-            flight.dispatch.load.ended(flight.dispatch, self._loop.now_ns)
+            self._routing.ended(flight.dispatch)
         self._settle_delivered(flight)
         self._end(flight, outcome, reason)
 

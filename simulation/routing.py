@@ -10,7 +10,7 @@ from random import Random
 from typing import Final, NamedTuple
 
 from common.shard_map import ShardMap, tenant_keys
-from data_plane.router.core.deadline import is_hopeless, soonest_first_token_s
+from data_plane.router.core.deadline import Sent, is_hopeless, soonest_first_token_s
 from data_plane.router.core.fleet import Fleet, Member
 from data_plane.router.core.holds import BucketKey
 from data_plane.router.core.loads import Dispatch
@@ -87,6 +87,7 @@ class Routing:
         self._waiting: dict[Place[Found], Flight] = {}
         self._places: dict[int, Place[Found]] = {}  # by the flight's number
         self._look_planned = False
+        self._sent = Sent()
 
     def assign(self, assignment: ShardMap) -> None:
         """A newer assignment is in force."""
@@ -130,6 +131,16 @@ class Routing:
         else:
             self._enter(line, flight)
 
+    def started(self, dispatch: Dispatch) -> None:
+        """The first token came."""
+        dispatch.load.started(dispatch, self._loop.now_ns)
+        self._sent.remove(dispatch)
+
+    def ended(self, dispatch: Dispatch) -> None:
+        """The request left the replica, whatever became of it."""
+        dispatch.load.ended(dispatch, self._loop.now_ns)
+        self._sent.remove(dispatch)
+
     def leave(self, flight: Flight) -> None:
         """A request is given up; harmless where it does not wait."""
         place = self._places.pop(flight.number, None)
@@ -155,7 +166,7 @@ class Routing:
             place = line.enter(
                 tenant.id,
                 self.subset(flight),
-                rank=_BATCH if tenant.batch else _INTERACTIVE,
+                rank=_rank(flight),
                 weight=max(1, flight.weight),
                 milli_mu=first.uncached_prefill_milli_mu + cost.decode_milli_mu,
                 prefill_ns=first.uncached_prefill_milli_mu * _NS_PER_MINUTE // capacity,
@@ -209,13 +220,15 @@ class Routing:
             return Nobody()
         left_s = (flight.deadline_ns - now_ns) / NS_PER_S
         if is_hopeless(pick.expected_first_token_s, left_s):
-            expected_s = soonest_first_token_s(ask, pool)
+            expected_s = soonest_first_token_s(ask, pool, self._sent, _rank(flight))
             if expected_s is not None and is_hopeless(expected_s, left_s):
                 return TooLate(max(0.1, expected_s - left_s))
         if needs_room and not any(has_room(each) for each in pool.without(flight.excluded).eligible):
             return None
         prefill, decode = pick.uncached_prefill_milli_mu, flight.price.cost.decode_milli_mu
-        return Chosen(member, member.load.dispatch(prefill, decode, now_ns, flight.prefix), prefill)
+        dispatch = member.load.dispatch(prefill, decode, now_ns, flight.prefix)
+        self._sent.add(dispatch, flight.tenant.id, _rank(flight))
+        return Chosen(member, dispatch, prefill)
 
     def _pool(self, flight: Flight, now_ns: int) -> Pool:
         return self._fleet.candidates(flight.tenant.model_id, self.subset(flight), now_ns)
@@ -235,3 +248,7 @@ class Routing:
             0,
             now_ns,
         )
+
+
+def _rank(flight: Flight) -> int:
+    return _BATCH if flight.tenant.batch else _INTERACTIVE

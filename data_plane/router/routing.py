@@ -12,7 +12,7 @@ from common.clock import NS_PER_S, Clock
 from common.logs import get_logger
 from common.shard_map import Generation, shard_key
 from data_plane.router.admission import Order
-from data_plane.router.core.deadline import is_hopeless, soonest_first_token_s
+from data_plane.router.core.deadline import Sent, is_hopeless, soonest_first_token_s
 from data_plane.router.core.fleet import Fleet, Member
 from data_plane.router.core.loads import Dispatch
 from data_plane.router.core.policies.policy import Ask, Pick, Policy, has_room
@@ -128,6 +128,7 @@ class Routing:
         self._random = random
         self._weighed_max = weighed_max
         self._policies: dict[str, Policy] = {}
+        self._sent = Sent()
         self.counts = RoutingCounts()
 
     def route(self, order: Order, receipt: Receipt) -> Route:
@@ -175,11 +176,13 @@ class Routing:
     def started(self, chosen: Chosen) -> None:
         """The first token came."""
         chosen.member.load.started(chosen.dispatch, self._clock.monotonic_ns())
+        self._sent.remove(chosen.dispatch)
         self.freed(chosen.member)
 
     def ended(self, chosen: Chosen) -> None:
         """The request left the replica, whatever became of it."""
         chosen.member.load.ended(chosen.dispatch, self._clock.monotonic_ns())
+        self._sent.remove(chosen.dispatch)
         self.freed(chosen.member)
 
     def freed(self, member: Member) -> None:
@@ -243,19 +246,20 @@ class Routing:
         dispatch = member.load.dispatch(
             pick.uncached_prefill_milli_mu, order.price.cost.decode_milli_mu, now_ns, route.blocks
         )
+        self._sent.add(dispatch, order.tenant_id, _RANKS[order.checked.priority])
         self._count(route, pick)
         return Chosen(member, pick, dispatch, self._tables.generation(order.model.model_id))
 
     def _hopeless(self, route: Route, ask: Ask, pool: Pool, pick: Pick, left_s: float) -> DeadlineExceededError | None:
         if route.receipt.output_tokens or not is_hopeless(pick.expected_first_token_s, left_s):
             return None
-        expected_s = soonest_first_token_s(ask, pool)
+        expected_s = soonest_first_token_s(ask, pool, self._sent, _RANKS[route.order.checked.priority])
         if expected_s is None or not is_hopeless(expected_s, left_s):
             return None
         self.counts.too_late[route.order.model.model_id] += 1
         return DeadlineExceededError(
-            f"the first token is expected in {expected_s:.1f} s on the best replica, and the deadline is in"
-            f" {left_s:.1f} s; nothing was charged. Allow more time, or come back when it is quieter",
+            f"the prompt and what you sent before it take {expected_s:.1f} s to the first token at least, and the"
+            f" deadline is in {left_s:.1f} s; nothing was charged. Allow more time, or send less at a time",
             reason=Reason.DEADLINE_TOO_SHORT,
             metadata={"expected_s": f"{expected_s:.3f}", "left_s": f"{left_s:.3f}"},
         )

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_plane.router.core.candidate import Candidate, Health, hash64
-from data_plane.router.core.deadline import DOUBT, is_hopeless, soonest_first_token_s
+from data_plane.router.core.candidate import Health
+from data_plane.router.core.deadline import DOUBT, Sent, is_hopeless, soonest_first_token_s
+from data_plane.router.core.loads import ReplicaLoad, Report
 from data_plane.router.core.policies.policy import Ask
 from data_plane.router.core.pool import Pool
 from data_plane.router.core.prefix_index import PrefixIndex
@@ -97,22 +98,60 @@ def test_a_fingerprint_is_one_tenants() -> None:
     assert fingerprint("t", "m", [b"prompt"]) in prints
 
 
+def loads(*names: str) -> list[ReplicaLoad]:
+    """Replicas of 60,000 mMU per minute: a thousand a second."""
+    made = []
+    for name in names:
+        load = ReplicaLoad(name)
+        load.health = Health.READY
+        load.serve(60_000)
+        made.append(load)
+    return made
+
+
 def test_a_request_is_hopeless_only_when_the_best_replica_misses_by_far() -> None:
-    """The estimate is that of the replica that would answer first, its cache counted; half as much again must miss."""
-    index = PrefixIndex()
-    members = [Candidate(name, hash64(name), Health.READY, 60_000, 5_000, 0) for name in "ab"]
+    """The bound is that of the replica that could answer first, its cache counted; half as much again must miss."""
+    index, sent = PrefixIndex(), Sent()
+    members = loads("a", "b")
     for each in members:
         each.cache_bit = index.join(each.replica_id)
     index.add("b", (1, 2, 3, 4, 5))
-    asked = Ask(1_000, 0, 1_000, tuple(range(1, 11)), 100.0)
-    assert soonest_first_token_s(asked, Pool(members, index)) == pytest.approx(5.5)
-    assert soonest_first_token_s(asked._replace(excluded={"b"}), Pool(members, index)) == pytest.approx(6.0)
-    assert soonest_first_token_s(asked, Pool(())) is None
+    asked = Ask(6_000, 0, 6_000, tuple(range(1, 11)), 600.0)
+    assert soonest_first_token_s(asked, Pool(members, index), sent, 1) == pytest.approx(3.0)
+    assert soonest_first_token_s(asked._replace(excluded={"b"}), Pool(members, index), sent, 1) == pytest.approx(6.0)
+    assert soonest_first_token_s(asked, Pool(()), sent, 1) is None
     assert is_hopeless(5.5, 5.5 / DOUBT - 0.01)
     assert not is_hopeless(5.5, 5.5 / DOUBT + 0.01)
     assert not is_hopeless(5.5, math.inf)
     assert is_hopeless(0.1, -3.0)
     assert not is_hopeless(0.0, 0.0)
+
+
+def test_only_what_is_certainly_before_a_request_counts_against_its_deadline() -> None:
+    """Another tenant's flood, a lower priority, a larger prompt may be overtaken; what began is gone."""
+    (load,), sent = loads("r"), Sent()
+    load.report(Report(1, 30_000, 30_000), 0)
+    before = [load.dispatch(prefill, 0, 0) for prefill in (700, 1_000, 1_001, 5_000, 400, 200)]
+    for dispatch, (tenant, rank) in zip(
+        before, [("t", 1), ("t", 1), ("t", 1), ("t", 0), ("t", 2), ("u", 1)], strict=True
+    ):
+        sent.add(dispatch, tenant, rank)
+
+    def soonest(rank: int = 1, tenant: str = "t") -> float:
+        found = soonest_first_token_s(Ask(1_000, 0, 1_000, tenant_id=tenant), Pool([load]), sent, rank)
+        assert found is not None
+        return found
+
+    assert soonest() == pytest.approx(0.7 + 1.0 + 5.0 + 1.0)
+    assert soonest(2) == pytest.approx(0.7 + 1.0 + 1.001 + 5.0 + 0.4 + 1.0)
+    assert soonest(tenant="u") == pytest.approx(0.2 + 1.0)
+    assert soonest(tenant="nobody") == pytest.approx(1.0)
+    sent.remove(before[3])
+    sent.remove(before[3])
+    assert soonest() == pytest.approx(0.7 + 1.0 + 1.0)
+    for dispatch in before:
+        sent.remove(dispatch)
+    assert (soonest(), len(sent)) == (pytest.approx(1.0), 0)
 
 
 @given(
