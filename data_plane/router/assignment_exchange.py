@@ -46,7 +46,9 @@ _ASK_AGAIN_S: Final = 5.0
 
 log = get_logger(__name__)
 
-Call = Callable[[sharding_pb2.ExchangeAssignmentsRequest], Awaitable[sharding_pb2.ExchangeAssignmentsResponse]]
+# None is what grpc gives for an answer that it cannot parse.
+Answer = Awaitable[sharding_pb2.ExchangeAssignmentsResponse | None]
+Call = Callable[[sharding_pb2.ExchangeAssignmentsRequest], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class _Errand:
     replica_id: str
     address: str
     model_id: str
+    theirs: Generation
 
 
 class AssignmentExchange:
@@ -109,12 +112,11 @@ class AssignmentExchange:
             address: Where it listens.
             theirs: What it holds; the zero generation for nothing.
         """
-        ours = self._assignments.generation(model_id)
-        if theirs == ours or (theirs < ours and self._assignments.held_for_ns(model_id) < HAND_OVER_AFTER_NS):
+        if not self._differs(model_id, theirs):
             return
         if self._clock.monotonic_ns() - self._last_ns.get(replica_id, -PAUSE_NS) < PAUSE_NS:
             return
-        self._errands.setdefault(replica_id, _Errand(replica_id, address, model_id))
+        self._errands[replica_id] = _Errand(replica_id, address, model_id, theirs)
         self._wake.set()
 
     async def run(self) -> None:
@@ -163,21 +165,30 @@ class AssignmentExchange:
     def _lacking(self) -> set[str]:
         return {model_id for model_id in self._models() if self._assignments.get(model_id) is None}
 
+    def _differs(self, model_id: str, theirs: Generation) -> bool:
+        """Whether there is something to exchange with who holds this."""
+        ours = self._assignments.generation(model_id)
+        return theirs > ours or (theirs < ours and self._assignments.held_for_ns(model_id) >= HAND_OVER_AFTER_NS)
+
     async def _meet(self, errand: _Errand) -> None:
+        if not self._differs(errand.model_id, errand.theirs):
+            return  # another agent has handed it over meanwhile
         self._last_ns[errand.replica_id] = self._clock.monotonic_ns()
         await self._exchange(self._agent(errand.address), errand.replica_id, errand.model_id)
 
     def _agent(self, address: str) -> Call:
-        stub = sharding_pb2_grpc.AssignmentServiceStub(self._channels.get(address))
-        return lambda request: stub.ExchangeAssignments(request, timeout=CALL_TIMEOUT_S)
+        def call(request: sharding_pb2.ExchangeAssignmentsRequest) -> Answer:
+            # Anew for every call: the channel may have been closed since the last one.
+            stub = sharding_pb2_grpc.AssignmentServiceStub(self._channels.get(address))
+            return stub.ExchangeAssignments(request, timeout=CALL_TIMEOUT_S)
+
+        return call
 
     async def _with_router(self, router: admin_pb2.ServiceInstance) -> None:
         async with channel(router.address) as opened:
             stub = sharding_pb2_grpc.AssignmentServiceStub(opened)
 
-            def call(
-                request: sharding_pb2.ExchangeAssignmentsRequest,
-            ) -> Awaitable[sharding_pb2.ExchangeAssignmentsResponse]:
+            def call(request: sharding_pb2.ExchangeAssignmentsRequest) -> Answer:
                 return stub.ExchangeAssignments(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
 
             await self._exchange(call, router.instance_id, "")
@@ -196,6 +207,9 @@ class AssignmentExchange:
         request = sharding_pb2.ExchangeAssignmentsRequest(held=held)
         try:
             answer = await call(request)
+            if answer is None:
+                log.warning("assignments not exchanged", who=who, error="the answer cannot be read")
+                return
             for assignment in answer.assignments:
                 if model_id in ("", assignment.model_id):
                     self._assignments.take(assignment, who)
@@ -206,6 +220,8 @@ class AssignmentExchange:
                 log.info("assignment handed over", to=who, models=[each.model_id for each in handed])
         except grpc.aio.AioRpcError as failure:
             log.warning("assignments not exchanged", who=who, error=failure.details())
+        except grpc.aio.UsageError as failure:  # the channel was closed under the call
+            log.warning("assignments not exchanged", who=who, error=str(failure))
 
     def _forget(self) -> None:
         """Forgets when agents were met that are gone."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 import grpc
 import grpc.aio
@@ -96,21 +97,33 @@ class LoadWatch:
         """Follows one replica, through every reconnect, until cancelled."""
         delay_s = _RECONNECT_S_MIN
         while True:
-            call = engine_pb2_grpc.EngineServiceStub(self._channels.get(address)).WatchLoad(self._request)
+            link = Link.SILENT
             try:
-                async for report in call:
-                    delay_s = _RECONNECT_S_MIN
-                    if not self._take(replica_id, report):
-                        break
-                link = Link.SILENT
+                async with aclosing(self._reports(address)) as reports:
+                    async for report in reports:
+                        if not self._take(replica_id, report):
+                            break
+                        delay_s = _RECONNECT_S_MIN
             except grpc.aio.AioRpcError as failure:
-                refused = "refused" in (failure.details() or "").lower()
-                link = Link.REFUSED if refused else Link.SILENT
-            finally:
-                call.cancel()
+                if "refused" in (failure.details() or "").lower():
+                    link = Link.REFUSED
+            except grpc.aio.UsageError as failure:  # the channel was closed under the call
+                log.warning("load stream not opened", replica_id=replica_id, error=str(failure))
             self._down(replica_id, link)
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(2 * delay_s, _RECONNECT_S_MAX)
+
+    async def _reports(self, address: str) -> AsyncGenerator[engine_pb2.LoadReport, None]:
+        """One stream, as far as it can be read."""
+        call = engine_pb2_grpc.EngineServiceStub(self._channels.get(address)).WatchLoad(self._request)
+        try:
+            async for report in call:
+                if report is None:  # what grpc gives for a message that it cannot parse
+                    log.warning("load report cannot be read", address=address)
+                    return
+                yield report
+        finally:
+            call.cancel()
 
     def _take(self, replica_id: str, report: engine_pb2.LoadReport) -> bool:
         """Takes a report; False when another replica answers at this address."""
