@@ -37,8 +37,9 @@ from control_plane.core.sharding.values import (
     View,
 )
 
-MOVES_KEPT_MAX: Final = 64
-"""Moves of one placement that are told. Source: sharding.v1.Assignment."""
+OVERLAPS_MAX: Final = 64
+"""Slices per round that are looked at for sharing all their replicas with another: where there are more tenants than
+combinations, some always do."""
 
 
 class Assigner:
@@ -51,6 +52,7 @@ class Assigner:
         self._busy: dict[str, tuple[int, ...]] = {}
         self._shrinkable: dict[int, int] = {}
         self._frozen_seats: dict[int, frozenset[str]] = {}
+        self._took_over = False
         self._saved = 0.0
 
     def round(self, view: View, previous: Placement | None, *, incarnation: int, now_ms: int, balance: bool) -> Round:
@@ -72,7 +74,7 @@ class Assigner:
         cuts = self._cuts(view, demand, before, regular)
         firsts = [each.first_key for each in cuts]
         loads = _loads(firsts, demand)
-        draft = _draft(view, demand, cuts, loads, before)
+        draft = _draft(view, demand, cuts, loads, before, now_ms)
         happened = self._freeze(draft, firsts, demand, now_ms)
         lost = _seed(draft, before)
         sizes = self._sizes(draft, before, lost, now_ms, regular)
@@ -155,12 +157,12 @@ class Assigner:
     # --- sizes
 
     def _cuts(self, view: View, demand: Demand, before: Sequence[Slice], regular: bool) -> list[Cut]:
+        so_far = [Cut(each.first_key, each.tenant_id) for each in before]
         if not regular:
-            return [Cut(each.first_key, each.tenant_id) for each in before]
+            return so_far
         servers = [server for server in view.servers if server.life is Life.OPEN] or view.servers
         mean = sum(max(1, server.capacity) for server in servers) / len(servers)
-        firsts = [each.first_key for each in before]
-        return cut(demand, view.reserved, firsts, lambda load: size(load, mean, len(servers)))
+        return cut(demand, view.reserved, so_far, lambda load: size(load, mean, len(servers)))
 
     def _sizes(
         self, draft: Draft, before: Sequence[Slice], lost: Sequence[Sequence[str]], now_ms: int, regular: bool
@@ -180,14 +182,16 @@ class Assigner:
             fewer = shrunk(now, piece.wanted, mean, len(draft.open))
             if fewer < now == wanted:
                 known = there.shrinkable_since_ms if there is not None and there.first_key == piece.first_key else 0
-                since = self._shrinkable.get(piece.first_key) or known or now_ms
+                # What is stored counts for who takes over only: afterwards it may have been wanted in between.
+                since = self._shrinkable.get(piece.first_key, 0 if self._took_over else known) or now_ms
+                since = min(since, now_ms)
                 if now_ms - since >= SHRINK_AFTER_S * 1_000:
                     wanted = fewer
                 else:
                     shrinkable[piece.first_key] = since
             sizes.append(wanted)
         if regular:
-            self._shrinkable = shrinkable
+            self._shrinkable, self._took_over = shrinkable, True
         return sizes
 
     def _fill(
@@ -243,9 +247,13 @@ class Assigner:
         total = sum(demand.rates)
         self._saved = min(self._saved + BUDGET * total, SAVED_ROUNDS_MAX * BUDGET * total)
         self._saved -= balance(draft, self._saved, view.token_milli_mu, lambda piece: not piece.frozen_until_ms)
+        tries = 0
         for piece in sorted(draft.pieces, key=lambda each: (each.load, each.first_key)):
             if piece.frozen_until_ms or not enclosed(draft, piece):
                 continue
+            tries += 1
+            if tries > OVERLAPS_MAX:
+                break
             gone = max(piece.members, key=lambda at: (-piece.warm.get(at, 0), draft.planned[at], at))
             load = draft.share(piece, gone, piece.load)
             came = overlap_without(draft, piece, gone) if load <= self._saved else None
@@ -272,7 +280,9 @@ def _loads(firsts: Sequence[int], demand: Demand) -> list[float]:
     return [demand.load(first, end) for first, end in zip(firsts, [*firsts[1:], KEYS], strict=True)]
 
 
-def _draft(view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[float], before: Sequence[Slice]) -> Draft:
+def _draft(
+    view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[float], before: Sequence[Slice], now_ms: int
+) -> Draft:
     """The slices of this round, nobody serving them yet."""
     firsts = [each.first_key for each in cuts]
     old_firsts = [each.first_key for each in before]
@@ -292,6 +302,7 @@ def _draft(view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[floa
     pieces = []
     for at, each in enumerate(cuts):
         old = before[bisect_right(old_firsts, each.first_key) - 1] if before else None
+        same = old is not None and (old.first_key == each.first_key or old.tenant_id == each.tenant_id != "")
         if each.tenant_id:
             reserved = view.reserved.get(each.tenant_id, 0) / pieces_of[each.tenant_id]
         else:
@@ -305,7 +316,7 @@ def _draft(view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[floa
                 reserved,
                 max(loads[at], reserved * expected),
                 warm.get(at, {}),
-                old.frozen_until_ms if old is not None else 0,
+                min(old.frozen_until_ms, now_ms + round(FROZEN_S * 1_000)) if old is not None and same else 0,
             )
         )
     return Draft(view.servers, pieces)
@@ -341,8 +352,8 @@ def _seed(draft: Draft, before: Sequence[Slice]) -> list[list[str]]:
         had = before[low : bisect_left(old_firsts, end)] if before else ()
         missing: set[str] = set()
         members: set[int] = set()
-        # A slice that is new, and that nobody uses yet, is placed from nothing.
-        fresh = bool(had) and had[0].first_key != piece.first_key and not piece.load
+        # A tenant whose keys lay in somebody else's slice so far is placed from nothing: it must not share its fate.
+        fresh = bool(had) and had[0].tenant_id != piece.tenant_id and piece.tenant_id != ""
         for replica_id in sorted({replica_id for each in had for replica_id in each.replica_ids} if not fresh else ()):
             at = places.get(replica_id)
             if at is None or not draft.takes_more(at):

@@ -3,7 +3,8 @@
 What counts is utilisation, load over that replica's capacity, because hardware differs. Replicas within BAND of the
 mean are left alone. Of one that is outside, slices are moved to the coldest replica that does not serve them (only that
 one has to be tried, because penalties are convex), the move that lowers the penalties most first, until it is inside,
-or what is left is not worth its price, or the round's budget is spent.
+or what is left is not worth its price, or the round's budget is spent. A
+replica of which far more is asked than it can serve is relieved whatever that costs, as long as others have room.
 
     penalty of too little   4 (1 + d/m)^2 d      d below the lower border m
     penalty of too much     16 (L/M)^2 (L - M)   load L above the upper border M
@@ -14,6 +15,7 @@ A replica without any load is fed whatever the band says: nobody starts a replic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -36,10 +38,16 @@ SAVED_ROUNDS_MAX: Final = 3
 PAYBACK_MINUTES: Final = 5.0
 """A move must be worth its warm tokens within this time: loads seldom stay as they are for longer."""
 
+DROWNING: Final = 1.2
+"""Of a replica more is asked than it can serve when it is this many times its capacity: averages wander by a fifth."""
+
 IDLE_UTILISATION: Final = 0.05
 """Below this mean utilisation nobody waits for anybody, and only empty replicas are fed."""
 
 _MOVES_MAX: Final = 2_000
+
+# Small slices are worth no more than large ones, and there may be hundreds on a replica.
+_COMPARED_MAX: Final = 64
 
 
 def balance(draft: Draft, allowed: float, token_milli_mu: float, movable: Callable[[Piece], bool]) -> float:
@@ -60,9 +68,16 @@ def balance(draft: Draft, allowed: float, token_milli_mu: float, movable: Callab
         if step is None:
             break
         piece, gone, came = step
-        moved += draft.share(piece, gone, piece.load)
+        if not _drowns(draft, gone):
+            moved += draft.share(piece, gone, piece.load)
         draft.swap(piece, gone, came, Cause.BALANCE)
     return moved
+
+
+def _drowns(draft: Draft, at: int) -> bool:
+    """Whether more is asked of a replica than it can serve while others have room."""
+    room = float(draft.measured[draft.open].sum()) < draft.open_capacity
+    return room and bool(draft.measured[at] > DROWNING * draft.capacities[at])
 
 
 def _best_step(
@@ -79,16 +94,16 @@ def _best_step(
     levels = load[open_] / (mean * draft.capacities[open_])
     order = np.argsort(levels, kind="stable")
     ranked = open_[order].tolist()
-    empty = not draft.on[ranked[0]]
+    empty = not draft.serves[ranked[0]].any()
     for hot, level in zip(reversed(ranked), levels[order][::-1].tolist(), strict=True):
         if level <= 1.0 or (idle and not empty):
             return None
         if level <= 1.0 + BAND and levels[order[0]] >= 1.0 - BAND:
             return None
         best: tuple[float, Piece, int, int] | None = None
-        for at in sorted(draft.on[hot]):
-            piece = draft.pieces[at]
-            if not movable(piece) or draft.share(piece, hot, piece.load) > allowed:
+        most = math.inf if _drowns(draft, hot) else allowed
+        for share, piece in _largest(draft, hot, movable):
+            if share > most:
                 continue
             cold = next((other for other in ranked if other not in piece.members), None)
             if cold is None or cold == hot:
@@ -100,6 +115,14 @@ def _best_step(
         if best is not None:
             return best[1:]
     return None
+
+
+def _largest(draft: Draft, hot: int, movable: Callable[[Piece], bool]) -> list[tuple[float, Piece]]:
+    """The slices of a replica that bring it most, and what they bring, mMU per minute."""
+    pieces = [piece for piece in map(draft.pieces.__getitem__, draft.slices_of(hot)) if movable(piece)]
+    shares = [(draft.share(piece, hot, piece.load), piece) for piece in pieces]
+    shares.sort(key=lambda pair: (-pair[0], pair[1].at))
+    return shares[:_COMPARED_MAX]
 
 
 def _worth(

@@ -47,23 +47,19 @@ def newcomer(draft: Draft, piece: Piece) -> int | None:
     if len(feasible) > CANDIDATES:
         chosen = np.argsort(ranks, kind="stable")[:CANDIDATES]
         feasible, ranks = feasible[chosen], ranks[chosen]
-    shared = _shared(draft, piece)
-    compared = [
-        (*_overlap(draft, piece, shared, at), round(level, 9), rank, at)
-        for at, level, rank in zip(outside[feasible].tolist(), after[feasible].tolist(), ranks.tolist(), strict=True)
-    ]
-    return int(min(compared)[-1])
+    places = outside[feasible]
+    worst, total = _overlap(draft, piece, _shared(draft, piece), places)
+    order = np.lexsort((ranks, after[feasible].round(9), total, worst))
+    return int(places[order[0]])
 
 
 def enclosed(draft: Draft, piece: Piece) -> bool:
     """Whether another slice serves from every replica of this one, though there are replicas to keep them apart."""
-    if 2 * len(piece.members) > len(draft.open):
+    size, replicas = len(piece.members), len(draft.open)
+    if 2 * size > replicas:
         return False
-    size = len(piece.members)
-    return any(
-        count >= min(size, len(draft.pieces[other].members)) and 2 * len(draft.pieces[other].members) <= len(draft.open)
-        for other, count in _shared(draft, piece).items()
-    )
+    shared = _shared(draft, piece)
+    return bool(np.any((shared >= np.minimum(size, draft.sizes)) & (shared > 0) & (2 * draft.sizes <= replicas)))
 
 
 def overlap_without(draft: Draft, piece: Piece, gone: int) -> int | None:
@@ -74,40 +70,49 @@ def overlap_without(draft: Draft, piece: Piece, gone: int) -> int | None:
         piece: The slice.
         gone: Place of the replica that would leave.
     """
-    shared = _shared(draft, piece)
-    for other in draft.on[gone]:
-        if other != piece.at:
-            shared[other] -= 1
     outside = draft.outside(piece)
-    coldest = outside[np.argsort(draft.planned[outside] / draft.capacities[outside], kind="stable")][:CANDIDATES]
-    best = min(coldest.tolist(), key=lambda at: (*_overlap(draft, piece, shared, at), at), default=None)
-    if best is None:
+    if not len(outside):
         return None
-    return best if _overlap(draft, piece, shared, best) < _overlap(draft, piece, shared, gone) else None
+    coldest = outside[np.argsort(draft.planned[outside] / draft.capacities[outside], kind="stable")][:CANDIDATES]
+    places = np.append(coldest, gone)
+    worst, total = _overlap(draft, piece, _shared(draft, piece) - draft.serves[gone], places)
+    best = int(np.lexsort((places[:-1], total[:-1], worst[:-1]))[0])
+    return int(places[best]) if (worst[best], total[best]) < (worst[-1], total[-1]) else None
 
 
-def _shared(draft: Draft, piece: Piece) -> dict[int, int]:
-    """How many replicas every other slice has in common with this one, where it has any."""
-    shared: dict[int, int] = {}
-    for member in piece.members:
-        for other in draft.on[member]:
-            shared[other] = shared.get(other, 0) + 1
-    shared.pop(piece.at, None)
+def _shared(draft: Draft, piece: Piece) -> NDArray[np.int64]:
+    """How many replicas every other slice has in common with this one; its own place says 0."""
+    shared: NDArray[np.int64] = draft.serves[sorted(piece.members)].sum(axis=0, dtype=np.int64)
+    shared[piece.at] = 0
     return shared
 
 
-def _overlap(draft: Draft, piece: Piece, shared: dict[int, int], at: int) -> tuple[float, int]:
-    """How bad it is to have a replica as well: the largest part of a subset in common, and how much is in all."""
-    worst, total = 0.0, 0
-    size = len(piece.members) + (at not in piece.members)
-    for other in draft.on[at]:
-        if other == piece.at:
-            continue
-        count = shared.get(other, 0) + 1
-        worst = max(worst, count / min(size, len(draft.pieces[other].members)))
-        total += 2 * count - 1
+def _overlap(
+    draft: Draft, piece: Piece, shared: NDArray[np.int64], places: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """How bad it is to have each of some replicas as well.
+
+    Args:
+        draft: The placement so far.
+        piece: The slice.
+        shared: Replicas in common with every other slice, without these.
+        places: Of the replicas.
+
+    Returns:
+        For each, the largest part of a subset that would be in common, and how much would be in all.
+    """
+    others = draft.serves[places]
+    others[:, piece.at] = False
+    touched = np.flatnonzero(others.any(axis=0))
+    if not len(touched):
+        return np.zeros(len(places)), np.zeros(len(places), dtype=np.int64)
+    others, counts = others[:, touched], shared[touched] + 1
+    size = len(piece.members) + bool(places[0] not in piece.members)
+    parts = counts / np.minimum(size, draft.sizes[touched])
+    worst = (others * parts).max(axis=1)
+    total = others @ (2 * counts - 1)
     # What one replica in common means depends on the size; below a half nobody is hurt by it.
-    return (worst if worst > 0.5 else 0.0), total
+    return np.where(worst > 0.5, worst, 0.0), total
 
 
 def _ranks(first_key: int, seat_hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:

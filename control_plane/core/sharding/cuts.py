@@ -28,6 +28,10 @@ JOIN_BELOW: Final = 8
 """Neighbouring slices of one tenant are joined when they need less than this together: half of SPLIT_ABOVE, so that a
 load near the border does not cut and join by turns."""
 
+STAYING: Final = 1.25
+"""Where there are too many tenants, one that has a slice of its own keeps it until another's load is this much above
+its own, so that noise does not cut and join by turns."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -45,7 +49,7 @@ class Cut:
 def cut(
     demand: Demand,
     reserved: Mapping[str, int],
-    previous: Sequence[int],
+    previous: Sequence[Cut],
     need: Callable[[float], int],
     slices_max: int = SLICES_MAX,
 ) -> list[Cut]:
@@ -54,14 +58,16 @@ def cut(
     Args:
         demand: Load by part.
         reserved: Reserved rate by tenant, mMU per minute.
-        previous: First keys of the slices so far, rising; empty where there were none.
+        previous: The cuts so far, rising; empty where there were none.
         need: How many replicas a load needs, mMU per minute.
         slices_max: Most slices, 1 or more.
 
     Returns:
         The cuts, rising; the first at 0.
     """
-    names = _names(demand, reserved)
+    # Where nothing is reserved, who had a slice keeps it: a tenant that sleeps is not gone.
+    asleep = () if reserved else {each.tenant_id for each in previous}
+    names = _names({*reserved, *demand.tenants, *asleep})
     if not names:
         return [Cut(0, "")]
     starts = sorted(names)
@@ -72,26 +78,32 @@ def cut(
         for first, load in zip(starts, loads, strict=True)
     ]
     if len(starts) > slices_max:
-        warmest = sorted(range(len(starts)), key=lambda at: (-wanted[at], starts[at]))[: slices_max - 1]
+        had = {each.first_key for each in previous}
+        worth = [load * STAYING if first in had else load for first, load in zip(starts, wanted, strict=True)]
+        warmest = sorted(range(len(starts)), key=lambda at: (-worth[at], starts[at]))[: slices_max - 1]
         kept = sorted({0, *warmest})
         names = _joined(starts, kept, names)
         starts = [starts[at] for at in kept]
         ends = [*starts[1:], KEYS]
         wanted = [0.0] * len(starts)  # there are too many already: nobody is cut further
     cuts: list[Cut] = []
+    room, before = slices_max - len(starts), [each.first_key for each in previous]
     for first, end, load in zip(starts, ends, wanted, strict=True):
         owners = names[first]
         tenant_id = next(iter(owners)) if len(owners) == 1 else ""
         cuts.append(Cut(0 if not cuts else first, tenant_id))
         if tenant_id and need(load) >= JOIN_BELOW:
-            cuts += [Cut(key, tenant_id) for key in _inner(demand, first, end, load, previous, need)]
-    return cuts[:slices_max]
+            inner = _inner(demand, first, end, load, before, need)
+            if len(inner) <= room:
+                cuts += [Cut(key, tenant_id) for key in inner]
+                room -= len(inner)
+    return cuts
 
 
-def _names(demand: Demand, reserved: Mapping[str, int]) -> dict[int, set[str]]:
+def _names(tenant_ids: set[str]) -> dict[int, set[str]]:
     """Known tenants by their first key; two whose hashes meet have one slice."""
     names: dict[int, set[str]] = {}
-    for tenant_id in sorted({*reserved, *demand.tenants} - {""}):
+    for tenant_id in sorted(tenant_ids - {""}):
         names.setdefault(tenant_keys(tenant_id)[0], set()).add(tenant_id)
     return names
 

@@ -71,4 +71,4 @@ class Deaths:
         total = sum(demand.rates)
         ends = [*firsts[1:], 1 << 64]
         guilty = sum(demand.load(firsts[place], ends[place]) for place in shared)
-        return shared if guilty <= GUILTY_SHARE * total else {}
+        return shared if total > 0.0 and guilty <= GUILTY_SHARE * total else {}

@@ -7,8 +7,9 @@ are counted there, as slowly as averages rise; so what it said last goes on coun
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from control_plane.core.sharding.values import KeyLoad, Server, View
@@ -31,7 +32,7 @@ class Demand:
     Attributes:
         parts: First key of every part with load, rising.
         rates: Their loads, mMU per minute, in the same order.
-        tenants: Whose they are, as far as it is known, in the same order.
+        tenants: Tenants that are known here, sorted; their caches may be all that is left of them.
         warm: Warm tokens by replica id and first key.
         busy: First keys of parts with requests in flight, rising, by replica id.
         reported: Load by replica id, mMU per minute.
@@ -71,8 +72,9 @@ class DemandBook:
     """Follows the demand of one model from round to round."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, tuple[int, Sequence[KeyLoad]]] = {}
-        self._now_ms = 0
+        self._heard: dict[str, tuple[int, float, Sequence[KeyLoad]]] = {}
+        self._read_ms: int | None = None
+        self._age_ms = 0
 
     def read(self, view: View, now_ms: int) -> Demand:
         """The demand now.
@@ -81,42 +83,38 @@ class DemandBook:
             view: What the replicas reported.
             now_ms: Wall clock. A clock that went back counts as one that stands still.
         """
-        self._now_ms = max(self._now_ms, now_ms)
+        self._age_ms += max(0, now_ms - self._read_ms) if self._read_ms is not None else 0
+        self._read_ms = now_ms
         known = {server.replica_id: server for server in view.servers}
-        for replica_id in view.loads.keys() & known.keys():
-            scale = _believed(known[replica_id], view.loads[replica_id])
-            heard = [replace(each, rate=round(max(0, each.rate) * scale)) for each in view.loads[replica_id]]
-            self._heard[replica_id] = (self._now_ms, heard)
-        rates: dict[int, float] = {}
-        tenants: dict[int, str] = {}
-        for replica_id, (heard_ms, parts) in sorted(self._heard.items()):
-            age_s = (self._now_ms - heard_ms) / 1_000
+        said = sorted(view.loads.keys() & known.keys())
+        warm: dict[str, list[tuple[int, int]]] = {}
+        busy: dict[str, list[int]] = {}
+        reported: dict[str, int] = {}
+        for replica_id in said:
+            parts = view.loads[replica_id]
+            total = sum([each.rate for each in parts if each.rate > 0])
+            scale = _believed(known[replica_id], total)
+            self._heard[replica_id] = (self._age_ms, scale, parts)
+            warm[replica_id] = [(each.first_key, each.warm_tokens) for each in parts if each.warm_tokens > 0]
+            busy[replica_id] = sorted([each.first_key for each in parts if each.in_flight > 0])
+            reported[replica_id] = round(total * scale)
+        rates: defaultdict[int, float] = defaultdict(float)
+        tenants: set[str] = set()
+        for replica_id, (heard_ms, scale, parts) in sorted(self._heard.items()):
+            age_s = (self._age_ms - heard_ms) / 1_000
             if age_s > FORGOTTEN_S:
                 del self._heard[replica_id]
                 continue
-            decay = 0.5 ** (age_s / HALF_LIFE_S)
+            weight = scale * 0.5 ** (age_s / HALF_LIFE_S)
             for each in parts:
-                if each.rate:
-                    rates[each.first_key] = rates.get(each.first_key, 0.0) + each.rate * decay
-                if each.tenant_id:
-                    tenants[each.first_key] = each.tenant_id
-        said = {replica_id: self._heard[replica_id][1] for replica_id in sorted(view.loads.keys() & known.keys())}
-        parts_ = sorted(rates)
-        return Demand(
-            parts_,
-            [rates[part] for part in parts_],
-            [tenants.get(part, "") for part in parts_],
-            {
-                name: [(each.first_key, each.warm_tokens) for each in said[name] if each.warm_tokens > 0]
-                for name in said
-            },
-            {name: sorted(each.first_key for each in said[name] if each.in_flight > 0) for name in said},
-            {name: sum(each.rate for each in said[name]) for name in said},
-        )
+                if each.rate > 0:
+                    rates[each.first_key] += each.rate * weight
+            tenants.update([each.tenant_id for each in parts])
+        keys = sorted(rates)
+        return Demand(keys, [rates[key] for key in keys], sorted(tenants - {""}), warm, busy, reported)
 
 
-def _believed(server: Server, loads: Sequence[KeyLoad]) -> float:
-    """How much of what a replica says is believed: 1, or less where it is absurd."""
-    total = sum(max(0, each.rate) for each in loads)
+def _believed(server: Server, total: int) -> float:
+    """How much of what a replica says is believed: 1, or less where its total of mMU per minute is absurd."""
     most = ABSURD_TIMES * (server.capacity if server.capacity > 0 else REPLICA_CAPACITY)
     return 1.0 if total <= most else most / total

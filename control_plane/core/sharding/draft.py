@@ -72,7 +72,8 @@ class Draft:
         seat_hashes: Of each one's seat, fixed.
         open: Places of those that take more; all of them where every one is leaving.
         pieces: The slices.
-        on: The slices each one serves.
+        serves: Who serves what: replicas by slices.
+        sizes: Replicas of each slice.
         planned: What each one is planned to serve, mMU per minute.
         measured: The same of measured load.
         open_capacity: Of those that take more, mMU per minute.
@@ -87,7 +88,8 @@ class Draft:
         staying = [at for at, server in enumerate(self.servers) if server.life is Life.OPEN]
         self.open = staying or list(range(len(self.servers)))
         self.pieces = pieces
-        self.on: list[set[int]] = [set() for _ in self.servers]
+        self.serves = np.zeros((len(self.servers), len(pieces)), dtype=bool)
+        self.sizes = np.zeros(len(pieces), dtype=np.int64)
         self.planned = np.zeros(len(self.servers))
         self.measured = np.zeros(len(self.servers))
         self.open_capacity = float(self.capacities[self.open].sum())
@@ -111,9 +113,15 @@ class Draft:
         """Whether a replica takes more."""
         return at in self._open_set
 
+    def slices_of(self, at: int) -> list[int]:
+        """The slices a replica serves, in order."""
+        return [int(place) for place in np.flatnonzero(self.serves[at])]
+
     def seed(self, piece: Piece, members: Iterable[int]) -> None:
         """Gives a slice the replicas that it had before: no change."""
         piece.members = set(members)
+        self.serves[list(piece.members), piece.at] = True
+        self.sizes[piece.at] = len(piece.members)
         self._count(piece, 1.0)
 
     def share(self, piece: Piece, at: int, load: float) -> float:
@@ -170,8 +178,11 @@ class Draft:
         self._count(piece, -1.0)
         if gone is not None:
             piece.members.discard(gone)
+            self.serves[gone, piece.at] = False
         if came is not None:
             piece.members.add(came)
+            self.serves[came, piece.at] = True
+        self.sizes[piece.at] = len(piece.members)
         self._count(piece, 1.0)
 
     def _count(self, piece: Piece, sign: float) -> None:
@@ -180,10 +191,6 @@ class Draft:
             part = sign * self.capacities[member] / capacity
             self.planned[member] += part * piece.planned
             self.measured[member] += part * piece.load
-            if sign > 0:
-                self.on[member].add(piece.at)
-            else:
-                self.on[member].discard(piece.at)
 
 
 def _hash(seat: str) -> int:
