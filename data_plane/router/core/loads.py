@@ -20,7 +20,7 @@ knows only what it sent there, so it is neither flooded nor left alone for good.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, inf
 from typing import Final
 
@@ -49,6 +49,10 @@ depends on it."""
 
 ABSURD_MINUTES: Final = 60
 """A replica that claims more pending work than this, at its capacity, is not believed: no deadline is that long."""
+
+REQUESTS_MAX: Final = 10_000
+"""A replica that claims more requests than this is not believed. An assumption: agents let some hundreds in and keep
+some hundreds waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +247,16 @@ class ReplicaLoad(Candidate):
         Returns:
             Whether it was newer than the last one. What it says of the cache counts in any case: that is said once.
         """
-        if report.cache is not None and self.prefixes is not None:
-            self.prefixes.change(self.replica_id, report.cache)
-        if report.sequence <= self._report.sequence and now_ns - self._heard_ns < SEQUENCE_FORGOTTEN_NS:
+        late = report.sequence <= self._report.sequence and now_ns - self._heard_ns < SEQUENCE_FORGOTTEN_NS
+        if self.prefixes is not None:
+            if not late and report.kv_capacity_tokens != self.kv_capacity_tokens:
+                self.prefixes.resize(self.replica_id, report.kv_capacity_tokens)
+            if report.cache is not None:
+                self.prefixes.change(self.replica_id, report.cache)
+        if late:
             return False
-        if report.kv_capacity_tokens != self.kv_capacity_tokens and self.prefixes is not None:
-            self.prefixes.resize(self.replica_id, report.kv_capacity_tokens)
+        if not 0 <= report.requests <= REQUESTS_MAX:
+            report = replace(report, requests=0)
         self.kv_used_tokens, self.kv_capacity_tokens = max(0, report.kv_used_tokens), max(0, report.kv_capacity_tokens)
         self._report, self._heard_ns = report, now_ns
         self._gone_prefill = self._gone_decode = self._ended_requests = 0

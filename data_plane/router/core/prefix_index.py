@@ -41,7 +41,7 @@ class CacheChange(NamedTuple):
 
     Attributes:
         whole: What it adds is all of its cache.
-        added: Blocks that came.
+        added: Blocks that came, least recently used first.
         dropped: Blocks that went; they went last where one is in both.
     """
 
@@ -161,14 +161,17 @@ class PrefixIndex:
             self._drop(cache, [block for block in blocks if cache.blocks.get(block)])
 
     def change(self, replica_id: str, change: CacheChange) -> None:
-        """An agent says what changed in its cache. What it says twice, or drops without having had it, is no harm."""
+        """An agent says what changed in its cache, least recently used first: of too many the last are kept.
+
+        What it says twice, or drops without having had it, is no harm.
+        """
         cache = self._caches.get(replica_id)
         if cache is None:
             return
         if change.whole:
             self._drop(cache, list(cache.blocks))
         held, holders, bit = cache.blocks, self._holders, cache.bit
-        for block in islice(change.added, self._most(cache)):
+        for block in change.added[-self._most(cache) :]:
             if block not in held:
                 holders[block] = holders[block] | bit if block in holders else bit
             held[block] = False

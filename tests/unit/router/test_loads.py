@@ -7,10 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_plane.router.core.fleet import Fleet, Link
-from data_plane.router.core.loads import ABSURD_MINUTES, DISPATCH_UNSEEN_NS, Dispatch, ReplicaLoad, Report
+from data_plane.router.core.loads import (
+    ABSURD_MINUTES,
+    DISPATCH_UNSEEN_NS,
+    REQUESTS_MAX,
+    Dispatch,
+    ReplicaLoad,
+    Report,
+)
 from data_plane.router.core.policies.cost import Cost
 from data_plane.router.core.policies.policy import Ask
-from data_plane.router.core.prefix_index import CacheChange, PrefixIndex
+from data_plane.router.core.prefix_index import BLOCK_TOKENS_MIN, BLOCKS_DEFAULT, CacheChange, PrefixIndex
 from fairlead.engine.v1 import engine_pb2
 
 READY = engine_pb2.REPLICA_STATE_READY
@@ -162,6 +169,29 @@ def test_a_late_report_still_tells_what_changed_in_the_cache() -> None:
     load.report(Report(2, 0, 0, cache=CacheChange(True, (1,), ())), 0)
     assert not load.report(Report(1, 900, 0, cache=CacheChange(False, (2,), ())), 0)
     assert index.match((1, 2), load.cache_bit) == [(load.cache_bit, 2)]
+
+
+def test_the_first_report_tells_the_size_of_the_cache_before_its_contents() -> None:
+    """A large cache is known whole from the report that says both."""
+    load, index = load_of(), PrefixIndex()
+    load.prefixes, load.cache_bit = index, index.join("r")
+    blocks = 2 * BLOCKS_DEFAULT
+    change = CacheChange(True, range(1, blocks + 1), ())
+    load.report(Report(1, 0, 0, kv_capacity_tokens=blocks * BLOCK_TOKENS_MIN, cache=change), 0)
+    assert len(index) == blocks
+
+
+@pytest.mark.parametrize("claims", [REQUESTS_MAX + 1, 2**62, -5])
+def test_an_absurd_number_of_requests_is_not_believed(claims: int) -> None:
+    """Of a replica that claims so many, only what this router sent there counts, so it is not left alone for good."""
+    load = load_of()
+    load.dispatch(100, 100, SECOND)
+    load.report(Report(1, 0, 0, requests=claims, dispatches_seen=1), SECOND)
+    assert load.requests == 1
+    load.dispatch(100, 100, SECOND)
+    assert load.requests == 2
+    load.report(Report(2, 0, 0, requests=REQUESTS_MAX, dispatches_seen=2), SECOND)
+    assert load.requests == REQUESTS_MAX
 
 
 def test_own_prompts_are_in_the_cache_at_once_and_leave_it_if_they_never_began() -> None:

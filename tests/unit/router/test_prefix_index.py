@@ -110,6 +110,18 @@ def test_a_cache_is_as_large_as_the_replicas_and_keeps_what_was_used_last() -> N
     assert len(index) <= prefix_index.BLOCKS_DEFAULT
 
 
+def test_of_a_cache_beyond_its_part_the_most_recently_used_blocks_are_kept() -> None:
+    """Agents say the least recently used first: what goes is what is cold, not what the next prompt begins with."""
+    index = PrefixIndex()
+    bits = {"a": index.join("a")}
+    index.resize("a", 32 * prefix_index.BLOCK_TOKENS_MIN)
+    for whole in (True, False):
+        index.change("a", CacheChange(whole, list(range(1, 101)), ()))
+        assert depths(index, bits, (100,)) == depths(index, bits, (69,)) == {"a": 1}
+        assert depths(index, bits, (68,)) == {}
+        assert len(index) == 32
+
+
 def test_memory_is_bounded_at_512_replicas() -> None:
     """However large their caches are, together they hold no more than the index may."""
     index = PrefixIndex()
@@ -120,8 +132,8 @@ def test_memory_is_bounded_at_512_replicas() -> None:
         index.resize(name, 10**12)
         index.change(name, CacheChange(True, range(number * 10**6, number * 10**6 + 10**5), ()))
     assert len(index) <= 8 * share
-    index.add("r511", (5,))
-    assert depths(index, bits, (5,)) == {"r0": 1, "r511": 1}
+    index.add("r511", (10**5 - 1,))
+    assert depths(index, bits, (10**5 - 1,)) == {"r0": 1, "r511": 1}
 
 
 operations = st.lists(
