@@ -1,6 +1,8 @@
 """Which keys a replica's load belongs to, for the sharder: by part of the key space, a part being 2^28 neighbours.
 
-A tenant has sixteen parts, its sessions spread over them. What arrived is an average that halves every HALF_LIFE_S:
+A tenant has sixteen parts, its sessions spread over them. Where a report has no room for all of them, the coldest
+tenants are told as one entry each: the sharder cuts hot tenants only, and has to see every tenant. What arrived is an
+average that halves every HALF_LIFE_S:
 
     rate = ln 2 / HALF_LIFE_S * sum over requests of price * 2^(-age / HALF_LIFE_S)
 
@@ -14,7 +16,9 @@ import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
+
+from common.shard_map import SESSION_BITS
 
 PART_BITS: Final = 28
 """Keys that agree in all but so many low bits are counted together."""
@@ -23,23 +27,27 @@ HALF_LIFE_S: Final = 20.0
 """Seconds after which a request counts half: within the 15 to 30 s that balance quickly without following noise."""
 
 REPORTED_MAX: Final = 1_024
-"""Most parts in one report, the heaviest: all parts of 64 tenants."""
+"""Most entries in one report: all parts of 64 tenants, or as many tenants with one entry each. Source: engine.proto."""
 
-PARTS_MAX: Final = 4_096
-"""Most parts remembered beside those with requests in flight; the coldest are forgotten first."""
+PARTS_MAX: Final = 16_384
+"""Most parts remembered beside those with requests in flight, all of REPORTED_MAX tenants; the coldest are forgotten
+first."""
 
 # So many more are let in before the coldest are forgotten all at once.
 _SLACK: Final = 1_024
+
+# Of a part's number: which of its tenant's parts it is.
+_PART_OF_TENANT_BITS: Final = SESSION_BITS - PART_BITS
 
 _PER_MINUTE: Final = 60.0 * math.log(2.0) / HALF_LIFE_S
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLoad:
-    """Load of one part of the key space.
+    """Load of one part of the key space, or of all parts of one tenant together.
 
     Attributes:
-        first_key: Where it begins.
+        first_key: Where it begins, or the tenant's first part.
         rate_milli_mu_per_minute: What arrived, priced by the routers, decayed.
         warm_tokens: Its prompt tokens in the prefix cache.
         in_flight: Its requests that wait or run here.
@@ -50,6 +58,16 @@ class KeyLoad:
     rate_milli_mu_per_minute: int
     warm_tokens: int
     in_flight: int
+    tenant_id: str
+
+
+class _Entry(NamedTuple):
+    """One line of a report; sorts the heaviest first."""
+
+    minus_rate: int
+    minus_warm: int
+    minus_in_flight: int
+    part: int
     tenant_id: str
 
 
@@ -108,25 +126,53 @@ class KeyLoads:
     def loads(self, now_s: float, warm_tokens: Mapping[int, int]) -> tuple[KeyLoad, ...]:
         """The parts that have any load, the heaviest first, at most REPORTED_MAX.
 
+        Where there are more, as many of the coldest tenants as it takes have one entry each. Only of more than
+        REPORTED_MAX tenants the coldest are left out.
+
         Args:
             now_s: Now.
             warm_tokens: Prompt tokens in the prefix cache, by part.
         """
-        ranked = []  # heaviest first, when sorted
+        ranked: list[_Entry] = []
         for part, known in self._parts.items():
             rate, warm = round(known.decayed(now_s) * _PER_MINUTE), warm_tokens.get(part, 0)
             if rate or warm or known.in_flight:
-                ranked.append((-rate, -warm, -known.in_flight, part))
-        ranked.extend((0, -warm, 0, part) for part, warm in warm_tokens.items() if part not in self._parts)
+                ranked.append(_Entry(-rate, -warm, -known.in_flight, part, known.tenant_id))
+        ranked.extend(_Entry(0, -warm, 0, part, "") for part, warm in warm_tokens.items() if part not in self._parts)
+        if len(ranked) > REPORTED_MAX:
+            ranked = self._joined(ranked)
         ranked.sort()
         return tuple(
-            KeyLoad(part << PART_BITS, -rate, -warm, -in_flight, self._tenant_of(part))
-            for rate, warm, in_flight, part in ranked[:REPORTED_MAX]
+            KeyLoad(part << PART_BITS, -rate, -warm, -in_flight, tenant_id)
+            for rate, warm, in_flight, part, tenant_id in ranked[:REPORTED_MAX]
         )
 
-    def _tenant_of(self, part: int) -> str:
-        known = self._parts.get(part)
-        return "" if known is None else known.tenant_id
+    def _joined(self, entries: list[_Entry]) -> list[_Entry]:
+        """The same with the coldest tenants as one entry each, as many of them as it takes."""
+        tenants: dict[int, list[_Entry]] = {}
+        for entry in entries:
+            tenants.setdefault(entry.part >> _PART_OF_TENANT_BITS, []).append(entry)
+        sums = sorted((self._sum(tenant, parts) for tenant, parts in tenants.items()), reverse=True)
+        left, joined = len(entries), []
+        for entry in sums:  # the coldest first
+            parts = tenants[entry.part >> _PART_OF_TENANT_BITS]
+            if left > REPORTED_MAX:
+                left -= len(parts) - 1
+                joined.append(entry)
+            else:
+                joined.extend(parts)
+        return joined
+
+    def _sum(self, tenant: int, parts: list[_Entry]) -> _Entry:
+        """All of a tenant's parts as one entry, at its first part wherever its load lies, so that replicas agree."""
+        whose = {entry.tenant_id for entry in parts if entry.part in self._parts}
+        return _Entry(
+            sum(entry.minus_rate for entry in parts),
+            sum(entry.minus_warm for entry in parts),
+            sum(entry.minus_in_flight for entry in parts),
+            tenant << _PART_OF_TENANT_BITS,
+            whose.pop() if len(whose) == 1 else "",
+        )
 
     def _forget(self, now_s: float) -> None:
         """Forgets the coldest parts without a request in flight, so that PARTS_MAX are left of these."""

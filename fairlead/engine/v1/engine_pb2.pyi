@@ -249,7 +249,9 @@ Global___CacheChange: _TypeAlias = CacheChange  # noqa: Y015
 
 @_typing.final
 class KeyLoad(_message.Message):
-    """Load of one part of the key space at one replica."""
+    """Load of one part of the key space at one replica. Where a report has no room for every part, the coldest tenants have
+    one entry each, with the sums over all their parts.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -259,7 +261,9 @@ class KeyLoad(_message.Message):
     IN_FLIGHT_FIELD_NUMBER: _builtins.int
     TENANT_ID_FIELD_NUMBER: _builtins.int
     first_key: _builtins.int
-    """Where it begins: keys that agree in all but their lowest 28 bits are counted together."""
+    """Where it begins: keys that agree in all but their lowest 28 bits are counted together; of a tenant told as one entry
+    its first key.
+    """
     rate_milli_mu_per_minute: _builtins.int
     """What arrived, priced by the routers: an average that halves in 20 s, milli-MU per minute."""
     warm_tokens: _builtins.int
