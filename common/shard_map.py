@@ -23,6 +23,13 @@ SESSION_BITS: Final = 32
 KEYS: Final = 1 << KEY_BITS
 """Keys there are: they run from 0 to one less."""
 
+GENERATION_MAX: Final = 1 << 62
+"""Largest incarnation and number that anybody takes: successors fit into 64 bits for longer than anybody runs, so that
+one absurd assignment cannot stop all that come after it."""
+
+NUMBER_CONTINUED_MAX: Final = GENERATION_MAX >> 1
+"""Above this number, which no clock reaches, a line of assignments goes on in the next incarnation."""
+
 _SESSIONS: Final = 1 << SESSION_BITS
 
 
@@ -57,6 +64,23 @@ class Generation:
 
     incarnation: int = 0
     number: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether holders and the sharder take assignments of it: it is in range, and leaves room for a successor."""
+        number_max = GENERATION_MAX if self.incarnation < GENERATION_MAX else NUMBER_CONTINUED_MAX
+        return 0 < self.incarnation <= GENERATION_MAX and self.number <= number_max
+
+    def successor(self, now_ms: int) -> Generation:
+        """The next one of its line: later than it and, wherever the clock is, sound.
+
+        Args:
+            now_ms: Wall clock.
+        """
+        number = max(now_ms, self.number + 1)
+        if number <= NUMBER_CONTINUED_MAX:
+            return Generation(self.incarnation, number)
+        return Generation(self.incarnation + 1, max(0, min(now_ms, NUMBER_CONTINUED_MAX)))
 
     @classmethod
     def of(cls, message: sharding_pb2.Generation) -> Generation:

@@ -18,10 +18,9 @@ log = get_logger(__name__)
 MOVES_MAX: Final = 64
 """Moves that an assignment tells of, as the proto says: what it changed is for people, who read the largest ones."""
 
-GENERATION_MAX: Final = 1 << 62
-"""Largest incarnation and number that are taken over: successors must fit into 64 bits for longer than anybody runs."""
-
 _NS_PER_MS: Final = 1_000_000
+# The end of the year 9999. Source: google.protobuf.Timestamp.
+_SECONDS_MAX: Final = 253_402_300_799
 _CAUSES: Final = {cause: sharding_pb2.MoveCause.Value(f"MOVE_CAUSE_{cause.name}") for cause in Cause}
 _CAUSE_OF: Final = {number: cause for cause, number in _CAUSES.items()}
 
@@ -91,12 +90,14 @@ def _damage(message: sharding_pb2.Assignment) -> str:
     except InvalidArgumentError as error:
         return error.message
     generation, replica_ids = Generation.of(message.generation), message.replica_ids
-    if not generation.incarnation or max(generation.incarnation, generation.number) > GENERATION_MAX:
+    if not generation.sound:
         return f"its generation ({generation.incarnation}, {generation.number}) is out of range"
     if not all(replica_ids) or len(set(replica_ids)) != len(replica_ids):
         return "a replica has no name or is listed twice"
     if message.seats and len(message.seats) != len(replica_ids):
         return f"it has {len(message.seats)} seats for {len(replica_ids)} replicas"
+    if any(max(each.frozen_until.seconds, each.shrinkable_since.seconds) > _SECONDS_MAX for each in message.slices):
+        return "a slice has a time that is out of range"
     return ""
 
 
@@ -126,7 +127,7 @@ def _slice_from(each: sharding_pb2.Slice, message: sharding_pb2.Assignment) -> S
 
 
 def _milliseconds(time: Timestamp) -> int:
-    return max(0, time.seconds * 1_000 + time.nanos // _NS_PER_MS)
+    return min(max(0, time.seconds * 1_000 + time.nanos // _NS_PER_MS), _SECONDS_MAX * 1_000)
 
 
 def _move_to(move: Move) -> sharding_pb2.Move:

@@ -7,6 +7,7 @@ would otherwise hand out assignments that everybody refuses as old, and would mo
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -24,6 +25,9 @@ log = get_logger(__name__)
 
 HOLDER_TIMEOUT_S: Final = 1.0
 """Longest wait for one holder: it answers from memory."""
+
+RECOVERED: Final = "taken from agents and routers: the store had an older assignment or none"
+"""Why a recovered placement is written."""
 
 # Who is asked while others answer already only hands over what is newer still.
 _ASKED_AT_ONCE: Final = 64
@@ -50,13 +54,13 @@ class Recovered:
 
     Attributes:
         placements: The newest of each model that is newer than what was held.
-        answered: Holders that answered.
-        silent: Holders that did not, in time or at all.
+        answered: Names of the holders that answered.
+        silent: Names of those that did not, in time or at all, or that there was no time to ask.
     """
 
     placements: Mapping[str, Placement]
-    answered: int
-    silent: int
+    answered: frozenset[str]
+    silent: frozenset[str]
 
 
 class AssignmentRecovery:
@@ -73,6 +77,9 @@ class AssignmentRecovery:
 
     async def ask(self, holders: Iterable[Holder], held: Mapping[str, Generation]) -> Recovered:
         """Asks every holder for what is newer than what is held; never raises.
+
+        Routers come first: they hold every model's. Agents follow in an order of chance, so that no silent part of a
+        large fleet keeps the others from being asked time after time.
 
         Args:
             holders: Whom to ask.
@@ -102,25 +109,29 @@ class AssignmentRecovery:
                         found[message.model_id] = placement
             return True
 
-        tasks = [asyncio.create_task(one(holder)) for holder in holders]
+        order = list(holders)
+        random.shuffle(order)
+        order.sort(key=lambda holder: not holder.is_router)
+        tasks = {asyncio.create_task(one(holder)): holder.name for holder in order}
         try:
             done = (await asyncio.wait(tasks, timeout=self._wait_s))[0] if tasks else set()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        answered = sum(not task.cancelled() and task.exception() is None and task.result() for task in done)
-        return Recovered(found, answered, len(tasks) - answered)
+        answered = frozenset(
+            tasks[task] for task in done if not task.cancelled() and task.exception() is None and task.result()
+        )
+        return Recovered(found, answered, frozenset(tasks.values()) - answered)
 
 
-def renewed(placement: Placement, now_ms: int) -> Placement:
-    """A recovered placement as its successor in the same incarnation, so that everybody takes it.
+def renewed(placement: Placement, now_ms: int, reason: str = RECOVERED) -> Placement:
+    """A placement that stands as its own successor, so that everybody takes it.
 
     Args:
-        placement: From a holder.
+        placement: From a holder or the store.
         now_ms: Wall clock.
+        reason: Why it is written again, one sentence.
     """
-    old = placement.generation
-    generation = Generation(old.incarnation, max(now_ms, old.number + 1))
-    reason = "taken from agents and routers: the store had an older assignment or none"
+    generation = placement.generation.successor(now_ms)
     return replace(placement, generation=generation, reason=reason, moves=(), moved=0)

@@ -16,7 +16,12 @@ from model_units.profiles import built_in_profiles
 from model_units.units import MILLI_PER_REPLICA_SECOND
 from model_units.units import MilliModelUnitsPerMinute as Rate
 
-_LIVES: Final = {engine_pb2.REPLICA_STATE_READY: Life.OPEN, engine_pb2.REPLICA_STATE_DRAINING: Life.LEAVING}
+# A replica that is being calibrated serves nobody and comes back: one that is not listed counts as crashed.
+_LIVES: Final = {
+    engine_pb2.REPLICA_STATE_READY: Life.OPEN,
+    engine_pb2.REPLICA_STATE_DRAINING: Life.LEAVING,
+    engine_pb2.REPLICA_STATE_CALIBRATING: Life.LEAVING,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ class ControlPlaneMetrics:
         )
         self.assignments = Counter("fairlead_sharder_assignments", "Assignments written", ["model"], registry=registry)
         self.conflicts = Counter("fairlead_sharder_conflicts", "Commits refused by the store", registry=registry)
+        self.failures = Counter(
+            "fairlead_sharder_failures", "Looks at a model that failed unexpectedly", ["model"], registry=registry
+        )
         self.replicas = Gauge("fairlead_sharder_replicas", "Replicas assigned", ["model"], registry=registry)
         self.compute_seconds = Histogram(
             "fairlead_sharder_compute_seconds",

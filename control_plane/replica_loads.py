@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +17,6 @@ from common.clock import NS_PER_S, Clock
 from common.logs import get_logger
 from common.rpc import channel
 from common.shard_map import Generation
-from control_plane.assignment_messages import GENERATION_MAX
 from control_plane.core.heartbeats import SILENT_S, Heartbeats
 from control_plane.core.sharding.values import KeyLoad
 from control_plane.metrics import ControlPlaneMetrics
@@ -44,13 +44,51 @@ _START_SPREAD_S_PER_REPLICA: Final = 0.002
 
 
 @dataclass(slots=True)
-class _Heard:
-    """The newest report of a replica."""
+class LastReport:
+    """What a replica reported last.
+
+    Attributes:
+        model_id: The model it serves.
+        report: As it came.
+        at_ns: When, monotonic.
+    """
 
     model_id: str
     report: engine_pb2.LoadReport
     at_ns: int
-    loads: tuple[KeyLoad, ...] | None = None
+    _loads: tuple[KeyLoad, ...] | None = None
+
+    def loads(self) -> Sequence[KeyLoad]:
+        """Its load by key. Reading a large report takes a moment: it is done once, and in any thread."""
+        if self._loads is None:
+            self._loads = key_loads(self.report)
+        return self._loads
+
+
+class HeldGenerations:
+    """The generations that replicas of one model say they hold, and the newest of them at all times."""
+
+    def __init__(self) -> None:
+        self._holders: Counter[Generation] = Counter()
+        self.newest = Generation()
+
+    def change(self, before: Generation, now: Generation) -> None:
+        """A replica says that it holds another one; the zero generation stands for none.
+
+        Args:
+            before: What it said until now.
+            now: What it says.
+        """
+        if now != Generation():
+            self._holders[now] += 1
+        if before != Generation():
+            self._holders[before] -= 1
+            if not self._holders[before]:
+                del self._holders[before]
+        if now >= self.newest:
+            self.newest = now
+        elif self.newest not in self._holders:
+            self.newest = max(self._holders, default=Generation())
 
 
 class ReplicaLoads:
@@ -77,7 +115,8 @@ class ReplicaLoads:
             router_id=watcher_id, interval=Duration(seconds=INTERVAL_S), with_keys=True
         )
         self._beats = Heartbeats()
-        self._heard: dict[str, _Heard] = {}
+        self._heard: dict[str, LastReport] = {}
+        self._held: dict[str, HeldGenerations] = {}
         self._streams: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._dead: frozenset[str] = frozenset()
         self._blind = False
@@ -87,20 +126,17 @@ class ReplicaLoads:
         """Replicas that stopped reporting although they are still registered."""
         return self._dead
 
-    def loads(self, model_id: str) -> Mapping[str, Sequence[KeyLoad]]:
-        """What each replica of a model reported last, by replica id; for REMEMBERED_S also of those that are gone."""
-        found = {}
-        for replica_id, heard in self._heard.items():
-            if heard.model_id == model_id:
-                if heard.loads is None:
-                    heard.loads = key_loads(heard.report)
-                found[replica_id] = heard.loads
-        return found
+    def reports(self, model_id: str) -> Mapping[str, LastReport]:
+        """What each replica of a model reported last, by replica id; for REMEMBERED_S also of those that are gone.
+
+        It is a copy, for the thread that computes: what arrives or is forgotten meanwhile does not change it.
+        """
+        return {replica_id: last for replica_id, last in self._heard.items() if last.model_id == model_id}
 
     def newest_generation(self, model_id: str) -> Generation:
         """The newest generation of a model's assignment that any of its replicas says it holds."""
-        held = (_generation(each.report) for each in self._heard.values() if each.model_id == model_id)
-        return max(held, default=Generation())
+        held = self._held.get(model_id)
+        return held.newest if held is not None else Generation()
 
     async def run(self, changed: Callable[[], None]) -> None:
         """Listens until cancelled; nothing of an earlier run is left.
@@ -110,6 +146,7 @@ class ReplicaLoads:
         """
         self._beats, self._dead, self._blind = Heartbeats(), frozenset(), False
         self._heard.clear()
+        self._held.clear()
         try:
             while True:
                 self._follow(changed)
@@ -137,8 +174,8 @@ class ReplicaLoads:
                 self._streams[replica_id] = replica.address, asyncio.create_task(watch)
         self._beats.keep(wanted)
         oldest_ns = self._clock.monotonic_ns() - round(REMEMBERED_S * NS_PER_S)
-        for replica_id in [r for r, heard in self._heard.items() if r not in wanted and heard.at_ns < oldest_ns]:
-            del self._heard[replica_id]
+        for replica_id in [r for r, last in self._heard.items() if r not in wanted and last.at_ns < oldest_ns]:
+            self._forget(replica_id)
 
     def _judge(self, changed: Callable[[], None]) -> None:
         now_ns = self._clock.monotonic_ns()
@@ -201,14 +238,21 @@ class ReplicaLoads:
         before = self._heard.get(replica_id)
         if before is not None and report.sequence < before.report.sequence:
             return
-        newest = (
-            self.newest_generation(model_id)
-            if before is None or _generation(before.report) != _generation(report)
-            else None
+        if before is not None and before.model_id != model_id:
+            self._forget(replica_id)
+            before = None
+        self._heard[replica_id] = LastReport(model_id, report, now_ns)
+        newest = self.newest_generation(model_id)
+        held = _generation(report)
+        self._held.setdefault(model_id, HeldGenerations()).change(
+            _generation(before.report) if before is not None else Generation(), held
         )
-        self._heard[replica_id] = _Heard(model_id, report, now_ns)
-        if newest is not None and _generation(report) > newest:
+        if held > newest:
             changed()
+
+    def _forget(self, replica_id: str) -> None:
+        last = self._heard.pop(replica_id)
+        self._held[last.model_id].change(_generation(last.report), Generation())
 
 
 def key_loads(report: engine_pb2.LoadReport) -> tuple[KeyLoad, ...]:
@@ -232,7 +276,7 @@ def key_loads(report: engine_pb2.LoadReport) -> tuple[KeyLoad, ...]:
 def _generation(report: engine_pb2.LoadReport) -> Generation:
     """What a replica says it holds; the oldest of all where that is nothing or nonsense."""
     generation = Generation.of(report.assignment)
-    return generation if max(generation.incarnation, generation.number) <= GENERATION_MAX else Generation()
+    return generation if generation.sound else Generation()
 
 
 async def _refuses(address: str) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -12,14 +13,18 @@ from common.shard_map import Generation
 from control_plane.assignment_messages import MOVES_MAX, to_message
 from control_plane.core.happenings import WARNING, Happening
 from control_plane.core.sharding.storm import StormWait
-from control_plane.core.sharding.values import KeyLoad, Placement, Round, Server, View
+from control_plane.core.sharding.values import Placement, Round, Server, View
 from control_plane.metrics import ControlPlaneMetrics
+from control_plane.replica_loads import LastReport
 from fairlead.engine.v1 import engine_pb2
 from fairlead.sharding.v1 import sharding_pb2
 from model_units.units import MilliModelUnitsPerMinute as Rate
 
 RETURN_S: Final = 10.0
 """After an assignment was recovered, replicas that it names may take so long to register again: twice their lease."""
+
+ASKED_TIMES: Final = 2
+"""A holder that is silent so many times is not waited for: it is gone, or says later that it holds something newer."""
 
 
 class Assigning(Protocol):
@@ -58,8 +63,9 @@ class ShardedModel:
         placement: In force, as stored; None where there is none that can be read.
         revision: Of the store, of the stored value; 0 where there is none.
         asked_ns: When agents and routers were asked last for what they hold, monotonic.
-        asked_ids: The replicas that were asked then.
+        asked: Agents and routers that need not be asked before a first assignment is made.
         pending: Events that no commit has written yet.
+        balance_due: Whether its next round is a regular one.
     """
 
     def __init__(self, model_id: str, assigner: Assigning, storm_wait_ns: int, metrics: ControlPlaneMetrics) -> None:
@@ -67,8 +73,9 @@ class ShardedModel:
         self.placement: Placement | None = None
         self.revision = 0
         self.asked_ns = 0
-        self.asked_ids: frozenset[str] = frozenset()
+        self.asked: set[str] = set()
         self.pending: list[Happening] = []
+        self.balance_due = False
         self._assigner = assigner
         self._storm = StormWait(storm_wait_ns)
         self._metrics = metrics
@@ -77,6 +84,7 @@ class ShardedModel:
         self._settled: tuple[object, ...] | None = None
         self._return_until_ns = 0
         self._dead: Set[str] = frozenset()
+        self._silent_holders: Counter[str] = Counter()
         self._round = Round(None)
 
     @property
@@ -121,6 +129,18 @@ class ShardedModel:
             )
         self._dead = mine
 
+    def has_asked(self, answered: Set[str], silent: Set[str], now_ns: int) -> None:
+        """Notes who was asked for what they hold: who does not answer is asked again, ASKED_TIMES in all.
+
+        Args:
+            answered: Names of those that answered.
+            silent: Names of those that did not.
+            now_ns: Monotonic time.
+        """
+        self.asked_ns = now_ns
+        self._silent_holders.update(silent)
+        self.asked |= answered | {name for name in silent if self._silent_holders[name] >= ASKED_TIMES}
+
     def recovered(self, now_ns: int) -> None:
         """Notes that the placement in force was taken from those that still held it.
 
@@ -148,7 +168,7 @@ class ShardedModel:
 
     def round(
         self,
-        loads: Callable[[str], Mapping[str, Sequence[KeyLoad]]],
+        reports: Mapping[str, LastReport],
         token_milli_mu: float,
         *,
         incarnation: int,
@@ -158,14 +178,15 @@ class ShardedModel:
         """Computes the next placement; may take a second for a wide fleet, and runs in any thread.
 
         Args:
-            loads: What a model's replicas reported last.
+            reports: What the model's replicas reported last; nobody else changes the mapping.
             token_milli_mu: Price of one prompt token.
             incarnation: For a first placement.
             wall_ns: Nanoseconds since the Unix epoch.
             balance: Whether it is a regular round.
         """
         began_s = time.perf_counter()
-        view = View(self._servers, self._reserved, loads(self.model_id), token_milli_mu)
+        loads = {replica_id: last.loads() for replica_id, last in reports.items()}
+        view = View(self._servers, self._reserved, loads, token_milli_mu)
         now_ms = wall_ns // 1_000_000
         self._round = self._assigner.round(
             view, self.placement, incarnation=incarnation, now_ms=now_ms, balance=balance

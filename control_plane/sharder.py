@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from common import keys
 from common.clock import NS_PER_S, Clock
 from common.leadership import Election
 from common.logs import get_logger
-from common.shard_map import Generation
+from common.shard_map import NUMBER_CONTINUED_MAX, Generation
 from common.store import Epoch, Expect, Store
-from control_plane.assignment_messages import GENERATION_MAX, from_bytes, from_message
+from control_plane.assignment_messages import from_bytes, from_message
 from control_plane.assignment_recovery import AssignmentRecovery, Holder, renewed
 from control_plane.config import ControlPlaneConfig
 from control_plane.core.happenings import INFO, Happening
@@ -35,6 +35,8 @@ log = get_logger(__name__)
 
 _SETTLE_S: Final = 0.1
 _RETRY_S: Final = 1.0
+# What failed unexpectedly will mostly fail again: its traceback need not fill the log.
+_FAILED_RETRY_S: Final = 5.0
 # A replica that says it holds a newer assignment, and does not hand it over, is not asked again before.
 _ASK_AGAIN_NS: Final = 15 * NS_PER_S
 
@@ -83,6 +85,7 @@ class Sharder:
         self._models: dict[str, ShardedModel] = {}
         self._remembered: dict[str, Placement] = {}
         self._incarnation_seen = 0
+        self._failed = False
         for mirror in (views.replicas, views.models, views.reservations):
             mirror.on_change(lambda _key, _value: self._changed.set())
 
@@ -140,6 +143,10 @@ class Sharder:
             except UnavailableError as error:
                 log.warning("store unavailable, assignments stand", error=error.message)
                 loaded, wait_s = False, _RETRY_S
+            except Exception as error:  # whatever it is, routers need a sharder that tries again
+                log.error("the sharder's round failed, assignments stand", exc_info=error)
+                self._metrics.failures.labels("").inc()
+                loaded, wait_s = False, _FAILED_RETRY_S
             await self._wait(wait_s)
         log.info("not assigning any more", epoch=epoch)
 
@@ -161,6 +168,16 @@ class Sharder:
             model = self._model(entry.key.removeprefix(keys.ASSIGNMENTS))
             model.placement, model.revision = from_message(message), entry.revision
         await self._recover(self._views.models.items.keys())
+        for model in self._models.values():
+            with self._alone(model.model_id):
+                await self._leave_room(model)
+
+    async def _leave_room(self, model: ShardedModel) -> None:
+        """Lets a line of assignments whose number ran away go on in the next incarnation, while that is possible."""
+        if model.placement is not None and model.generation.number > NUMBER_CONTINUED_MAX:
+            reason = "its number left the range: the assignment goes on in the next incarnation"
+            placement = renewed(model.placement, self._clock.wall_ns() // 1_000_000, reason)
+            await self._commit(model, model.write(placement, self._clock.wall_ns()))
 
     def _model(self, model_id: str) -> ShardedModel:
         if model_id not in self._models:
@@ -169,33 +186,47 @@ class Sharder:
         return self._models[model_id]
 
     def _saw(self, generation: Generation) -> None:
-        if generation.incarnation <= GENERATION_MAX:
+        if generation.sound:
             self._incarnation_seen = max(self._incarnation_seen, generation.incarnation)
 
     async def _recover(self, model_ids: Collection[str]) -> None:
         """Takes over what others hold of some models and the store does not, or not as new."""
         held = {model_id: model.generation for model_id, model in self._models.items()}
-        replicas = [r for r in self._views.replicas.items.values() if r.model_id in model_ids and r.address]
-        asked_ids = frozenset(replica.replica_id for replica in replicas)
-        holders = [Holder(replica.replica_id, replica.address) for replica in replicas]
-        holders += [
-            Holder(router.instance_id, router.address, is_router=True)
-            for router in self._views.routers.items.values()
-            if router.address
-        ]
-        found = await self._recovery.ask(holders, held)
-        log.info("holders asked for assignments", answered=found.answered, silent=found.silent)
+        found = await self._recovery.ask(self._holders(model_ids), held)
+        log.info("holders asked for assignments", answered=len(found.answered), silent=len(found.silent))
         for model_id in sorted(model_ids):
             if model_id in self._views.models.items:
                 model = self._model(model_id)
-                model.asked_ns = self._clock.monotonic_ns()
-                model.asked_ids = asked_ids
+                model.has_asked(found.answered, found.silent, self._clock.monotonic_ns())
                 offers = (found.placements.get(model_id), self._remembered.get(model_id))
                 newest = max(
                     (offer for offer in offers if offer is not None), key=lambda offer: offer.generation, default=None
                 )
                 if newest is not None and newest.generation > model.generation:
-                    await self._adopt(model, newest)
+                    self._saw(newest.generation)
+                    with self._alone(model_id):
+                        await self._adopt(model, newest)
+
+    def _holders(self, model_ids: Collection[str]) -> list[Holder]:
+        """Who may hold assignments of some models."""
+        replicas = [r for r in self._views.replicas.items.values() if r.model_id in model_ids and r.address]
+        routers = [router for router in self._views.routers.items.values() if router.address]
+        return [
+            *(Holder(router.instance_id, router.address, is_router=True) for router in routers),
+            *(Holder(replica.replica_id, replica.address) for replica in replicas),
+        ]
+
+    @contextlib.contextmanager
+    def _alone(self, model_id: str) -> Iterator[None]:
+        """What fails unexpectedly at one model is said and tried again in the next round, and stops no other model."""
+        try:
+            yield
+        except (_ConflictError, NotLeaderError, UnavailableError):
+            raise
+        except Exception as error:
+            log.error("the sharder failed at a model, its assignment stands", exc_info=error, model=model_id)
+            self._metrics.failures.labels(model_id).inc()
+            self._failed = True
 
     async def _adopt(self, model: ShardedModel, newest: Placement) -> None:
         placement = renewed(newest, self._clock.wall_ns() // 1_000_000)
@@ -216,16 +247,20 @@ class Sharder:
 
     async def _round(self, epoch: Epoch, *, balance: bool) -> float:
         """Looks at every model once; returns seconds until the next look is due at the latest."""
-        wait_s = self._config.assign_interval_s
+        wait_s, self._failed = self._config.assign_interval_s, False
         with self._metrics.round_seconds.time():
             if balance:
                 await self._compare()
             for model_id in sorted(self._models.keys() - self._views.models.items.keys()):
-                await self._delete(self._models[model_id])
+                with self._alone(model_id):
+                    await self._delete(self._models[model_id])
             for model_id in sorted(self._views.models.items):
-                wait_s = min(wait_s, await self._look(self._model(model_id), epoch, balance=balance))
+                model = self._model(model_id)
+                model.balance_due |= balance
+                with self._alone(model_id):
+                    wait_s = min(wait_s, await self._look(model, epoch))
         self._metrics.rounds.inc()
-        return wait_s
+        return min(wait_s, _FAILED_RETRY_S) if self._failed else wait_s
 
     async def _compare(self) -> None:
         """Reads what is in force again: a store that was set back while this instance leads says nothing of it."""
@@ -234,7 +269,7 @@ class Sharder:
         if stored != {model_id: model.revision for model_id, model in self._models.items() if model.revision}:
             raise _ConflictError
 
-    async def _look(self, model: ShardedModel, epoch: Epoch, *, balance: bool) -> float:
+    async def _look(self, model: ShardedModel, epoch: Epoch) -> float:
         model_id, now_ns = model.model_id, self._clock.monotonic_ns()
         servers = self._views.servers(model_id, self._loads.dead)
         reserved = self._views.reserved(model_id)
@@ -242,14 +277,17 @@ class Sharder:
         model.sees(servers, reserved)
         if servers and self._may_be_older(model, now_ns):
             await self._recover([model_id])
+        if model_id not in self._views.models.items:
+            return self._config.assign_interval_s  # deleted while others, or its holders, had their turn
         wait_ns = model.wait_ns(self._views.of_model(model_id), now_ns)
         if wait_ns:
             return wait_ns / NS_PER_S
+        balance = model.balance_due  # stays so through a storm, and until it was done
         if balance or model.has_changed or model.pending:
             # A wide fleet takes a moment, and nobody else's call waits for it.
             commit = await asyncio.to_thread(
                 model.round,
-                self._loads.loads,
+                self._loads.reports(model_id),
                 self._views.token_milli_mu(model_id),
                 incarnation=max(epoch, self._incarnation_seen + 1),
                 wall_ns=self._clock.wall_ns(),
@@ -257,13 +295,13 @@ class Sharder:
             )
             await self._commit(model, commit)
             model.settled()
+            model.balance_due = False
         return self._config.assign_interval_s
 
     def _may_be_older(self, model: ShardedModel, now_ns: int) -> bool:
         """Whether somebody seems to hold a newer assignment than the store."""
         if model.placement is None:
-            addressed = {r.replica_id for r in self._views.of_model(model.model_id) if r.address}
-            return not addressed <= model.asked_ids
+            return not {holder.name for holder in self._holders([model.model_id])} <= model.asked
         newer = self._loads.newest_generation(model.model_id) > model.generation
         return newer and now_ns - model.asked_ns >= _ASK_AGAIN_NS
 

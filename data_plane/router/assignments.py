@@ -29,10 +29,6 @@ from fairlead.sharding.v1 import sharding_pb2
 MODELS_MAX: Final = 4_096
 """Most models with an assignment; what more is handed over is not taken. Far above what one platform serves."""
 
-GENERATION_MAX: Final = 1 << 62
-"""Largest incarnation and number that are taken, the same as agents take: successors must fit in 64 bits, or one absurd
-message would stop all assignments for good."""
-
 ANSWER_BYTES_MAX: Final = 3_000_000
 """What one answer hands over at most: a gRPC message takes 4 MiB. The caller asks again for the rest."""
 
@@ -99,7 +95,7 @@ class Assignments:
         model_id, generation = assignment.model_id, Generation.of(assignment.generation)
         if generation <= self.generation(model_id):
             return False
-        if max(generation.incarnation, generation.number) > GENERATION_MAX:
+        if not generation.sound:
             return False
         if not model_id or (model_id not in self._maps and len(self._maps) >= MODELS_MAX):
             return False

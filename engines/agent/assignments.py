@@ -7,7 +7,6 @@ wins, and nothing takes it away again: a replica is a place where a sharder that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from common import keys
 from common.logs import get_logger
@@ -18,9 +17,6 @@ from engines.agent.metrics import Misrouting
 from engines.agent.notices import Notices
 from fairlead.errors import InvalidArgumentError
 from fairlead.sharding.v1 import sharding_pb2
-
-GENERATION_MAX: Final = 1 << 62
-"""Largest incarnation and number that are kept: as for the sharder, whose successors must fit into 64 bits."""
 
 log = get_logger(__name__)
 
@@ -136,7 +132,7 @@ def _decode(raw: bytes) -> _Held:
 def _read(message: sharding_pb2.Assignment) -> _Held:
     shard_map = ShardMap(message)
     generation = shard_map.generation
-    if not generation.incarnation or max(generation.incarnation, generation.number) > GENERATION_MAX:
+    if not generation.sound:
         raise InvalidArgumentError(
             f"the assignment of {message.model_id!r} is damaged: its generation "
             f"({generation.incarnation}, {generation.number}) is out of range",

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.shard_map import KEYS, Generation, ShardMap
+from common.clock import FakeClock
+from common.shard_map import GENERATION_MAX, KEYS, NUMBER_CONTINUED_MAX, Generation, ShardMap
 from control_plane.assignment_messages import MOVES_MAX, from_bytes, from_message, to_message
+from control_plane.assignment_recovery import renewed
 from control_plane.core.sharding.values import Cause, Move, Placement, Slice
+from data_plane.router.assignments import Assignments
 from fairlead.sharding.v1 import sharding_pb2
 
 WALL_NS = 1_700_000_000_123_456_789
@@ -31,7 +34,7 @@ def placements(draw: st.DrawFn) -> Placement:
     name = st.sampled_from(["", *REPLICAS])
     move = st.builds(Move, st.sampled_from(firsts), TENANTS, name, name, st.sampled_from(Cause), AMOUNTS, AMOUNTS)
     return Placement(
-        generation=Generation(draw(st.integers(1, 2**62)), draw(st.integers(0, 2**62))),
+        generation=Generation(draw(st.integers(1, GENERATION_MAX - 1)), draw(st.integers(0, GENERATION_MAX))),
         slices=slices,
         seats={replica_id: draw(st.sampled_from([replica_id, f"seat-{replica_id}"])) for replica_id in members},
         reason=draw(st.text(st.characters(codec="utf-8"), max_size=20)),
@@ -70,6 +73,9 @@ DAMAGE: dict[str, Callable[[sharding_pb2.Assignment], object]] = {
     "no replicas": lambda m: m.slices[1].ClearField("replicas"),
     "no generation": lambda m: m.ClearField("generation"),
     "no room for successors": lambda m: setattr(m.generation, "number", 2**64 - 1),
+    "no incarnation after it": lambda m: m.generation.MergeFrom(Generation(GENERATION_MAX, GENERATION_MAX).message()),
+    "frozen for ever": lambda m: setattr(m.slices[1].frozen_until, "seconds", 1 << 61),
+    "shrinkable never": lambda m: setattr(m.slices[1].shrinkable_since, "seconds", 253_402_300_800),
     "replica twice": lambda m: m.replica_ids.__setitem__(1, "a"),
     "nameless replica": lambda m: m.replica_ids.__setitem__(1, ""),
     "seats missing": lambda m: m.seats.pop(),
@@ -83,6 +89,28 @@ def test_damaged_assignments_read_as_none(damage: Callable[[sharding_pb2.Assignm
     assert from_message(message) is not None
     damage(message)
     assert from_message(message) is None
+
+
+@given(
+    st.integers(1, GENERATION_MAX - 1),
+    st.one_of(st.integers(0, GENERATION_MAX), st.sampled_from([NUMBER_CONTINUED_MAX, GENERATION_MAX])),
+    st.integers(0, 2**42),
+)
+def test_what_is_taken_has_a_successor_that_is_taken(incarnation: int, number: int, now_ms: int) -> None:
+    """Proves that whatever generation is read, what is written after it is newer, and holders and the sharder take it;
+    also at the end of time of a slice."""
+    message = whole()
+    message.generation.MergeFrom(Generation(incarnation, number).message())
+    message.slices[1].frozen_until.seconds = 253_402_300_799
+    message.slices[1].frozen_until.nanos = 2**31 - 1
+    placement = from_message(message)
+    assert placement is not None
+    after = from_bytes(to_message("m", renewed(placement, now_ms), WALL_NS).SerializeToString())
+    assert Generation.of(after.generation) > placement.generation
+    assert from_message(after) is not None
+    book = Assignments(FakeClock())
+    assert book.take(message, "store")
+    assert book.take(after, "store")
 
 
 def test_unreadable_bytes_are_no_assignment() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from common.shard_map import Generation
-from control_plane.assignment_messages import GENERATION_MAX, to_message
+from common.shard_map import GENERATION_MAX, Generation
+from control_plane.assignment_messages import to_message
 from control_plane.assignment_recovery import AssignmentRecovery, Holder, renewed
 from control_plane.core.sharding.values import Cause, Move, Placement, Slice
 from fairlead.sharding.v1 import sharding_pb2
@@ -38,7 +38,7 @@ async def test_the_newest_of_all_wins() -> None:
         "other": Generation(9, 1),
     }
     assert found.placements["tiny"] == placement(3, 12, "a", "b")
-    assert (found.answered, found.silent) == (2, 0)
+    assert (found.answered, found.silent) == ({"a", "b"}, set())
 
 
 async def test_routers_are_shown_the_token_and_agents_are_not() -> None:
@@ -63,7 +63,7 @@ async def test_holders_that_hang_crash_or_lie_cost_little() -> None:
         found = await RECOVERY.ask([holder(hangs), gone, holder(lies), holder(sound)], {})
         assert time.monotonic() - began_s < 3.5
     assert found.placements == {"tiny": placement(1, 5)}
-    assert (found.answered, found.silent) == (2, 2)
+    assert (found.answered, found.silent) == ({"lies", "sound"}, {"hangs", "gone"})
 
 
 async def test_a_hundred_holders_that_hang_end_in_time() -> None:
@@ -71,9 +71,28 @@ async def test_a_hundred_holders_that_hang_end_in_time() -> None:
     async with FakeAgent("hangs") as hangs:
         hangs.silent = True
         began_s = time.monotonic()
-        found = await AssignmentRecovery("t", 1.5).ask([holder(hangs)] * 100, {})
+        found = await AssignmentRecovery("t", 1.5).ask(
+            [Holder(f"hangs-{number}", hangs.address) for number in range(100)], {}
+        )
         assert time.monotonic() - began_s < 5.0
-    assert (found.answered, found.silent) == (0, 100)
+    assert (len(found.answered), len(found.silent)) == (0, 100)
+
+
+async def test_routers_are_asked_first_and_agents_by_chance() -> None:
+    """Proves that a fleet that hangs cannot keep a router from being asked, and that it is not the same agents every
+    time that there is no time to ask."""
+    async with FakeAgent("hangs") as hangs, FakeAgent("router") as router, FakeAgent("sound") as sound:
+        hangs.silent = True
+        router.held = [held("tiny", 1, 5)]
+        hanging = [Holder(f"hangs-{number}", hangs.address) for number in range(300)]
+        recovery = AssignmentRecovery("t", 1.3)
+        for _ in range(20):
+            found = await recovery.ask([*hanging, holder(sound), holder(router, is_router=True)], {})
+            assert found.placements == {"tiny": placement(1, 5)}
+            assert found.silent >= {each.name for each in hanging}
+            if sound.asked:
+                break
+        assert sound.asked
 
 
 async def test_nobody_to_ask_is_an_answer() -> None:

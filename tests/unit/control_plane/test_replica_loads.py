@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from common.clock import FakeClock
@@ -13,7 +15,7 @@ from common.shard_map import Generation
 from control_plane.core.heartbeats import SILENT_S
 from control_plane.core.sharding.values import KeyLoad
 from control_plane.metrics import ControlPlaneMetrics
-from control_plane.replica_loads import KEY_LOADS_MAX, REMEMBERED_S, ReplicaLoads, key_loads
+from control_plane.replica_loads import KEY_LOADS_MAX, REMEMBERED_S, HeldGenerations, ReplicaLoads, key_loads
 from fairlead.engine.v1 import engine_pb2
 from fairlead.reservation_limits import RATE_MAX_MILLI_MU_PER_MINUTE
 from tests.support.agents import FakeAgent
@@ -37,7 +39,11 @@ class Watching:
         self.changes += 1
 
     def heard(self, model_id: str = "tiny") -> set[str]:
-        return set(self.loads.loads(model_id))
+        return set(self.loads.reports(model_id))
+
+    def told(self, replica_id: str) -> Sequence[KeyLoad]:
+        last = self.loads.reports("tiny").get(replica_id)
+        return last.loads() if last is not None else ()
 
 
 @contextlib.asynccontextmanager
@@ -57,10 +63,11 @@ async def test_loads_by_key_arrive_and_follow() -> None:
     """Proves that the newest report of every replica is there by model, and that streams come and go with replicas."""
     async with FakeAgent("a") as a, FakeAgent("b", "other") as b, watching(a, b) as watch:
         a.load(5 << 32, 1_000, "acme", warm_tokens=70, in_flight=2)
-        await eventually(lambda: watch.loads.loads("tiny").get("a") and watch.heard("other"))
-        assert watch.loads.loads("tiny") == {"a": (KeyLoad(5 << 32, 1_000, 70, 2, "acme"),)}
+        await eventually(lambda: watch.told("a") and watch.heard("other"))
+        assert watch.told("a") == (KeyLoad(5 << 32, 1_000, 70, 2, "acme"),)
+        assert watch.heard() == {"a"}
         a.says.key_loads[0].rate_milli_mu_per_minute = 9_000
-        await eventually(lambda: watch.loads.loads("tiny")["a"][0].rate == 9_000)
+        await eventually(lambda: watch.told("a")[0].rate == 9_000)
         del watch.registered["b"]
         await eventually(lambda: b.watched == 0, what="the stream of a replica that left ends")
         assert watch.heard("other") == {"b"}, "its last report is remembered for a while"
@@ -74,11 +81,11 @@ async def test_a_crash_is_seen_before_the_lease_ends() -> None:
     stream comes back with the replica."""
     async with FakeAgent("a") as a, FakeAgent("b") as b, watching(a, b) as watch:
         a.load(1 << 32, 500, in_flight=3)
-        await eventually(lambda: watch.heard() == {"a", "b"} and watch.loads.loads("tiny")["a"])
+        await eventually(lambda: watch.heard() == {"a", "b"} and watch.told("a"))
         await a.crash()
         await eventually(lambda: watch.loads.dead == {"a"}, 5.0)
         assert watch.changes == 1
-        assert watch.loads.loads("tiny")["a"][0].in_flight == 3
+        assert watch.told("a")[0].in_flight == 3
         again = FakeAgent("a")
         async with again:
             watch.registered["a"] = again.record()
@@ -155,6 +162,62 @@ async def test_wide_fleets_are_heard() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await eventually(lambda: a.watched == 0)
+
+
+def said(sequence: int, number: int = 0) -> engine_pb2.LoadReport:
+    report = engine_pb2.LoadReport(sequence=sequence)
+    if number:
+        report.assignment.incarnation, report.assignment.number = 1, number
+    report.key_loads.add(first_key=1, rate_milli_mu_per_minute=5)
+    return report
+
+
+def test_what_is_computed_from_does_not_change_meanwhile() -> None:
+    """Proves that reports may arrive and be forgotten while a thread reads those there were."""
+    watch = Watching()
+    watch.loads._take(said(1), "a", "tiny", watch.changed)
+    reports = watch.loads.reports("tiny")
+    reading = iter(reports.items())
+    watch.loads._take(said(1), "b", "tiny", watch.changed)
+    watch.loads._take(said(2), "a", "tiny", watch.changed)
+    assert [(name, [each.rate for each in last.loads()]) for name, last in reading] == [("a", [5])]
+    assert set(watch.loads.reports("tiny")) == {"a", "b"}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["tiny", "other"]), st.integers(0, 5)), max_size=40))
+def test_the_newest_held_is_the_newest_of_all(reports: list[tuple[str, str, int]]) -> None:
+    """Proves the running maximum against reading all reports, whoever takes a newer one back, goes or comes."""
+    watch, heard = Watching(), dict[str, tuple[str, int]]()
+    for sequence, (replica_id, model_id, number) in enumerate(reports):
+        before = watch.loads.newest_generation(model_id)
+        changes = watch.changes
+        watch.loads._take(said(sequence, number), replica_id, model_id, watch.changed)
+        heard[replica_id] = model_id, number
+        for each in ("tiny", "other"):
+            numbers = [number for model, number in heard.values() if model == each]
+            newest = max(numbers, default=0)
+            assert watch.loads.newest_generation(each) == (Generation(1, newest) if newest else Generation())
+        if replica_id not in {name for name, *_ in reports[:sequence]} or Generation(1, number) > before:
+            assert (watch.changes > changes) == (number > before.number)
+
+
+def test_a_new_assignment_of_a_wide_fleet_costs_each_report_the_same() -> None:
+    """Proves that noticing what a replica holds does not read what all others hold."""
+    watch = Watching()
+    hashed = 0
+
+    class Counted(HeldGenerations):
+        def change(self, before: Generation, now: Generation) -> None:
+            nonlocal hashed
+            hashed += len(self._holders)
+            super().change(before, now)
+
+    watch.loads._held["tiny"] = Counted()
+    for number in (1, 2):
+        for replica in range(2_000):
+            watch.loads._take(said(number, number), f"r{replica}", "tiny", watch.changed)
+    assert (watch.loads.newest_generation("tiny"), watch.changes) == (Generation(1, 2), 2)
+    assert hashed <= 2 * 4_000, "only the generations that differ are kept"
 
 
 def test_nonsense_in_reports_is_bounded() -> None:

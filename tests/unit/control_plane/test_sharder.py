@@ -6,17 +6,18 @@ import contextlib
 import dataclasses
 import threading
 import time
+from typing import Any
 
 import pytest
 
 from common import keys
 from common.memory_store import MemoryStore
-from common.shard_map import Generation, ShardMap, tenant_keys
+from common.shard_map import GENERATION_MAX, Generation, ShardMap, tenant_keys
 from control_plane.assignment_messages import to_message
 from control_plane.core.heartbeats import SILENT_S
 from control_plane.core.sharding.assigner import Assigner
-from control_plane.core.sharding.values import Happened, Life, Placement, Slice
-from control_plane.sharded_model import RETURN_S
+from control_plane.core.sharding.values import Happened, Life, Placement, Round, Slice, View
+from control_plane.sharded_model import ASKED_TIMES, RETURN_S
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.sharding.v1 import sharding_pb2
@@ -25,6 +26,7 @@ from tests.support.waiting import eventually
 from tests.unit.control_plane.sharder_lab import (
     CONFIG,
     MODEL,
+    EveryoneServesAll,
     Lab,
     assigned,
     events,
@@ -304,6 +306,163 @@ async def test_the_newest_start_wins_an_address(store: MemoryStore) -> None:
         await assigned(store, "a-new", timeout_s=15.0)
 
 
+class Failing(EveryoneServesAll):
+    """A core that fails while it is told to."""
+
+    fails = True
+
+    def round(self, view: View, previous: Placement | None, **when: Any) -> Round:
+        """See Assigner."""
+        if self.fails:
+            raise ArithmeticError("the core has a bug")
+        return super().round(view, previous, **when)
+
+
+async def test_a_model_that_fails_stops_no_other(store: MemoryStore) -> None:
+    """Proves that a bug that one model's fleet brings out is counted and tried again, and that the models after it are
+    assigned meanwhile."""
+    await put_model(store, "a-first")
+    cores = [Failing(), EveryoneServesAll()]
+    lab = Lab(store, dataclasses.replace(CONFIG, assign_interval_s=0.2), assigner=lambda: cores.pop(0))
+    failing = cores[0]
+    assert isinstance(failing, Failing)
+    await put_replica(store, ready("f", model_id="a-first"))
+    await put_replica(store, ready("a"))
+    async with lab.running():
+        await assigned(store, "a")
+        failures = {"model": "a-first"}
+        await eventually(lambda: (lab.metric("fairlead_sharder_failures_total", failures) or 0) > 1)
+        failing.fails = False
+
+        async def first() -> bool:
+            return list((await stored(store, "a-first")).replica_ids) == ["f"]
+
+        await eventually(first)
+        assert not lab.metric("fairlead_sharder_failures_total", {"model": MODEL})
+
+
+async def test_a_store_that_is_not_understood_does_not_end_the_sharder(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proves that a failure outside of any model is counted and tried again."""
+    lab = Lab(store)
+    listing, failed = store.list, [True]
+
+    async def failing(prefix: str) -> Any:
+        if prefix == keys.ASSIGNMENTS and failed:
+            failed.pop()
+            raise KeyError(prefix)
+        return await listing(prefix)
+
+    monkeypatch.setattr(store, "list", failing)
+    await put_replica(store, ready("a"))
+    async with lab.running():
+        await assigned(store, "a")
+    assert lab.metric("fairlead_sharder_failures_total", {"model": ""}) == 1
+
+
+class Slow(EveryoneServesAll):
+    """A core that takes until it is let go, in its thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.go.set()
+
+    def round(self, view: View, previous: Placement | None, **when: Any) -> Round:
+        """See Assigner."""
+        decided = super().round(view, previous, **when)
+        assert self.go.wait(10.0)
+        return decided
+
+
+async def test_a_model_deleted_while_another_is_computed_is_left_out(store: MemoryStore) -> None:
+    """Proves that the models of a round may go while it runs."""
+    await put_model(store, "a-first")
+    core = Slow()
+    lab = Lab(store, assigner=lambda: core)
+    await put_replica(store, ready("f", model_id="a-first"))
+    await put_replica(store, ready("a"))
+    async with lab.running():
+        await assigned(store, "a")
+        seen = len(core.views)
+        core.go.clear()
+        await put_replica(store, ready("g", model_id="a-first"))
+        await put_replica(store, ready("b"))
+        await eventually(lambda: len(core.views) > seen)
+        await store.delete(keys.model(MODEL))
+        await eventually(lambda: MODEL not in lab.views.models.items)
+        core.go.set()
+        await eventually(lambda: _gone(store, MODEL))
+        assert list((await stored(store, "a-first")).replica_ids) == ["f", "g"]
+    assert not lab.metric("fairlead_sharder_failures_total", {"model": MODEL})
+
+
+async def test_a_regular_round_waits_for_a_storm_and_is_not_left_out(store: MemoryStore) -> None:
+    """Proves that a regular round that falls due while losses gather comes with the round that ends the wait."""
+    for name in "abcd":
+        await put_replica(store, ready(name))
+    lab = Lab(store, dataclasses.replace(CONFIG, assign_interval_s=1.0, storm_wait_s=1.5))
+    async with lab.running():
+        await eventually(lambda: True in lab.core.balanced)
+        await store.delete(keys.replica("a"))
+        await assigned(store, *"bcd")
+        after = next(at for at, view in enumerate(lab.core.views) if len(view.servers) == 3)
+        assert lab.core.balanced[after]
+
+
+async def test_a_replica_that_is_calibrated_is_leaving_and_not_gone(store: MemoryStore) -> None:
+    """Proves that calibrations with requests in flight are no crashes: the core still sees the replica."""
+    await put_replica(store, ready("a"))
+    await put_replica(store, ready("b"))
+    lab = Lab(store)
+    async with lab.running():
+        await assigned(store, "a", "b")
+        await put_replica(store, ready("b", state=engine_pb2.REPLICA_STATE_CALIBRATING))
+        await assigned(store, "a")
+    assert [(s.replica_id, s.life) for s in lab.core.views[-1].servers] == [("a", Life.OPEN), ("b", Life.LEAVING)]
+
+
+async def test_a_silent_holder_is_asked_again_before_a_first_assignment(store: MemoryStore) -> None:
+    """Proves that an agent that did not answer in time is asked once more before the sharder starts from nothing, and
+    not for ever."""
+    async with FakeAgent("a") as a, FakeAgent("b") as b:
+        a.silent = b.silent = True
+        a.held = [held(70, 4_000, "a", "b")]
+        await put_replica(store, a.record())
+        await put_replica(store, b.record())
+        async with Lab(store).running():
+            await eventually(lambda: a.asked and b.asked)
+            assert not (await stored(store)).slices
+            a.silent = False
+            assert (await assigned(store, "a", "b")).generation.incarnation == 70
+            assert len(b.asked) <= 2
+
+
+async def test_holders_that_stay_silent_do_not_keep_a_model_unassigned(store: MemoryStore) -> None:
+    """Proves the other bound: after ASKED_TIMES a first assignment is made without them."""
+    async with FakeAgent("a") as a:
+        a.silent = True
+        await put_replica(store, a.record())
+        async with Lab(store).running():
+            await assigned(store, "a")
+            assert len(a.asked) == ASKED_TIMES
+
+
+async def test_a_number_that_ran_away_goes_on_in_the_next_incarnation(store: MemoryStore) -> None:
+    """Proves that an assignment with almost the largest number there is stays in force, and leaves room again."""
+    await store.put(keys.assignment(MODEL), held(5, GENERATION_MAX, "a").SerializeToString())
+    await put_replica(store, ready("a"))
+    async with Lab(store).running():
+
+        async def goes_on() -> bool:
+            return (await stored(store)).generation.incarnation == 6
+
+        await eventually(goes_on)
+        assert (await stored(store)).generation.number < 2**43
+        assert list((await stored(store)).replica_ids) == ["a"]
+
+
 async def test_a_key_of_death_is_frozen_from_what_was_in_flight_at_the_crash(store: MemoryStore) -> None:
     """Proves, with the real core, that two crashes with one tenant's requests in flight freeze that tenant although the
     requests came and killed between two regular rounds; and that it is written down with the tenant's name."""
@@ -327,8 +486,8 @@ async def test_a_key_of_death_is_frozen_from_what_was_in_flight_at_the_crash(sto
                 serving = ShardMap(await stored(store)).subset(first_key)
                 victim = next(agent for agent in agents if agent.replica_id == serving[0])
                 victim.says.key_loads[0].in_flight = 1
-                told = lab.loads.loads
-                await eventually(lambda: told(MODEL)[victim.replica_id][0].in_flight == 1)  # noqa: B023  # at once
+                told = lab.loads.reports
+                await eventually(lambda: told(MODEL)[victim.replica_id].loads()[0].in_flight == 1)  # noqa: B023  # at once
                 await victim.crash()
                 agents.remove(victim)
                 await eventually(lambda: _named(store, agents), 20.0)
