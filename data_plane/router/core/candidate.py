@@ -18,6 +18,12 @@ STALL_WEIGHT: Final = 0.2
 """How much a prompt's own prefill counts once more for each request that is there already: it holds up their decode,
 and the less it meets, the better for all. Source: simulation of chunked prefill on recorded traces."""
 
+UNSEEN_WEIGHT: Final = 3
+"""How often a dispatch that no report has seen counts once more in the score: other routers, which looked at the same
+reports, have sent there as well, and nobody sees that yet. Source: simulation of a mix of recorded traces on 7 replicas
+with two routers, 450 s, p95 time to first token of two seeds: with reports 5 s old 3.16 and 2.56 s (weights of 2 and 1
+3.63 and 2.83, 3.83 and 3.38; of 4 as with 3; without it 4.42 and 3.86), and with fresh ones 2.34 against 2.51 s."""
+
 CAPACITY_MILLI_MU_PER_MINUTE: Final = int(REPLICA_CAPACITY)
 """Capacity of a replica that names none. Source: the definition of a model unit."""
 
@@ -50,7 +56,7 @@ class Candidate:
 
     Attributes:
         phase: The hash as a fraction of 2^64, 0 to 1.
-        load_minutes: What delays a prefill there, in minutes of its capacity.
+        load_minutes: What delays a prefill there, in minutes of its capacity, with a guess at what others have sent.
         minutes_per_milli_mu: One over the capacity.
         own_minutes_per_milli_mu: What a prompt of 1 mMU adds there, the requests that it holds up included.
         aged_ns: When its load was last brought up to date.
@@ -70,7 +76,6 @@ class Candidate:
         "in_flight",
         "kv_capacity_tokens",
         "kv_used_tokens",
-        "load_milli_mu",
         "load_minutes",
         "minutes_per_milli_mu",
         "own_minutes_per_milli_mu",
@@ -123,8 +128,10 @@ class Candidate:
         decode_milli_mu: int,
         queued_decode_milli_mu: int = 0,
         requests: int = 0,
+        unseen_prefill_milli_mu: int = 0,
+        unseen_requests: int = 0,
     ) -> None:
-        """Sets the load, all parts 0 or more."""
+        """Sets the load, all parts 0 or more; of pending prefill and requests these are in no report yet."""
         self.pending_prefill_milli_mu = pending_prefill_milli_mu
         self.decode_milli_mu = decode_milli_mu
         self.queued_decode_milli_mu = queued_decode_milli_mu
@@ -132,8 +139,10 @@ class Candidate:
         load = pending_prefill_milli_mu + DECODE_WEIGHT * decode_milli_mu
         if queued_decode_milli_mu:
             load += QUEUED_DECODE_WEIGHT * queued_decode_milli_mu
+        if unseen_requests:
+            load += UNSEEN_WEIGHT * unseen_prefill_milli_mu
+            requests += UNSEEN_WEIGHT * unseen_requests
         minutes = self.minutes_per_milli_mu
-        self.load_milli_mu = load
         self.load_minutes = load * minutes
         self.own_minutes_per_milli_mu = (1.0 + STALL_WEIGHT * requests) * minutes
         self.told = (

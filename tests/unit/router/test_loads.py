@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_plane.router.core.candidate import STALL_WEIGHT, UNSEEN_WEIGHT
 from data_plane.router.core.fleet import Fleet, Link
 from data_plane.router.core.loads import (
     ABSURD_MINUTES,
@@ -46,6 +47,18 @@ def test_a_report_includes_exactly_the_dispatches_it_has_seen() -> None:
     assert (*seen(load), load.requests) == (120, 70, 2)
     load.report(Report(2, 110, 60, requests=2, dispatches_seen=2), 3 * SECOND)
     assert (*seen(load), load.requests) == (110, 60, 2)
+
+
+def test_dispatches_that_no_report_has_seen_weigh_more_in_the_score_alone() -> None:
+    """Others sent there as well, unseen: the score guesses so until a report comes, what is known stays exact."""
+    load = load_of()
+    load.dispatch(50, 0, 0)
+    assert (load.pending_prefill_milli_mu, load.requests) == (50, 1)
+    assert load.load_minutes == pytest.approx((1 + UNSEEN_WEIGHT) * 50 / 60_000)
+    assert load.own_minutes_per_milli_mu == pytest.approx((1 + STALL_WEIGHT * (1 + UNSEEN_WEIGHT)) / 60_000)
+    load.report(Report(1, 50, 0, requests=1, dispatches_seen=1), 0)
+    assert load.load_minutes == pytest.approx(50 / 60_000)
+    assert load.own_minutes_per_milli_mu == pytest.approx((1 + STALL_WEIGHT) / 60_000)
 
 
 def test_what_began_or_ended_since_an_old_report_is_taken_off_it() -> None:

@@ -10,6 +10,9 @@ holds up whoever decodes or waits there. Simulated on a mix of recorded traces, 
 prompts first: p95 time to first token .32x that of power-of-two-choices on active requests, and p95 time per output
 token .76x; without the last factor .41x and .88x.
 
+Dispatches that no report has seen yet count `UNSEEN_WEIGHT` times more, in place of those of other routers, of which
+nobody has told either.
+
 Affinity emerges from the last term: a session returns to whoever holds its prefix, by as much as that saves. So that no
 prefix makes a hot spot, a replica that is loaded beyond a quarter above the mean of its subset and one such request is
 weighed as if it held no more than everybody does. Candidates that are nearly alike are told apart by rendezvous hashing
