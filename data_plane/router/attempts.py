@@ -74,6 +74,7 @@ class Relay:
         started_attempts: Attempts that may have cost work, in all rounds.
         delivered_text: What the client has, kept only where the stream can be continued.
         delivered_tokens: The tokens the client has.
+        cleared: It was found not to be quarantined when it was sent; if it was before, this is its one try.
     """
 
     order: Order
@@ -87,6 +88,7 @@ class Relay:
     started_attempts: int = 0
     delivered_text: list[str] = field(default_factory=list)
     delivered_tokens: int = 0
+    cleared: bool = False
 
     @property
     def batch(self) -> bool:
@@ -165,6 +167,8 @@ class Attempts:
         Raises:
             UnavailableError: No replica, or none that finished it: NO_REPLICA, QUEUE_FULL,
                 REPLICA_LOST or STREAM_BROKEN.
+            FailedPreconditionError: Another request with this prompt is the one try after a refusal; reason
+                REQUEST_QUARANTINED.
             FairleadError: What the replica answered, or that no replica can answer in time.
         """
         failure: FairleadError | None = None
@@ -198,6 +202,12 @@ class Attempts:
             raise given_up(
                 relay.order, relay.receipt, relay.delivered_tokens, _KNOWN_FULL if relay.full else failure
             ) from failure
+        if not relay.cleared:
+            try:
+                self._try_once(relay)
+            except FailedPreconditionError:
+                self._routing.ended(chosen)
+                raise
         record, receipt = chosen.member.record, relay.receipt
         receipt.replica_id = record.replica_id
         receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
@@ -206,6 +216,13 @@ class Attempts:
             self._quarantine.tried_again(lost_id, record.replica_id)
         relay.attempts += 1
         return chosen
+
+    def _try_once(self, relay: Relay) -> None:
+        """Spends the one try after a refusal, now that the prompt really goes to a replica."""
+        if self._quarantine:
+            self.refuse_poison(relay.order)
+            self._quarantine.try_once(_fingerprint(relay.order), self._clock.monotonic_ns())
+        relay.cleared = True
 
     async def _attempt(
         self, relay: Relay, route: Route, chosen: Chosen
@@ -270,13 +287,14 @@ class Attempts:
             self._fleet.failed(replica_id, now_ns)
         if error.reason is Reason.QUEUE_FULL:
             self._fleet.filled(replica_id, full_until_ns(now_ns, error.retry_after_s, random.random()))
+        poison = False
         if error.reason is Reason.REPLICA_LOST:
             relay.lost.append(replica_id)
-            if self._quarantine.lost(_fingerprint(order), replica_id, now_ns):
-                self._accounts.quarantined[order.model.model_id] += 1
+            poison = self._quarantine.lost(_fingerprint(order), replica_id, now_ns)
+            self._accounts.quarantined[order.model.model_id] += poison
         relay.excluded.add(replica_id)
         relay.started_attempts += may_have_started(error.reason)
-        allowed = may_try_again(
+        allowed = not poison and may_try_again(
             error.reason,
             resumable=not relay.delivered_tokens or deterministic(order.request),
             attempts=relay.attempts,

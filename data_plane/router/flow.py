@@ -47,7 +47,7 @@ from model_units.length import next_covered_tokens
 log = get_logger(__name__)
 
 # A request with a hold ends so only where the router did not want to send it to any replica.
-_REFUSED_UNSENT = frozenset({Reason.DEADLINE_TOO_SHORT, Reason.QUEUE_FULL})
+_REFUSED_UNSENT = frozenset({Reason.DEADLINE_TOO_SHORT, Reason.QUEUE_FULL, Reason.REQUEST_QUARANTINED})
 
 _ID_BYTES = 12
 _FINGERPRINT_BYTES = 16

@@ -51,37 +51,56 @@ class Suspect(NamedTuple):
     refused_until_ns: int
 
 
+class Crash(NamedTuple):
+    """What is known of a replica that was lost.
+
+    Attributes:
+        tried: Replicas on which what it was running is tried again.
+        until_ns: Until when that is remembered.
+    """
+
+    tried: set[str]
+    until_ns: int
+
+
 class Quarantine:
     """What one router suspects."""
 
     def __init__(self) -> None:
         self._suspects: OrderedDict[bytes, Suspect] = OrderedDict()
-        # Where what was lost with a replica has been tried again.
-        self._crashes: OrderedDict[str, set[str]] = OrderedDict()
+        self._expire_ns = 0  # nothing of them is over before
+        self._crashes: OrderedDict[str, Crash] = OrderedDict()  # the first one first
 
     def __bool__(self) -> bool:
         """Whether anything is suspected: while nothing is, no prompt needs a fingerprint."""
         return bool(self._suspects)
 
     def refused_s(self, fingerprint: bytes, now_ns: int) -> float | None:
-        """How long a prompt is still refused; None when it is not, and then it counts as tried.
+        """How long a prompt is still refused; None when it is not.
 
         Args:
             fingerprint: Of the prompt (`fingerprint`).
             now_ns: Monotonic now.
         """
+        self._expire(now_ns)
         suspect = self._suspects.get(fingerprint)
-        if suspect is None:
+        if suspect is None or suspect.refused_until_ns <= now_ns:
             return None
-        if suspect.until_ns <= now_ns:
-            del self._suspects[fingerprint]
-            return None
-        if suspect.refused_until_ns > now_ns:
-            return (suspect.refused_until_ns - now_ns) / _NS_PER_S
-        if suspect.refused_until_ns:
-            # One try; those that come while it runs wait for what becomes of it.
-            self._suspects[fingerprint] = suspect._replace(refused_until_ns=now_ns + _refusal_ns(suspect.replica_ids))
-        return None
+        return (suspect.refused_until_ns - now_ns) / _NS_PER_S
+
+    def try_once(self, fingerprint: bytes, now_ns: int) -> None:
+        """A prompt is being sent to a replica: where it was refused, the others wait for what becomes of it.
+
+        Args:
+            fingerprint: Of the prompt, which is not refused now.
+            now_ns: Monotonic now.
+        """
+        suspect = self._suspects.get(fingerprint)
+        if suspect is not None and suspect.refused_until_ns:
+            until_ns = now_ns + _refusal_ns(suspect.replica_ids)
+            self._suspects[fingerprint] = suspect._replace(
+                refused_until_ns=until_ns, until_ns=max(suspect.until_ns, until_ns)
+            )
 
     def lost(self, fingerprint: bytes, replica_id: str, now_ns: int) -> bool:
         """A replica was lost while it ran a prompt.
@@ -94,9 +113,14 @@ class Quarantine:
         Returns:
             Whether the prompt is refused from now on.
         """
+        self._expire(now_ns)
+        if replica_id not in self._crashes:
+            self._crashes[replica_id] = Crash(set(), now_ns + _REMEMBERED_NS)
+            if len(self._crashes) > _CRASHES_MAX:
+                self._crashes.popitem(last=False)
         before = self._suspects.pop(fingerprint, None)
         replica_ids = frozenset({replica_id})
-        if before is not None and before.until_ns > now_ns:
+        if before is not None:
             replica_ids |= before.replica_ids
         refusal_ns = _refusal_ns(replica_ids)
         refused_until_ns = now_ns + refusal_ns if refusal_ns else 0
@@ -121,7 +145,9 @@ class Quarantine:
         """
         taken: set[str] = set()
         for replica_id in lost_replica_ids:
-            taken |= self._crashes.get(replica_id, set())
+            crash = self._crashes.get(replica_id)
+            if crash is not None:
+                taken |= crash.tried
         return taken if any(each not in taken for each in replica_ids) else set()
 
     def tried_again(self, lost_replica_id: str, replica_id: str) -> None:
@@ -131,9 +157,19 @@ class Quarantine:
             lost_replica_id: Which was lost.
             replica_id: Where it is tried now.
         """
-        crash = self._crashes.setdefault(lost_replica_id, set())
-        crash.add(replica_id)
-        if len(self._crashes) > _CRASHES_MAX:
+        crash = self._crashes.get(lost_replica_id)
+        if crash is not None:
+            crash.tried.add(replica_id)
+
+    def _expire(self, now_ns: int) -> None:
+        """Forgets what is over."""
+        if self._suspects and self._expire_ns <= now_ns:
+            for fingerprint in [each for each, suspect in self._suspects.items() if suspect.until_ns <= now_ns]:
+                del self._suspects[fingerprint]
+            # A suspicion that is still to come lasts this long at least.
+            self._expire_ns = min((each.until_ns for each in self._suspects.values()), default=now_ns + _REMEMBERED_NS)
+            self._expire_ns = min(self._expire_ns, now_ns + _REMEMBERED_NS)
+        while self._crashes and next(iter(self._crashes.values())).until_ns <= now_ns:
             self._crashes.popitem(last=False)
 
 
