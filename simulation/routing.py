@@ -5,11 +5,12 @@ What `data_plane/router`'s routing and waiting desk do around a gRPC stream, aro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final, NamedTuple
 
 from common.shard_map import ShardMap, tenant_keys
+from data_plane.router.core.candidate import Health
 from data_plane.router.core.deadline import Sent, is_hopeless, soonest_first_token_s
 from data_plane.router.core.fleet import Fleet, Member
 from data_plane.router.core.holds import BucketKey
@@ -17,7 +18,8 @@ from data_plane.router.core.loads import Dispatch
 from data_plane.router.core.policies.policy import Ask, Policy, has_room
 from data_plane.router.core.policies.registry import make_policy
 from data_plane.router.core.pool import Pool
-from data_plane.router.core.waiting_line import End, Place, Subset, WaitingLine, full
+from data_plane.router.core.waiting_group import End, Place, Subset
+from data_plane.router.core.waiting_line import WaitingLine, full
 from engines.simulated.work import SchedulerLimits
 from fairlead.errors import QuotaExceededError
 from simulation.flight import Flight
@@ -124,8 +126,8 @@ class Routing:
             return
         line = self._lines.get(flight.tenant.model_id)
         if line is None:
-            line = self._lines[flight.tenant.model_id] = WaitingLine()
-        taken = self._take(flight, needs_room=True) if not len(line) else None
+            line = self._lines[flight.tenant.model_id] = WaitingLine(serves=lambda found: isinstance(found, Chosen))
+        taken = self._take(flight, needs_room=True) if not line.shared(self.subset(flight)) else None
         if taken is not None:
             self._found(flight, taken)
         else:
@@ -152,7 +154,13 @@ class Routing:
         """A replica may have got room."""
         line = self._lines.get(member.record.model_id)
         if line is not None and len(line):
-            self._look(line, member.record.replica_id)
+            load, replica_id = member.load, member.record.replica_id
+
+            def worthwhile() -> bool:
+                return load.health is not Health.READY or has_room(load)
+
+            now_ns = self._loop.now_ns
+            self._told(line.look(self._take_place, now_ns, replica_id=replica_id, worthwhile=worthwhile))
 
     def _enter(self, line: WaitingLine[Found], flight: Flight) -> None:
         now_ns, tenant, cost = self._loop.now_ns, flight.tenant, flight.price.cost
@@ -172,6 +180,7 @@ class Routing:
                 prefill_ns=first.uncached_prefill_milli_mu * _NS_PER_MINUTE // capacity,
                 now_ns=now_ns,
                 deadline_ns=flight.deadline_ns,
+                excluded=frozenset(flight.excluded),
             )
         except QuotaExceededError as error:
             self._found(flight, error)
@@ -179,11 +188,13 @@ class Routing:
         self._waiting[place], self._places[flight.number] = flight, place
         if place.displaced is not None:
             self._found(self._take_off(place.displaced), full(len(line)))
-        self._look(line)
+        self._told(line.look(self._take_place, now_ns, newcomer=place))
         self._plan()
 
-    def _look(self, line: WaitingLine[Found], replica_id: str = "") -> None:
-        ended = line.look(self._take_place, self._loop.now_ns, replica_id=replica_id)
+    def _look(self, line: WaitingLine[Found]) -> None:
+        self._told(line.look(self._take_place, self._loop.now_ns))
+
+    def _told(self, ended: Iterable[Place[Found]]) -> None:
         for place in ended:
             flight = self._take_off(place)
             if place.end is End.LET_IN and place.granted is not None:
@@ -214,7 +225,13 @@ class Routing:
         """A replica for a request, or what is to be said of it; None where it shall wait for room."""
         now_ns = self._loop.now_ns
         pool, ask = self._pool(flight, now_ns), self._ask(flight, now_ns)
-        pick = self._policy.pick(ask, pool)
+        full: list[str] = []
+        if needs_room:
+            open_ = pool.without(flight.excluded).eligible
+            full = [each.replica_id for each in open_ if not has_room(each)]
+            if full and len(full) == len(open_):
+                return None
+        pick = self._policy.pick(ask._replace(excluded=(*flight.excluded, *full)) if full else ask, pool)
         member = self._fleet.get(pick.replica_id) if pick is not None else None
         if pick is None or member is None:
             return Nobody()
@@ -223,8 +240,6 @@ class Routing:
             expected_s = soonest_first_token_s(ask, pool, self._sent, _rank(flight))
             if expected_s is not None and is_hopeless(expected_s, left_s):
                 return TooLate(max(0.1, expected_s - left_s))
-        if needs_room and not any(has_room(each) for each in pool.without(flight.excluded).eligible):
-            return None
         prefill, decode = pick.uncached_prefill_milli_mu, flight.price.cost.decode_milli_mu
         dispatch = member.load.dispatch(prefill, decode, now_ns, flight.prefix)
         self._sent.add(dispatch, flight.tenant.id, _rank(flight))

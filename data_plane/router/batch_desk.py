@@ -22,12 +22,21 @@ class BatchDesk:
         holds: Where admission takes its holds from.
         room: Whether a replica takes requests of this (tenant, model) now; quota is held by nobody who waits for one.
         clock: Monotonic time.
+        free_milli_mu: As of `BatchGate`.
     """
 
-    def __init__(self, queue: BatchQueue[Hold], holds: Holds, room: Callable[[BucketKey], Room], clock: Clock) -> None:
+    def __init__(
+        self,
+        queue: BatchQueue[Hold],
+        holds: Holds,
+        room: Callable[[BucketKey], Room],
+        clock: Clock,
+        *,
+        free_milli_mu: Callable[[BucketKey], int | None] = lambda _: None,
+    ) -> None:
         self._queue = queue
         self._holds = holds
-        self._gate = BatchGate(holds, room)
+        self._gate = BatchGate(holds, room, free_milli_mu)
         self._clock = clock
         self._ended: dict[Ticket[Hold], asyncio.Event] = {}
         self._arrived = asyncio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -12,16 +13,18 @@ from common.clock import NS_PER_S, Clock
 from common.logs import get_logger
 from common.shard_map import Generation, shard_key
 from data_plane.router.admission import Order
+from data_plane.router.core.candidate import SECONDS_PER_MINUTE, Health
 from data_plane.router.core.deadline import Sent, is_hopeless, soonest_first_token_s
 from data_plane.router.core.fleet import Fleet, Member
+from data_plane.router.core.holds import BucketKey
 from data_plane.router.core.loads import Dispatch
-from data_plane.router.core.policies.policy import Ask, Pick, Policy, has_room
+from data_plane.router.core.policies.policy import ROOM_S, Ask, Pick, Policy, has_room
 from data_plane.router.core.policies.registry import make_policy, policy_name
 from data_plane.router.core.pool import Pool
+from data_plane.router.core.waiting_group import Subset
 from data_plane.router.exchange import Receipt
 from data_plane.router.tables import Tables
 from data_plane.router.waiting_desk import WaitingDesk, Wanted
-from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import DeadlineExceededError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.prefix import PREFIX_BLOCK_BYTES, prefix_blocks, prompt_chunks
@@ -145,7 +148,8 @@ class Routing:
         Args:
             route: Of the request.
             excluded: Replicas that must not be chosen.
-            may_wait: The request may wait for a replica with room, where the model's policy wants that.
+            may_wait: The request may wait for a replica with room, where the model's policy wants that. Nothing is
+                excluded then but replicas that were full; those are free again once they are not.
 
         Raises:
             NoReplicaError: Nothing is eligible.
@@ -153,10 +157,10 @@ class Routing:
                 room in time.
             QuotaExceededError: Too many wait for room already; reason QUEUE_FULL.
         """
-        policy = self._policy(route.order.model)
+        policy = self._policy(route.order.model.model_id)
         found: Found | None
         if may_wait and policy.waits_for_room and route.order.checked.priority != pb.PRIORITY_SYSTEM:
-            found = await self._wait(route, policy, excluded)
+            found = await self._wait(route, frozenset(excluded))
         else:
             found = self._take(route, policy, excluded, needs_room=False)
         if not isinstance(found, Chosen):
@@ -187,18 +191,51 @@ class Routing:
 
     def freed(self, member: Member) -> None:
         """A replica may have got room."""
-        self._desk.freed(member.record.model_id, member.record.replica_id)
+        load = member.load
 
-    async def _wait(self, route: Route, policy: Policy, excluded: Collection[str]) -> Found:
+        def worthwhile() -> bool:
+            return load.health is not Health.READY or has_room(load)
+
+        self._desk.freed(member.record.model_id, member.record.replica_id, worthwhile)
+
+    def free_milli_mu(self, key: BucketKey) -> int | None:
+        """What batch may be let in before it would wait here for a replica with room, holding its quota.
+
+        Args:
+            key: Whose requests.
+
+        Returns:
+            mMU, 0 where it would wait at once; None where the model's policy lets nobody wait.
+        """
+        tenant_id, model_id = key
+        if not self._policy(model_id).waits_for_room:
+            return None
+        subset = self._tables.subset_of(model_id, tenant_id)
+        if self._desk.shared(model_id, subset):
+            return 0
+        now_ns = self._clock.monotonic_ns()
+        pool = self._fleet.candidates(model_id, subset, now_ns).without(self._fleet.full(model_id, subset, now_ns))
+        free = sum(each.capacity_milli_mu_per_minute for each in pool.eligible if has_room(each))
+        return math.ceil(ROOM_S * free / SECONDS_PER_MINUTE)
+
+    async def _wait(self, route: Route, excluded: frozenset[str]) -> Found:
         order, receipt, begin_ns = route.order, route.receipt, self._clock.monotonic_ns()
         model_id = order.model.model_id
 
-        def take() -> Found | None:
-            return self._take(route, policy, excluded, needs_room=True)
+        def subset() -> Subset:
+            return self._tables.subset(model_id, route.shard_key)
 
-        found = self._desk.at_once(model_id, take)
+        def take() -> Found | None:
+            left_out: Collection[str] = excluded
+            if excluded:
+                left_out = excluded & self._fleet.full(model_id, subset(), self._clock.monotonic_ns())
+            policy = self._policy(model_id)  # of now: it may have changed meanwhile
+            return self._take(route, policy, left_out, needs_room=policy.waits_for_room)
+
+        found = self._desk.at_once(model_id, subset(), take)
         if found is not None:
             return found
+        policy = self._policy(model_id)
         ask, pool = self._ask(route, excluded), self._pool(route, begin_ns)
         first = policy.pick(ask, pool)
         member = self._fleet.get(first.replica_id) if first is not None else None
@@ -214,9 +251,10 @@ class Routing:
             milli_mu=first.uncached_prefill_milli_mu + order.price.cost.decode_milli_mu,
             prefill_ns=first.uncached_prefill_milli_mu * _NS_PER_MINUTE // member.load.capacity_milli_mu_per_minute,
             deadline_ns=order.deadline_ns,
-            subset=lambda: self._tables.subset(model_id, route.shard_key),
+            subset=subset,
             take=take,
             give_back=self._give_back,
+            excluded=excluded,
         )
         try:
             return await self._desk.wait(model_id, wanted)
@@ -229,12 +267,15 @@ class Routing:
     def _take(self, route: Route, policy: Policy, excluded: Collection[str], *, needs_room: bool) -> Found | None:
         """A replica for a request, or what is to be said of it; None where it shall wait for room."""
         order, now_ns = route.order, self._clock.monotonic_ns()
-        pool, ask = self._pool(route, now_ns), self._ask(route, excluded)
+        pool = self._pool(route, now_ns)
+        full: list[str] = []
         if needs_room:
             open_ = pool.without(excluded).eligible
-            if open_ and not any(map(has_room, open_)):
+            full = [each.replica_id for each in open_ if not has_room(each)]
+            if full and len(full) == len(open_):
                 return None
-        pick = policy.pick(ask, pool)
+        ask = self._ask(route, excluded)
+        pick = policy.pick(ask._replace(excluded={*excluded, *full}) if full else ask, pool)
         if pick is None:
             return NoReplicaError()
         hopeless = self._hopeless(route, ask, pool, pick, (order.deadline_ns - now_ns) / NS_PER_S)
@@ -285,11 +326,11 @@ class Routing:
             now_ns=self._clock.monotonic_ns(),
         )
 
-    def _policy(self, model: admin_pb2.Model) -> Policy:
-        name = policy_name(model.routing_policy)
-        policy = self._policies.get(model.model_id)
+    def _policy(self, model_id: str) -> Policy:
+        name = policy_name(self._tables.routing_policy(model_id))
+        policy = self._policies.get(model_id)
         if policy is None or policy.name != name:
-            policy = self._policies[model.model_id] = make_policy(name, self._random)
+            policy = self._policies[model_id] = make_policy(name, self._random)
         return policy
 
     def _give_back(self, found: Found) -> None:

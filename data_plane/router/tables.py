@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from common.logs import get_logger
 from common.shard_map import Generation, ShardMap, tenant_keys
 from data_plane.router.assignments import Assignments
-from data_plane.router.core.waiting_line import Subset
+from data_plane.router.core.waiting_group import Subset
 from fairlead.admin.v1 import admin_pb2
 from fairlead.errors import NotFoundError, PermissionDeniedError, Reason, UnauthenticatedError, UnavailableError
 from model_units.cost import CostProfile
@@ -86,6 +86,11 @@ class Tables:
                 reason=Reason.MODEL_NOT_ALLOWED,
             )
         return model
+
+    def routing_policy(self, model_id: str) -> admin_pb2.RoutingPolicy.ValueType:
+        """The rule by which a model's replicas are picked now; unspecified where there is no such model any more."""
+        model = self._models.get(model_id)
+        return admin_pb2.ROUTING_POLICY_UNSPECIFIED if model is None else model.routing_policy
 
     def models_of(self, tenant_id: str) -> list[admin_pb2.Model]:
         """The models a tenant may use, sorted by id."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from common.clock import NS_PER_S, Clock
-from data_plane.router.core.waiting_line import End, Place, Subset, WaitingLine, full
+from data_plane.router.core.waiting_group import End, Place, Subset
+from data_plane.router.core.waiting_line import WaitingLine, full
 from fairlead.errors import DeadlineExceededError
 
 T = TypeVar("T")
@@ -31,8 +32,10 @@ class Wanted(Generic[T]):
         prefill_ns: How long its uncached prefill takes.
         deadline_ns: Monotonic end of the request.
         subset: Where it may go by the assignment in force.
-        take: Gives it a replica, or None where none has room; called at any time until it has, and never again.
+        take: Gives it a replica, or None where none has room; called at any time until it has, and never again. An
+            exception that it returns ends the wait too, and costs the tenant no turn.
         give_back: Undoes `take`, for a request that went away in the same moment.
+        excluded: Replicas that it must not go to.
     """
 
     tenant_id: str
@@ -44,6 +47,7 @@ class Wanted(Generic[T]):
     subset: Callable[[], Subset]
     take: Callable[[], T | None]
     give_back: Callable[[T], None]
+    excluded: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
@@ -67,18 +71,28 @@ class WaitingDesk(Generic[T]):
         self._waiters: dict[Place[T], _Waiter[T]] = {}
         self._arrived = asyncio.Event()
 
-    def at_once(self, model_id: str, take: Callable[[], T | None]) -> T | None:
+    def at_once(self, model_id: str, subset: Subset, take: Callable[[], T | None]) -> T | None:
         """Gives a request its replica without a wait, where nobody waits before it.
 
         Args:
             model_id: Of which model.
+            subset: Where it may go.
             take: As in `Wanted`.
 
         Returns:
             What it took; None where it has to wait.
         """
+        return None if self.shared(model_id, subset) else take()
+
+    def shared(self, model_id: str, subset: Subset) -> bool:
+        """Whether anybody waits who may go to one of these replicas.
+
+        Args:
+            model_id: Their model.
+            subset: The replicas; empty for all.
+        """
         line = self._lines.get(model_id)
-        return None if line is not None and len(line) else take()
+        return line is not None and line.shared(subset)
 
     async def wait(self, model_id: str, wanted: Wanted[T]) -> T:
         """Waits for room.
@@ -93,7 +107,7 @@ class WaitingDesk(Generic[T]):
         """
         line = self._lines.get(model_id)
         if line is None:
-            line = self._lines[model_id] = WaitingLine(waiting_max=self._waiting_max)
+            line = self._lines[model_id] = WaitingLine(waiting_max=self._waiting_max, serves=_is_service)
         now_ns = self._clock.monotonic_ns()
         place = line.enter(
             wanted.tenant_id,
@@ -104,12 +118,13 @@ class WaitingDesk(Generic[T]):
             prefill_ns=wanted.prefill_ns,
             now_ns=now_ns,
             deadline_ns=wanted.deadline_ns,
+            excluded=wanted.excluded,
         )
         if place.displaced is not None:
             self._waiters[place.displaced].ended.set()
         waiter = self._waiters[place] = _Waiter(wanted, asyncio.Event())
         self._arrived.set()
-        self._look(line)
+        self._told(line.look(self._take, now_ns, newcomer=place))
         try:
             async with asyncio.timeout(max(0, wanted.deadline_ns - now_ns) / NS_PER_S):
                 await waiter.ended.wait()
@@ -128,16 +143,18 @@ class WaitingDesk(Generic[T]):
             raise _late()
         return place.granted
 
-    def freed(self, model_id: str, replica_id: str) -> None:
+    def freed(self, model_id: str, replica_id: str, worthwhile: Callable[[], bool] = lambda: True) -> None:
         """A replica may have got room.
 
         Args:
             model_id: Its model.
             replica_id: The replica.
+            worthwhile: Whether it still has some; asked before everybody who might go there.
         """
         line = self._lines.get(model_id)
         if line is not None and len(line):
-            self._look(line, replica_id)
+            now_ns = self._clock.monotonic_ns()
+            self._told(line.look(self._take, now_ns, replica_id=replica_id, worthwhile=worthwhile))
 
     def moved(self, model_id: str) -> None:
         """Another assignment is in force for a model."""
@@ -161,12 +178,19 @@ class WaitingDesk(Generic[T]):
                 async with asyncio.timeout(LOOK_S if busy else None):
                     await self._arrived.wait()
 
-    def _look(self, line: WaitingLine[T], replica_id: str = "") -> None:
-        for place in line.look(self._take, self._clock.monotonic_ns(), replica_id=replica_id):
+    def _look(self, line: WaitingLine[T]) -> None:
+        self._told(line.look(self._take, self._clock.monotonic_ns()))
+
+    def _told(self, ended: Iterable[Place[T]]) -> None:
+        for place in ended:
             self._waiters[place].ended.set()
 
     def _take(self, place: Place[T]) -> T | None:
         return self._waiters[place].wanted.take()
+
+
+def _is_service(granted: object) -> bool:
+    return not isinstance(granted, Exception)
 
 
 def _late() -> DeadlineExceededError:

@@ -112,7 +112,9 @@ class Router:
         queue: BatchQueue[Hold] = BatchQueue(
             waiting_max=config.batch_waiting_max, waiting_per_tenant_max=config.batch_waiting_per_tenant_max
         )
-        self.desk = BatchDesk(queue, self.holds, self._room, clock)
+        self.desk = BatchDesk(
+            queue, self.holds, self._room, clock, free_milli_mu=lambda key: self.routing.free_milli_mu(key)
+        )
         admission = Admission(
             tables=tables,
             pepper=pepper,

@@ -7,7 +7,7 @@ second, however many requests wait.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Final
 
@@ -32,11 +32,22 @@ class BatchGate:
     Args:
         holds: The buckets.
         room: Whether a replica takes requests of this (tenant, model) now.
+        free_milli_mu: What may be let in before somebody would wait in the router for a replica with room, mMU; None
+            where nobody waits there.
     """
 
-    def __init__(self, holds: Holds, room: Callable[[BucketKey], Room]) -> None:
+    def __init__(
+        self,
+        holds: Holds,
+        room: Callable[[BucketKey], Room],
+        free_milli_mu: Callable[[BucketKey], int | None] = lambda _: None,
+    ) -> None:
         self._holds = holds
         self._room = room
+        self._free_milli_mu = free_milli_mu
+        # What was let in by the look at `_look_ns`: no replica shows it yet.
+        self._let_in: Counter[BucketKey] = Counter()
+        self._look_ns = 0
         # When each line last sent one ahead, in that order; kept as long as it holds the others back.
         self._probes: OrderedDict[BucketKey, int] = OrderedDict()
 
@@ -54,6 +65,9 @@ class BatchGate:
         room = self._room(key)
         if room is Room.NONE or (room is Room.PROBE and self._probing(key, now_ns)):
             return None
+        free = self._free_milli_mu(key)
+        if free is not None and self._already(key, now_ns) >= free:
+            return None
         answer = self._holds.hold(key, amount_milli_mu, now_ns, reserve_share=BATCH_RESERVE_SHARE)
         if isinstance(answer, Refused):
             too_small = answer.refusal is Refusal.TOO_SMALL
@@ -61,7 +75,15 @@ class BatchGate:
             return Never(answer) if hopeless else answer
         if room is Room.PROBE:
             self._probes[key] = now_ns
+        if free is not None:
+            self._let_in[key] += amount_milli_mu
         return answer
+
+    def _already(self, key: BucketKey, now_ns: int) -> int:
+        if now_ns != self._look_ns:
+            self._let_in.clear()
+            self._look_ns = now_ns
+        return self._let_in[key]
 
     def _probing(self, key: BucketKey, now_ns: int) -> bool:
         probes = self._probes

@@ -218,6 +218,68 @@ async def test_a_full_line_refuses_with_a_time_to_come_back(lab: RouterLab, busy
     assert lab.received_equals_finished()
 
 
+async def test_who_waits_goes_by_the_policy_of_now(lab: RouterLab, busy: Reports) -> None:
+    """A model that does not wait for room any more lets those go who still do, and does not starve them."""
+    receipt, task = started(lab, prompt_request(), deadline_s=600.0)
+    await eventually(lambda: waiting(lab) == 1)
+    lab.models[MODEL].routing_policy = admin_pb2.ROUTING_POLICY_COST
+    looking = asyncio.create_task(lab.router.waiting.run())
+    await asyncio.wait_for(task, 10.0)
+    assert receipt.tries[0].choice.policy == "cost"
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_only_replicas_with_room_are_picked(lab: RouterLab) -> None:
+    """Room at one replica sends nobody to another that has none, though that would score better."""
+    fleet, now_ns = lab.router.fleet, lab.clock.monotonic_ns()
+    fleet.report("r1", Report(500, 0, 80_000), engine_pb2.REPLICA_STATE_READY, now_ns)  # much decode, no prefill
+    fleet.report("r2", Report(501, 2_000, 0), engine_pb2.REPLICA_STATE_READY, now_ns)  # 1.2 s of prefill
+    for replica_id in ("r1", "r2"):
+        lab.upstream.scripts[replica_id] = Script(gate=asyncio.Event())
+    runs = [started(lab, prompt_request(f"{number:020000}")) for number in range(5)]
+    await eventually(lambda: waiting(lab) and lab.upstream.calls)
+    assert {call[0] for call in lab.upstream.calls} == {"r1"}
+    for _, task in runs:
+        task.cancel()
+    await asyncio.gather(*(task for _, task in runs), return_exceptions=True)
+
+
+async def test_batch_waits_for_room_without_quota(lab: RouterLab, busy: Reports) -> None:
+    """While all replicas are busy it holds nothing; with room no more are let in than there is room for."""
+    runs = [started(lab, prompt_request("x" * 40_000, priority=pb.PRIORITY_BATCH), deadline_s=600.0) for _ in range(4)]
+    await eventually(lambda: lab.router.desk.waiting())
+    assert not any(receipt.admitted for receipt, _ in runs)
+    assert lab.router.holds.open_holds == waiting(lab) == 0
+    gate = asyncio.Event()
+    lab.upstream.scripts["r1"] = Script(gate=gate)
+    busy("r1", 0)
+    lab.clock.advance(1.0)  # type: ignore[attr-defined]  # as above
+    lab.router.desk.look()
+    await eventually(lambda: len(lab.upstream.calls) == 1)
+    assert lab.router.holds.open_holds == 1
+    assert waiting(lab) == 0
+    for _, task in runs:
+        task.cancel()
+    await asyncio.gather(*(task for _, task in runs), return_exceptions=True)
+    assert lab.received_equals_finished()
+
+
+async def test_a_full_replica_is_let_in_again_while_batch_waits(
+    lab: RouterLab, busy: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch that left out a full replica when it began to wait goes there once the pause is over."""
+    monkeypatch.setattr(lab.router.routing, "free_milli_mu", lambda _: None)  # the room goes while it is on its way
+    busy("r1", 0)
+    lab.router.fleet.filled("r1", lab.clock.monotonic_ns() + NS_PER_S)
+    receipt, task = started(lab, prompt_request(priority=pb.PRIORITY_BATCH), deadline_s=600.0)
+    await eventually(lambda: waiting(lab) == 1)
+    lab.clock.advance(2.0)  # type: ignore[attr-defined]  # as above
+    busy("r1", 0)
+    await asyncio.wait_for(task, 10.0)
+    assert receipt.tries[0].choice.replica_id == "r1"
+
+
 async def test_batch_that_finds_the_line_full_waits_in_its_own_queue(lab: RouterLab, busy: Reports) -> None:
     """It gives its hold back instead of being refused, and runs when there is room again."""
     lab.router.waiting._waiting_max = 1

@@ -57,11 +57,11 @@ async def test_room_that_nobody_announced_is_found(desk: WaitingDesk[str]) -> No
 async def test_at_once_only_where_nobody_waits(desk: WaitingDesk[str]) -> None:
     """A newcomer does not take the room of those who wait, even where there is some."""
     replica = Replica(1)
-    assert desk.at_once("m", replica.wanted("first").take) == "first"
+    assert desk.at_once("m", ("r1",), replica.wanted("first").take) == "first"
     waiting = asyncio.create_task(desk.wait("m", replica.wanted("second")))
     await eventually(lambda: desk.waiting())
     replica.room = 1
-    assert desk.at_once("m", replica.wanted("third").take) is None
+    assert desk.at_once("m", ("r1",), replica.wanted("third").take) is None
     desk.freed("m", "r2")
     desk.freed("other", "r1")
     assert not waiting.done()
@@ -104,3 +104,23 @@ async def test_a_displaced_request_is_told_to_come_back(desk: WaitingDesk[str]) 
     replica.room = 2
     desk.moved("m")
     assert sorted(await asyncio.gather(waits[0], calm)) == ["calm", "flood 0"]
+
+
+async def test_an_arrival_asks_for_nobody_else() -> None:
+    """However many wait for other replicas, one more asks once, for itself."""
+    many: WaitingDesk[str] = WaitingDesk(FakeClock(monotonic_ns=0), waiting_max=1_000)
+    asked: list[int] = []
+
+    def wanted(number: int) -> Wanted[str]:
+        def take() -> str | None:
+            asked.append(number)
+            return None
+
+        return Wanted(f"t{number}", 1, 1, 1, 0, NS_PER_S, lambda: (f"r{number}",), take, lambda _: None)
+
+    waits = [asyncio.create_task(many.wait("m", wanted(number))) for number in range(100)]
+    await eventually(lambda: len(many.waiting().get("m", ())) == 100)
+    assert asked == list(range(100))
+    for wait in waits:
+        wait.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
