@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from common.shard_map import KEYS
+from common.shard_map import KEYS, tenant_keys
 from control_plane.core.sharding.balance import BUDGET, SAVED_ROUNDS_MAX
+from control_plane.core.sharding.sizes import limit
 from control_plane.core.sharding.values import Cause, Life, Placement, Round, Slice, View
+from model_units.units import REPLICA_CAPACITY
 from tests.support.sharder_world import slice_at
 
 SUBSET_MIN: Final = 3
@@ -52,6 +56,44 @@ def wrong_with_placement(placement: Placement, view: View, now_ms: int) -> Itera
         yield f"seats differ from those of the replicas: {sorted(missing)}"
 
 
+def inherited(old: Placement, new: Placement) -> Iterator[set[str]]:
+    """The replicas that each new slice's keys had, slice by slice."""
+    firsts = [each.first_key for each in old.slices]
+    for each, end in zip(new.slices, [*(each.first_key for each in new.slices[1:]), KEYS], strict=True):
+        overlapped = old.slices[bisect_right(firsts, each.first_key) - 1 : bisect_left(firsts, end)]
+        yield {replica_id for part in overlapped for replica_id in part.replica_ids}
+
+
+def wrong_with_sizes(old: Placement, new: Placement, view: View, loads: Mapping[int, int]) -> Iterator[str]:
+    """Slices that grew beyond their part of what their tenant may claim, in words.
+
+    Args:
+        old: The placement before a regular round.
+        new: The one after.
+        view: What the round saw.
+        loads: Load of each new slice, mMU per minute, by first key.
+    """
+    servers = [server for server in view.servers if server.life is Life.OPEN] or view.servers
+    capacities = [server.capacity if server.capacity > 0 else REPLICA_CAPACITY for server in servers]
+    mean = sum(capacities) / len(servers)
+    tenants = Counter(each.tenant_id for each in new.slices if each.tenant_id)
+    sold = [(tenant_keys(tenant_id)[0], rate) for tenant_id, rate in view.reserved.items()]
+    ends = [*(each.first_key for each in new.slices[1:]), KEYS]
+    for each, end, had in zip(new.slices, ends, inherited(old, new), strict=True):
+        if each.tenant_id:
+            mine = sum(loads[other.first_key] for other in new.slices if other.tenant_id == each.tenant_id)
+            reserved, slices = view.reserved.get(each.tenant_id, 0), tenants[each.tenant_id]
+        else:
+            mine, slices = loads[each.first_key], 1
+            reserved = sum(rate for key, rate in sold if each.first_key <= key < end)
+        # Loads are told in whole milli-MU: what others leave may be a hair more than it looks.
+        others = max(0, sum(loads.values()) - mine - len(loads))
+        most = -(-limit(reserved, others, mean, len(servers)) // slices)
+        if len(each.replica_ids) > max(len(had), most, min(SUBSET_MIN, len(servers))):
+            where = f"slice {each.first_key:#x} of {each.tenant_id!r}"
+            yield f"{where}: grew from {len(had)} to {len(each.replica_ids)} replicas, above its limit of {most}"
+
+
 def wrong_with_change(old: Placement, new: Placement, view: View, now_ms: int, *, balance: bool) -> Iterator[str]:
     """What is wrong with how one placement followed another, in words.
 
@@ -71,12 +113,13 @@ def wrong_with_change(old: Placement, new: Placement, view: View, now_ms: int, *
     named = {move.first_key for move in new.moves}
     loaded = sorted(load.first_key for told in view.loads.values() for load in told if load.rate > 0)
     cuts = [*sorted({each.first_key for each in (*old.slices, *new.slices)}), KEYS]
-    joined = {each.first_key for each in old.slices} - {each.first_key for each in new.slices}
+    had = {each.first_key: mine for each, mine in zip(new.slices, inherited(old, new), strict=True)}
     for key, before, after in parts(old, new):
-        came, left = set(after.replica_ids) - set(before.replica_ids), set(before.replica_ids) - set(after.replica_ids)
+        # Slices that are joined share what any of them had; beyond that every change needs its move.
+        came, left = set(after.replica_ids) - had[after.first_key], set(before.replica_ids) - set(after.replica_ids)
         where = f"keys from {key:#x}, {before.replica_ids} to {after.replica_ids}"
         end = cuts[bisect_right(cuts, key)]
-        busy = before.first_key not in joined and bisect_left(loaded, key) < bisect_left(loaded, end)
+        busy = bisect_left(loaded, key) < bisect_left(loaded, end)
         if (came or left) and busy and after.first_key not in named:
             yield f"{where}: no move says why"
         if not balance and left & usable:
@@ -106,8 +149,8 @@ class Seats:
                 before = slice_at(old, each.first_key)
                 held = {old.seats[replica_id] for replica_id in before.replica_ids}
                 had |= self._allowed.get(before.first_key, set()) | held
-                new_and_unused = before.first_key != each.first_key and not each.load
-                if mine - had and held & open_ and not new_and_unused:
+                newcomer = each.tenant_id != "" and each.tenant_id != before.tenant_id  # placed from nothing
+                if mine - had and held & open_ and not newcomer:
                     yield f"slice {each.first_key:#x}: frozen, and got {sorted(mine - had)} beside {sorted(had)}"
             allowed[each.first_key] = had | mine
         self._allowed = allowed
@@ -123,11 +166,20 @@ class Purse:
     def __init__(self) -> None:
         self.saved = 0.0
 
-    def wrong(self, done: Round) -> Iterator[str]:
-        """Says by how much a regular round moved more for balance than it may, in words."""
+    def wrong(self, done: Round, view: View) -> Iterator[str]:
+        """Says by how much a regular round moved more for balance than it may, in words.
+
+        What replicas cannot serve is moved away at any price.
+        """
         income = BUDGET * sum(done.slice_loads.values())
         self.saved = min(self.saved + income, SAVED_ROUNDS_MAX * income)
-        spent = moved(done.placement, *PAID) if done.placement is not None else 0
+        spent = 0
+        if done.placement is not None:
+            free = drowning(done.placement, view, done.slice_loads)
+            paid = [each for each in done.placement.moves if each.cause in PAID]
+            spent = sum(
+                each.load for each in paid if each.cause is not Cause.BALANCE or each.from_replica_id not in free
+            )
         # Loads of slices and moves are rounded to whole milli-MU.
         rounding = 1e-9 * income + len(done.slice_loads) + (len(done.placement.moves) if done.placement else 0)
         if spent > self.saved + rounding:
@@ -135,16 +187,25 @@ class Purse:
         self.saved = max(0.0, self.saved - spent)
 
 
-def joined_load(old: Placement, new: Placement) -> int:
-    """Load of slices that were joined to a neighbour with other replicas: it moves without a move that says so."""
-    kept = {each.first_key for each in new.slices}
-    return sum(
-        each.load
-        for each in old.slices
-        if each.first_key not in kept and slice_at(new, each.first_key).replica_ids != each.replica_ids
-    )
+def drowning(placement: Placement, view: View, loads: Mapping[int, int]) -> set[str]:
+    """Replicas of which more was asked than they can serve before balance took from them, while others had room.
 
-
-def moved(placement: Placement, *causes: Cause) -> int:
-    """Load that a placement moved for these causes, mMU per minute."""
-    return sum(move.load for move in placement.moves if move.cause in causes)
+    Args:
+        placement: After the round.
+        view: What it saw.
+        loads: Load of each slice, mMU per minute, by first key.
+    """
+    capacities = {each.replica_id: each.capacity if each.capacity > 0 else REPLICA_CAPACITY for each in view.servers}
+    room = [each.replica_id for each in view.servers if each.life is Life.OPEN] or list(capacities)
+    if sum(loads.values()) >= sum(capacities[replica_id] for replica_id in room):
+        return set()
+    asked = Counter[str]()
+    for each in placement.slices:
+        alive = [replica_id for replica_id in each.replica_ids if replica_id in capacities]
+        there = sum(capacities[replica_id] for replica_id in alive)
+        for replica_id in alive:
+            asked[replica_id] += math.ceil(loads.get(each.first_key, 0) * capacities[replica_id] / there)
+    for move in placement.moves:
+        if move.cause is Cause.BALANCE:
+            asked[move.from_replica_id] += move.load
+    return {replica_id for replica_id, load in asked.items() if load > 0.99 * capacities.get(replica_id, math.inf)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -144,9 +145,4 @@ class Lab:
 
 def serving(placement: Placement, key: int) -> tuple[str, ...]:
     """Who serves a key."""
-    found: tuple[str, ...] = ()
-    for each in placement.slices:
-        if each.first_key > key:
-            break
-        found = each.replica_ids
-    return found
+    return placement.slices[bisect_right(placement.slices, key, key=lambda each: each.first_key) - 1].replica_ids

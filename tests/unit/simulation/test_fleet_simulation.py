@@ -341,7 +341,7 @@ def test_the_results_as_json_and_html() -> None:
         assert [tenant["name"] for tenant in read["tenants"]] == ["acme", "total"]
         page = render(result, 1.0)
         assert "<b>" not in page
-        assert page.count("<figure>") == 4
+        assert page.count("<figure>") == 5
 
 
 def test_unlimited_tenants_share_a_router_by_hash() -> None:
