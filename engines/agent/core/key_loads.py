@@ -16,7 +16,7 @@ import heapq
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from common.shard_map import SESSION_BITS
 
@@ -61,14 +61,9 @@ class KeyLoad:
     tenant_id: str
 
 
-class _Entry(NamedTuple):
-    """One line of a report; sorts the heaviest first."""
-
-    minus_rate: int
-    minus_warm: int
-    minus_in_flight: int
-    part: int
-    tenant_id: str
+# One line of a report: rate, warm tokens, requests in flight, each negative so that the heaviest sorts first, then the
+# part and whose it is. A plain tuple, because there are thousands.
+_Entry: TypeAlias = tuple[int, int, int, int, str]
 
 
 @dataclass(slots=True)
@@ -137,8 +132,8 @@ class KeyLoads:
         for part, known in self._parts.items():
             rate, warm = round(known.decayed(now_s) * _PER_MINUTE), warm_tokens.get(part, 0)
             if rate or warm or known.in_flight:
-                ranked.append(_Entry(-rate, -warm, -known.in_flight, part, known.tenant_id))
-        ranked.extend(_Entry(0, -warm, 0, part, "") for part, warm in warm_tokens.items() if part not in self._parts)
+                ranked.append((-rate, -warm, -known.in_flight, part, known.tenant_id))
+        ranked.extend((0, -warm, 0, part, "") for part, warm in warm_tokens.items() if part not in self._parts)
         if len(ranked) > REPORTED_MAX:
             ranked = self._joined(ranked)
         ranked.sort()
@@ -151,12 +146,12 @@ class KeyLoads:
         """The same with the coldest tenants as one entry each, as many of them as it takes."""
         tenants: dict[int, list[_Entry]] = {}
         for entry in entries:
-            tenants.setdefault(entry.part >> _PART_OF_TENANT_BITS, []).append(entry)
+            tenants.setdefault(entry[3] >> _PART_OF_TENANT_BITS, []).append(entry)
         sums = sorted((self._sum(tenant, parts) for tenant, parts in tenants.items()), reverse=True)
         left, joined = len(entries), []
         for entry in sums:  # the coldest first
-            parts = tenants[entry.part >> _PART_OF_TENANT_BITS]
-            if left > REPORTED_MAX:
+            parts = tenants[entry[3] >> _PART_OF_TENANT_BITS]
+            if left > REPORTED_MAX and len(parts) > 1:
                 left -= len(parts) - 1
                 joined.append(entry)
             else:
@@ -165,14 +160,10 @@ class KeyLoads:
 
     def _sum(self, tenant: int, parts: list[_Entry]) -> _Entry:
         """All of a tenant's parts as one entry, at its first part wherever its load lies, so that replicas agree."""
-        whose = {entry.tenant_id for entry in parts if entry.part in self._parts}
-        return _Entry(
-            sum(entry.minus_rate for entry in parts),
-            sum(entry.minus_warm for entry in parts),
-            sum(entry.minus_in_flight for entry in parts),
-            tenant << _PART_OF_TENANT_BITS,
-            whose.pop() if len(whose) == 1 else "",
-        )
+        rates, warm, in_flight, places, names = zip(*parts, strict=True)
+        whose = {name for place, name in zip(places, names, strict=True) if place in self._parts}
+        name = whose.pop() if len(whose) == 1 else ""
+        return sum(rates), sum(warm), sum(in_flight), tenant << _PART_OF_TENANT_BITS, name
 
     def _forget(self, now_s: float) -> None:
         """Forgets the coldest parts without a request in flight, so that PARTS_MAX are left of these."""
