@@ -88,8 +88,13 @@ class Router:
         telemetry: Tracer and registry.
         clock: Time.
         router_id: This router, as decisions name it.
+        incarnation_id: Of this process; empty where nothing outlives it.
         journal: Where settlements survive the process, or None for nowhere.
         peers: The other routers, asked for decisions too, or None for none.
+
+    Attributes:
+        dispatcher_id: This process, as replicas know it. They remember how far a dispatcher's numbers went, and those
+            of a router that was restarted begin again.
     """
 
     def __init__(
@@ -102,10 +107,12 @@ class Router:
         telemetry: Telemetry,
         clock: Clock,
         router_id: str = SERVICE,
+        incarnation_id: str = "",
         journal: UsageJournal | None = None,
         peers: Peers | None = None,
     ) -> None:
         self.tables = tables
+        self.dispatcher_id = f"{router_id}.{incarnation_id}" if incarnation_id else router_id
         self.holds, self.demand, self.fleet = Holds(), Demand(), Fleet()
         self.accounts = Accounts()
         self.pricing = Pricing(OutputLengthEstimator(), BytesPerToken())
@@ -145,7 +152,7 @@ class Router:
             accounts=self.accounts,
             tracer=telemetry.tracer,
             clock=clock,
-            router_id=router_id,
+            router_id=self.dispatcher_id,
         )
         answers: IdempotencyWindow[Answer] = IdempotencyWindow(answer_bytes_max=config.answers_kept_bytes_max)
         log_: DecisionLog[Receipt] = DecisionLog(config.decisions_kept_max)
@@ -202,6 +209,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         telemetry=telemetry,
         clock=clock,
         router_id=router_id,
+        incarnation_id=incarnation_id,
         journal=journal,
         peers=Peers(lambda: routers.items, platform_token(pepper), router_id=router_id),
     )
@@ -218,7 +226,14 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         token=platform_token(pepper),
         router_id=router_id,
     )
-    watch = LoadWatch(router.fleet, channels, clock, router_id=router_id, freed=router.routing.freed, exchange=exchange)
+    watch = LoadWatch(
+        router.fleet,
+        channels,
+        clock,
+        router_id=router.dispatcher_id,
+        freed=router.routing.freed,
+        exchange=exchange,
+    )
     leases = LeaseDesk(router.holds, clock, router_id=router_id, incarnation_id=incarnation_id)
     state.feed_fleet(router.fleet, watch.update)
     state.feed_leases(leases)

@@ -15,11 +15,13 @@ from common.shard_map import Generation
 from data_plane.router.assignment_exchange import HAND_OVER_AFTER_NS, AssignmentExchange
 from data_plane.router.assignments import Assignments
 from data_plane.router.core.fleet import Fleet, Link
+from data_plane.router.exchange import Call
 from data_plane.router.load import LoadWatch
 from data_plane.router.upstream_grpc import Channels
+from data_plane.router.wiring import Router
 from fairlead.engine.v1 import engine_pb2
 from fairlead.sharding.v1 import sharding_pb2
-from tests.support.router_lab import MODEL
+from tests.support.router_lab import KEY, MODEL, PEPPER, RouterLab, prompt_request
 from tests.support.waiting import eventually
 
 NONSENSE = b"\xff\xff\xff\xff"
@@ -197,3 +199,30 @@ async def test_many_agents_with_one_new_assignment_are_not_all_asked_for_it(agen
     async with running(world, world.exchange):
         await eventually(lambda: world.book.generation(MODEL) == Generation(1, 1) and not world.exchange._errands)
         assert agent.asked <= 8
+
+
+async def test_a_router_that_was_restarted_is_another_dispatcher_to_agents() -> None:
+    """Its numbers begin at 1 again under a name of their own, though people know it by the same one."""
+    lab = RouterLab([], clock=FakeClock())
+    names = []
+    for incarnation_id in ("a", "b"):
+        lab.router = Router(
+            lab.config,
+            tables=lab.tables,
+            upstream=lab.upstream,
+            pepper=PEPPER,
+            telemetry=lab.telemetry,
+            clock=lab.clock,
+            router_id=ROUTER,
+            incarnation_id=incarnation_id,
+        )
+        lab.add_replica("r1")
+        lab.lease(6_000_000, 3_000_000)
+        exchange = lab.router.flow.open(Call(prompt_request(), f"Bearer {KEY}"))
+        assert [event async for event in exchange.events()]
+        sent = lab.upstream.calls[-1][1]
+        assert sent.dispatch_number == 1
+        assert sent.router_id == lab.router.dispatcher_id
+        names.append(sent.router_id)
+    assert len(set(names)) == 2
+    assert all(ROUTER in name for name in names)
