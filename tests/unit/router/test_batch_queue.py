@@ -183,6 +183,20 @@ def test_one_goes_ahead_where_all_were_full() -> None:
     assert holds.open_holds == 5
 
 
+def test_one_look_lets_in_what_the_replicas_have_room_for() -> None:
+    """Where requests wait for room, each line is let in up to it per look, and not at all where there is none."""
+    holds = Holds()
+    holds.apply({A: LeaseTerms(0, 1_000, 0), B: LeaseTerms(0, 1_000, 0)}, expires_ns=HOUR, now_ns=0)
+    free = 15
+    gate = BatchGate(holds, lambda _: Room.OPEN, lambda _: free)
+    let_in = [isinstance(gate.take(key, 10, 0), Hold) for key in (A, A, A, B)]
+    assert let_in == [True, True, False, True]
+    assert isinstance(gate.take(A, 10, 1), Hold)
+    free = 0
+    assert gate.take(B, 10, 2) is None
+    assert holds.open_holds == 4
+
+
 def test_the_gate_tells_too_small_a_lease_from_too_small_a_quota() -> None:
     """What the whole quota could save up may wait; what it could not never comes."""
     holds = Holds()
