@@ -140,14 +140,17 @@ class Seats:
         """Frozen slices with seats that they never had, in words; arguments as above."""
         allowed: dict[int, set[str]] = {}
         open_ = {server.seat for server in view.servers if server.life is Life.OPEN}
-        for each in new.slices:
+        unions = inherited(old, new) if old is not None else itertools.repeat(set[str]())
+        for each, union in zip(new.slices, unions, strict=False):
             if each.frozen_until_ms <= now_ms:
                 continue
             mine = {new.seats[replica_id] for replica_id in each.replica_ids}
             had = set(self._allowed.get(each.first_key, ()))
             if old is not None:
                 before = slice_at(old, each.first_key)
-                held = {old.seats[replica_id] for replica_id in before.replica_ids}
+                # Slices may be joined in the round that freezes them, not afterwards.
+                members = before.replica_ids if before.frozen_until_ms else union
+                held = {old.seats[replica_id] for replica_id in members}
                 had |= self._allowed.get(before.first_key, set()) | held
                 newcomer = each.tenant_id != "" and each.tenant_id != before.tenant_id  # placed from nothing
                 if mine - had and held & open_ and not newcomer:
