@@ -46,6 +46,7 @@ class Agent:
         asked: Exchanges so far.
         opened_s: When load streams were opened.
         gate: Answers wait for it.
+        hangs_up: Load streams end once it is set.
         address: Where it listens.
     """
 
@@ -56,12 +57,15 @@ class Agent:
         self.opened_s: list[float] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.hangs_up = asyncio.Event()
+        self.hangs_up.set()
         self.address = ""
 
     async def watch_load(self, request: bytes, context: object) -> AsyncIterator[bytes]:
         """See engine.proto."""
         self.opened_s.append(asyncio.get_running_loop().time())
         yield self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
+        await self.hangs_up.wait()
 
     async def exchange(self, request: bytes, context: object) -> bytes:
         """See sharding.proto."""
@@ -139,6 +143,7 @@ async def running(world: World, part: AssignmentExchange | LoadWatch) -> AsyncIt
 
 async def test_a_load_report_that_cannot_be_read_ends_only_that_stream(agent: Agent) -> None:
     """The stream is opened anew, and the replica is in use as soon as its report can be read."""
+    agent.hangs_up.clear()
     agent.reports = [NONSENSE, engine_pb2.LoadReport(replica_id="r1", sequence=1, state=READY).SerializeToString()]
     world = World(agent)
     async with running(world, world.watch) as task:
