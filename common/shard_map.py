@@ -30,6 +30,9 @@ one absurd assignment cannot stop all that come after it."""
 NUMBER_CONTINUED_MAX: Final = GENERATION_MAX >> 1
 """Above this number, which no clock reaches, a line of assignments goes on in the next incarnation."""
 
+SECONDS_MAX: Final = 253_402_300_799
+"""The end of the year 9999, after which no time can be written. Source: google.protobuf.Timestamp."""
+
 _SESSIONS: Final = 1 << SESSION_BITS
 
 
@@ -104,7 +107,8 @@ class ShardMap:
         replica_ids: Every replica that it names, sorted.
 
     Raises:
-        InvalidArgumentError: It is damaged: no slices, slices out of order or empty, or a replica it does not list.
+        InvalidArgumentError: It is damaged: no slices, slices out of order or empty, a replica it does not list, or a
+            time that cannot be written.
     """
 
     __slots__ = ("_firsts", "_subsets", "generation", "model_id", "replica_ids")
@@ -116,6 +120,10 @@ class ShardMap:
         self._firsts = [each.first_key for each in assignment.slices]
         if not self._firsts or self._firsts[0] or any(a >= b for a, b in itertools.pairwise(self._firsts)):
             raise _damaged(assignment, "its slices do not cover the key space in order")
+        if any(
+            max(each.frozen_until.seconds, each.shrinkable_since.seconds) > SECONDS_MAX for each in assignment.slices
+        ):
+            raise _damaged(assignment, "a slice has a time that is out of range")
         shared: dict[tuple[str, ...], tuple[str, ...]] = {}
         try:
             subsets = [tuple(self.replica_ids[place] for place in each.replicas) for each in assignment.slices]

@@ -8,7 +8,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from common.logs import get_logger
-from common.shard_map import Generation, ShardMap
+from common.shard_map import SECONDS_MAX, Generation, ShardMap
 from control_plane.core.sharding.values import Cause, Move, Placement, Slice
 from fairlead.errors import InvalidArgumentError
 from fairlead.sharding.v1 import sharding_pb2
@@ -19,8 +19,6 @@ MOVES_MAX: Final = 64
 """Moves that an assignment tells of, as the proto says: what it changed is for people, who read the largest ones."""
 
 _NS_PER_MS: Final = 1_000_000
-# The end of the year 9999. Source: google.protobuf.Timestamp.
-_SECONDS_MAX: Final = 253_402_300_799
 _CAUSES: Final = {cause: sharding_pb2.MoveCause.Value(f"MOVE_CAUSE_{cause.name}") for cause in Cause}
 _CAUSE_OF: Final = {number: cause for cause, number in _CAUSES.items()}
 
@@ -96,8 +94,6 @@ def _damage(message: sharding_pb2.Assignment) -> str:
         return "a replica has no name or is listed twice"
     if message.seats and len(message.seats) != len(replica_ids):
         return f"it has {len(message.seats)} seats for {len(replica_ids)} replicas"
-    if any(max(each.frozen_until.seconds, each.shrinkable_since.seconds) > _SECONDS_MAX for each in message.slices):
-        return "a slice has a time that is out of range"
     return ""
 
 
@@ -127,7 +123,7 @@ def _slice_from(each: sharding_pb2.Slice, message: sharding_pb2.Assignment) -> S
 
 
 def _milliseconds(time: Timestamp) -> int:
-    return min(max(0, time.seconds * 1_000 + time.nanos // _NS_PER_MS), _SECONDS_MAX * 1_000)
+    return min(max(0, time.seconds * 1_000 + time.nanos // _NS_PER_MS), SECONDS_MAX * 1_000)
 
 
 def _move_to(move: Move) -> sharding_pb2.Move:
