@@ -12,18 +12,20 @@ the rules and figures are in the modules beside this one.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from common.shard_map import KEYS, Generation, tenant_keys
+from common.shard_map import Generation
 from control_plane.core.sharding.balance import BUDGET, SAVED_ROUNDS_MAX, balance
 from control_plane.core.sharding.choose import enclosed, newcomer, overlap_without
 from control_plane.core.sharding.cuts import Cut, cut
 from control_plane.core.sharding.deaths import FROZEN_S, Crash, Deaths
 from control_plane.core.sharding.demand import Demand, DemandBook
 from control_plane.core.sharding.draft import Draft, Piece
+from control_plane.core.sharding.pieces import loads_of, pieces_of, seed
+from control_plane.core.sharding.pull import Pulls
 from control_plane.core.sharding.sizes import SHRINK_AFTER_S, SIZE_MIN, limit, shrunk, size
 from control_plane.core.sharding.values import (
     Cause,
@@ -52,6 +54,7 @@ class Assigner:
         self._busy: dict[str, tuple[int, ...]] = {}
         self._shrinkable: dict[int, int] = {}
         self._frozen_seats: dict[int, frozenset[str]] = {}
+        self._pulls = Pulls()
         self._took_over = False
         self._saved = 0.0
 
@@ -73,10 +76,12 @@ class Assigner:
         before = _before(previous)
         cuts = self._cuts(view, demand, before, regular)
         firsts = [each.first_key for each in cuts]
-        loads = _loads(firsts, demand)
-        draft = _draft(view, demand, cuts, loads, before, now_ms)
+        loads = loads_of(firsts, demand)
+        pieces = pieces_of(view, demand, cuts, loads, before, now_ms)
+        draft = Draft(view.servers, pieces, self._pulls.by_replica)
         happened = self._freeze(draft, firsts, demand, now_ms)
-        lost = _seed(draft, before)
+        lost = seed(draft, before)
+        pulls = self._pulls.learn(draft, demand.reported, now_ms) if regular else self._pulls.by_replica
         sizes = self._sizes(draft, before, lost, now_ms, regular)
         self._keep_seats(draft, previous, lost)
         self._fill(draft, previous, sizes, lost)
@@ -84,6 +89,7 @@ class Assigner:
             self._shrink(draft, sizes)
             if previous is not None:
                 self._even_out(draft, view, demand)
+        self._pulls.take(pulls, draft.touched(), now_ms)
         slice_loads = {each.first_key: round(each.load) for each in draft.pieces}
         slices = tuple(self._slice(draft, piece) for piece in draft.pieces)
         if previous is not None and _same(slices, previous.slices):
@@ -162,7 +168,7 @@ class Assigner:
             return so_far
         servers = [server for server in view.servers if server.life is Life.OPEN] or view.servers
         mean = sum(max(1, server.capacity) for server in servers) / len(servers)
-        return cut(demand, view.reserved, so_far, lambda load: size(load, mean, len(servers)))
+        return _apart(cut(demand, view.reserved, so_far, lambda load: size(load, mean, len(servers))), before)
 
     def _sizes(
         self, draft: Draft, before: Sequence[Slice], lost: Sequence[Sequence[str]], now_ms: int, regular: bool
@@ -272,54 +278,18 @@ class Assigner:
         )
 
 
+def _apart(cuts: Sequence[Cut], before: Sequence[Slice]) -> list[Cut]:
+    """Joins no frozen slice to a neighbour: its requests would come to the neighbour's replicas."""
+    by_key = {each.first_key: each for each in cuts}
+    for at, each in enumerate(before):
+        if each.frozen_until_ms:
+            for border in before[at : at + 2]:
+                by_key.setdefault(border.first_key, Cut(border.first_key, border.tenant_id))
+    return [by_key[first_key] for first_key in sorted(by_key)]
+
+
 def _before(previous: Placement | None) -> Sequence[Slice]:
     return previous.slices if previous is not None else ()
-
-
-def _loads(firsts: Sequence[int], demand: Demand) -> list[float]:
-    return [demand.load(first, end) for first, end in zip(firsts, [*firsts[1:], KEYS], strict=True)]
-
-
-def _draft(
-    view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[float], before: Sequence[Slice], now_ms: int
-) -> Draft:
-    """The slices of this round, nobody serving them yet."""
-    firsts = [each.first_key for each in cuts]
-    old_firsts = [each.first_key for each in before]
-    warm: dict[int, dict[int, int]] = {}
-    places = {server.replica_id: at for at, server in enumerate(sorted(view.servers, key=lambda s: s.replica_id))}
-    for (place, replica_id), tokens in demand.warm_by_slice(firsts).items():
-        warm.setdefault(place, {})[places[replica_id]] = tokens
-    by_key = sorted((tenant_keys(tenant_id)[0], rate) for tenant_id, rate in view.reserved.items())
-    owners, sold = [key for key, _ in by_key], [rate for _, rate in by_key]
-    ends = [*firsts[1:], KEYS]
-    pieces_of: dict[str, int] = {}
-    for each in cuts:
-        pieces_of[each.tenant_id] = pieces_of.get(each.tenant_id, 0) + 1
-    reserved_total, total = sum(view.reserved.values()), sum(loads)
-    # What idle tenants may be expected to want, judged by how much of what is reserved is used.
-    expected = min(1.0, total / reserved_total) if reserved_total and total else 1.0
-    pieces = []
-    for at, each in enumerate(cuts):
-        old = before[bisect_right(old_firsts, each.first_key) - 1] if before else None
-        same = old is not None and (old.first_key == each.first_key or old.tenant_id == each.tenant_id != "")
-        if each.tenant_id:
-            reserved = view.reserved.get(each.tenant_id, 0) / pieces_of[each.tenant_id]
-        else:
-            reserved = float(sum(sold[bisect_left(owners, each.first_key) : bisect_left(owners, ends[at])]))
-        pieces.append(
-            Piece(
-                at,
-                each.first_key,
-                each.tenant_id,
-                loads[at],
-                reserved,
-                max(loads[at], reserved * expected),
-                warm.get(at, {}),
-                min(old.frozen_until_ms, now_ms + round(FROZEN_S * 1_000)) if old is not None and same else 0,
-            )
-        )
-    return Draft(view.servers, pieces)
 
 
 def _limits(draft: Draft, mean_capacity: float) -> list[int]:
@@ -333,36 +303,8 @@ def _limits(draft: Draft, mean_capacity: float) -> list[int]:
     limits = []
     for owner, piece in zip(owners, draft.pieces, strict=True):
         whole = limit(piece.reserved * slices[owner], total - loads[owner], mean_capacity, replicas)
-        limits.append(-(-whole // slices[owner]))
+        limits.append(max(SIZE_MIN, -(-whole // slices[owner])))
     return limits
-
-
-def _seed(draft: Draft, before: Sequence[Slice]) -> list[list[str]]:
-    """Gives every slice what its keys had and what is still there: where slices are joined, what any of them had.
-
-    Returns:
-        The replicas that are gone or leave, by slice.
-    """
-    places = {server.replica_id: at for at, server in enumerate(draft.servers)}
-    old_firsts = [each.first_key for each in before]
-    lost: list[list[str]] = []
-    ends = [*(piece.first_key for piece in draft.pieces[1:]), KEYS]
-    for piece, end in zip(draft.pieces, ends, strict=True):
-        low = bisect_right(old_firsts, piece.first_key) - 1
-        had = before[low : bisect_left(old_firsts, end)] if before else ()
-        missing: set[str] = set()
-        members: set[int] = set()
-        # A tenant whose keys lay in somebody else's slice so far is placed from nothing: it must not share its fate.
-        fresh = bool(had) and had[0].tenant_id != piece.tenant_id and piece.tenant_id != ""
-        for replica_id in sorted({replica_id for each in had for replica_id in each.replica_ids} if not fresh else ()):
-            at = places.get(replica_id)
-            if at is None or not draft.takes_more(at):
-                missing.add(replica_id)
-            else:
-                members.add(at)
-        draft.seed(piece, members)
-        lost.append(sorted(missing))
-    return lost
 
 
 def _same(slices: Sequence[Slice], before: Sequence[Slice]) -> bool:

@@ -131,17 +131,18 @@ def _worth(
     """By how much a move lowers the penalties, mMU per minute."""
     amount = piece.planned if idle else piece.load
     capacities = draft.capacities
-    inside = sum(float(capacities[member]) for member in piece.members)
-    after = inside - float(capacities[hot] - capacities[cold])
+    weights = draft.weights
+    inside = sum(float(weights[member]) for member in piece.members)
+    after = inside - float(weights[hot] - weights[cold])
     worth = 0.0
     for member in sorted(piece.members | {cold}):
-        capacity, now = float(capacities[member]), float(load[member])
+        even, now = mean * float(capacities[member]), float(load[member])
         then = now
         if member != cold:
-            then -= amount * capacity / inside
+            then -= amount * float(weights[member]) / inside
         if member != hot:
-            then += amount * capacity / after
-        worth += _penalty(now, mean * capacity) - _penalty(then, mean * capacity)
+            then += amount * float(weights[member]) / after
+        worth += _penalty(now, even) - _penalty(then, even)
     return worth
 
 

@@ -38,8 +38,9 @@ def newcomer(draft: Draft, piece: Piece) -> int | None:
     if len(outside) <= 1:
         return int(outside[0]) if len(outside) else None
     capacities, planned = draft.capacities[outside], draft.planned[outside]
-    inside = sum(draft.capacities[member] for member in piece.members)
-    after = planned / capacities + piece.planned / (inside + capacities)
+    weights = draft.weights[outside]
+    inside = sum(draft.weights[member] for member in piece.members)
+    after = planned / capacities + piece.planned * weights / (inside + weights) / capacities
     place = min(FEASIBLE_MIN, len(outside)) - 1
     border = max(draft.mean_planned, np.partition(after, place)[place])
     feasible = np.flatnonzero(after <= border)

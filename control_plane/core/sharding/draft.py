@@ -1,7 +1,7 @@
 """A placement that is being worked on: who serves which slice, and how busy that makes everybody.
 
-A slice's load is shared by its subset in proportion to capacity. Routers do better than that, because they see queues;
-what is even here is even enough there.
+A slice's load is shared by its subset in proportion to capacity and pull (`pull.py`). Routers do better than that,
+because they see queues; what is even here is even enough there.
 """
 
 from __future__ import annotations
@@ -65,10 +65,12 @@ class Draft:
     Args:
         servers: The replicas there are.
         pieces: The slices, without members.
+        pulls: How much of a subset's load a replica draws beside its capacity, by replica id; 1 where left out.
 
     Attributes:
         servers: The replicas, sorted by id; everything else names them by their place here.
         capacities: Of each, above 0, mMU per minute.
+        weights: Capacity times pull: in proportion to it a subset shares its load.
         seat_hashes: Of each one's seat, fixed.
         open: Places of those that take more; all of them where every one is leaving.
         pieces: The slices.
@@ -79,11 +81,15 @@ class Draft:
         open_capacity: Of those that take more, mMU per minute.
     """
 
-    def __init__(self, servers: Iterable[Server], pieces: Sequence[Piece]) -> None:
+    def __init__(
+        self, servers: Iterable[Server], pieces: Sequence[Piece], pulls: Mapping[str, float] | None = None
+    ) -> None:
         self.servers = sorted(servers, key=lambda server: server.replica_id)
         self.capacities = np.array(
             [float(each.capacity if each.capacity > 0 else REPLICA_CAPACITY) for each in self.servers]
         )
+        known = pulls or {}
+        self.weights = self.capacities * np.array([known.get(each.replica_id, 1.0) for each in self.servers])
         self.seat_hashes = np.array([_hash(each.seat) for each in self.servers], dtype=np.uint64)
         staying = [at for at, server in enumerate(self.servers) if server.life is Life.OPEN]
         self.open = staying or list(range(len(self.servers)))
@@ -126,10 +132,10 @@ class Draft:
 
     def share(self, piece: Piece, at: int, load: float) -> float:
         """What one of a slice's replicas, or one that would join it, serves of a load of it, mMU per minute."""
-        capacity = sum(self.capacities[member] for member in piece.members)
+        weight = sum(self.weights[member] for member in piece.members)
         if at not in piece.members:
-            capacity += self.capacities[at]
-        return float(load * self.capacities[at] / capacity)
+            weight += self.weights[at]
+        return float(load * self.weights[at] / weight)
 
     def join(self, piece: Piece, at: int, cause: Cause, gone_id: str = "") -> None:
         """A replica comes to a slice.
@@ -159,6 +165,11 @@ class Draft:
         """A replica that is gone altogether left a slice, and nobody came for it."""
         self._steps.append(_Step(piece, None, None, gone_id, cause, load))
 
+    def touched(self) -> set[str]:
+        """Replicas whose part of some slice has changed."""
+        places = {at for step in self._steps for at in (*step.piece.members, step.gone) if at is not None}
+        return {self.servers[at].replica_id for at in places}
+
     def moves(self) -> list[Move]:
         """Every change, in order."""
         return [
@@ -186,9 +197,9 @@ class Draft:
         self._count(piece, 1.0)
 
     def _count(self, piece: Piece, sign: float) -> None:
-        capacity = sum([self.capacities[member] for member in piece.members])
+        weight = sum([self.weights[member] for member in piece.members])
         for member in piece.members:
-            part = sign * self.capacities[member] / capacity
+            part = sign * self.weights[member] / weight
             self.planned[member] += part * piece.planned
             self.measured[member] += part * piece.load
 

@@ -342,7 +342,7 @@ def test_a_fleet_that_wakes_up_on_few_replicas_spreads_at_once() -> None:
         lab.servers = fleet(32)
         for _ in range(6):
             lab.round()
-        assert lab.evenness() <= 1.3
+        assert lab.evenness() <= 1.5
 
 
 def test_tenants_that_slept_wake_up_apart() -> None:
