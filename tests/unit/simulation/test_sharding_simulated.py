@@ -94,7 +94,7 @@ def test_a_growing_tenant_gets_replicas() -> None:
 
 def test_requests_that_cannot_make_their_deadline_are_refused_at_once() -> None:
     """Under overload with a short deadline requests are refused before they are sent, and hardly any misses it."""
-    overload = chatter(load=3.0, deadline_s=2.0, input_tokens=4_000)
+    overload = chatter(load=6.0, deadline_s=1.0, input_tokens=4_000)
     settings = Settings(duration_s=15.0, quota=False)
     result = simulation(tenants=[overload], model=ModelSpec(id="chat", replicas=1), settings=settings).run()
     total = by_name(result)["total"]
