@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from common.shard_map import tenant_keys
 from control_plane.core.sharding.values import Cause, Move
 from simulation.books import Rearrangement
 from simulation.report import render
@@ -86,10 +87,12 @@ def test_a_growing_tenant_gets_replicas() -> None:
     tenants = [chatter(f"t{number}", load=0.04) for number in range(6)]
     tenants.append(chatter("grows", load=0.05, surge_at_s=20.0, surge_factor=8.0))
     settings = Settings(duration_s=110.0, quota=False)
-    result = simulation(tenants=tenants, model=ModelSpec(id="chat", replicas=8), settings=settings).run()
-    view = result.sharding()
-    assert view.even_again_s(25.0, 1.4) < 60.0
-    assert view.footprints["grows"] > min(view.footprints.values())
+    sim = simulation(tenants=tenants, model=ModelSpec(id="chat", replicas=8), settings=settings)
+    sim.run_to(100.0)
+    assignment = sim.routers[0]._routing._assignments["chat"]
+    replicas = {each.id: len(set().union(*assignment.subsets(*tenant_keys(each.id)))) for each in tenants}
+    assert replicas["grows"] > min(replicas.values()) == 3
+    assert sim.run().sharding().even_again_s(25.0, 1.4) < 60.0
 
 
 def test_requests_that_cannot_make_their_deadline_are_refused_at_once() -> None:
