@@ -23,9 +23,9 @@ from tests.docker.traffic import Traffic
 from tests.support.waiting import eventually
 
 # The first build installs some 600 MB of packages; on two busy cores that takes a minute or two.
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 BUILD_TIMEOUT_S = 300.0
-UP_TIMEOUT_S = 120.0
+UP_TIMEOUT_S = 300.0
 ONE_SHOTS = {"secrets", "setup"}
 SERVICES = {"etcd", "control-plane", "ratelimiter", "capacity", "router", "replica", "edge", "prometheus"}
 
