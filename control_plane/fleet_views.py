@@ -24,6 +24,15 @@ _LIVES: Final = {
 }
 
 
+def server_of(replica: engine_pb2.Replica) -> Server | None:
+    """A replica as the sharder sees it; None for one that cannot serve."""
+    life = _LIVES.get(replica.state)
+    if life is None:
+        return None
+    capacity = Rate(replica.capacity_milli_mu_per_minute)
+    return Server(replica.replica_id, replica.slot or replica.replica_id, capacity, life)
+
+
 @dataclass(frozen=True, slots=True)
 class FleetViews:
     """Live copies of the store.
@@ -74,11 +83,7 @@ class FleetViews:
                 newest[address] = replica
         return tuple(
             sorted(
-                (
-                    Server(r.replica_id, r.slot or r.replica_id, Rate(r.capacity_milli_mu_per_minute), _LIVES[r.state])
-                    for r in newest.values()
-                    if r.state in _LIVES and r.replica_id not in dead
-                ),
+                (server for r in newest.values() if r.replica_id not in dead and (server := server_of(r)) is not None),
                 key=lambda server: server.replica_id,
             )
         )

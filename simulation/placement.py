@@ -16,7 +16,8 @@ from control_plane.assignment_messages import to_message
 from control_plane.core.heartbeats import Heartbeats
 from control_plane.core.sharding.assigner import Assigner
 from control_plane.core.sharding.storm import StormWait
-from control_plane.core.sharding.values import KeyLoad, Life, Placement, Round, Server, View
+from control_plane.core.sharding.values import KeyLoad, Placement, Round, View
+from control_plane.fleet_views import server_of
 from fairlead.engine.v1 import engine_pb2
 from model_units.cost import CostProfile
 from model_units.units import MILLI_PER_REPLICA_SECOND
@@ -37,8 +38,6 @@ _SETTLE_S: Final = 0.1
 # where reports come every 2 s; here they are asked for in the round, and in between only now and then.
 _JUDGE_S: Final = 0.5
 _ASK_S: Final = 5.0
-
-_LIVES: Final = {engine_pb2.REPLICA_STATE_READY: Life.OPEN, engine_pb2.REPLICA_STATE_DRAINING: Life.LEAVING}
 
 
 class Sharded(NamedTuple):
@@ -165,9 +164,10 @@ class Sharder:
     def _round(self, model_id: str, *, balance: bool) -> None:
         model, previous = self._models[model_id], self._placements.get(model_id)
         servers = [
-            Server(record.replica_id, record.slot, Rate(record.capacity_milli_mu_per_minute), _LIVES[record.state])
-            for _, record in sorted(self._registry.records.items())
-            if record.model_id == model_id and record.state in _LIVES and record.replica_id not in self._dead
+            server
+            for replica_id, record in sorted(self._registry.records.items())
+            if record.model_id == model_id and replica_id not in self._dead
+            if (server := server_of(record)) is not None
         ]
         if previous is not None:
             named = previous.members()

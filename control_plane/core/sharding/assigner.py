@@ -24,7 +24,7 @@ from control_plane.core.sharding.cuts import Cut, cut
 from control_plane.core.sharding.deaths import FROZEN_S, Crash, Deaths
 from control_plane.core.sharding.demand import Demand, DemandBook
 from control_plane.core.sharding.draft import Draft, Piece
-from control_plane.core.sharding.pieces import loads_of, pieces_of, seed
+from control_plane.core.sharding.pieces import pieces_of, seed
 from control_plane.core.sharding.pull import Pulls
 from control_plane.core.sharding.sizes import SHRINK_AFTER_S, SIZE_MIN, limit, shrunk, size
 from control_plane.core.sharding.values import (
@@ -76,8 +76,7 @@ class Assigner:
         before = _before(previous)
         cuts = self._cuts(view, demand, before, regular)
         firsts = [each.first_key for each in cuts]
-        loads = loads_of(firsts, demand)
-        pieces = pieces_of(view, demand, cuts, loads, before, now_ms)
+        pieces = pieces_of(view, demand, cuts, before, now_ms)
         draft = Draft(view.servers, pieces, self._pulls.by_replica)
         happened = self._freeze(draft, firsts, demand, now_ms)
         lost = seed(draft, before)
@@ -95,10 +94,7 @@ class Assigner:
         if previous is not None and _same(slices, previous.slices):
             return Round(None, tuple(happened), demand.reported, slice_loads)
         moves = draft.moves() if previous is not None else []
-        generation = Generation(
-            previous.generation.incarnation if previous else incarnation,
-            max(now_ms, previous.generation.number + 1) if previous else max(0, now_ms),
-        )
+        generation = previous.generation.successor(now_ms) if previous else Generation(incarnation, max(0, now_ms))
         seats = {server.replica_id: server.seat for server in draft.servers}
         named = sorted({replica_id for each in slices for replica_id in each.replica_ids})
         placement = Placement(

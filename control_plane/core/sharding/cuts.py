@@ -71,8 +71,7 @@ def cut(
     if not names:
         return [Cut(0, "")]
     starts = sorted(names)
-    ends = [*starts[1:], KEYS]
-    loads = [demand.load(first, end) for first, end in zip(starts, ends, strict=True)]
+    loads = demand.loads(starts)
     wanted = [
         max(load, sum(reserved.get(name, 0) for name in names[first]))
         for first, load in zip(starts, loads, strict=True)
@@ -84,11 +83,10 @@ def cut(
         kept = sorted({0, *warmest})
         names = _joined(starts, kept, names)
         starts = [starts[at] for at in kept]
-        ends = [*starts[1:], KEYS]
         wanted = [0.0] * len(starts)  # there are too many already: nobody is cut further
     cuts: list[Cut] = []
     room, before = slices_max - len(starts), [each.first_key for each in previous]
-    for first, end, load in zip(starts, ends, wanted, strict=True):
+    for first, end, load in zip(starts, [*starts[1:], KEYS], wanted, strict=True):
         owners = names[first]
         tenant_id = next(iter(owners)) if len(owners) == 1 else ""
         cuts.append(Cut(0 if not cuts else first, tenant_id))

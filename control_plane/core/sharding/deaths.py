@@ -69,6 +69,6 @@ class Deaths:
                 victims.setdefault(place, set()).add(crash.replica_id)
         shared = {place: tuple(sorted(ids)) for place, ids in victims.items() if len(ids) > 1}
         total = sum(demand.rates)
-        ends = [*firsts[1:], 1 << 64]
-        guilty = sum(demand.load(firsts[place], ends[place]) for place in shared)
+        loads = demand.loads(firsts)
+        guilty = sum(loads[place] for place in shared)
         return shared if total > 0.0 and guilty <= GUILTY_SHARE * total else {}

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from common.shard_map import KEYS
 from control_plane.core.sharding.values import KeyLoad, Server, View
 from model_units.units import REPLICA_CAPACITY
 
@@ -48,6 +49,10 @@ class Demand:
     def load(self, first_key: int, end_key: int) -> float:
         """Load of the keys from `first_key` to one before `end_key`, mMU per minute."""
         return sum(self.rates[bisect_left(self.parts, first_key) : bisect_left(self.parts, end_key)])
+
+    def loads(self, firsts: Sequence[int]) -> list[float]:
+        """Load of every slice, mMU per minute, by the slices' first keys, rising: each ends where the next begins."""
+        return [self.load(first, end) for first, end in zip(firsts, [*firsts[1:], KEYS], strict=True)]
 
     def within(self, first_key: int, end_key: int) -> Iterable[tuple[int, float]]:
         """First key and load of every part that begins in the range, rising."""

@@ -13,16 +13,10 @@ from control_plane.core.sharding.draft import Draft, Piece
 from control_plane.core.sharding.values import Slice, View
 
 
-def loads_of(firsts: Sequence[int], demand: Demand) -> list[float]:
-    """Load of every slice, mMU per minute, by the slices' first keys."""
-    return [demand.load(first, end) for first, end in zip(firsts, [*firsts[1:], KEYS], strict=True)]
-
-
-def pieces_of(
-    view: View, demand: Demand, cuts: Sequence[Cut], loads: Sequence[float], before: Sequence[Slice], now_ms: int
-) -> list[Piece]:
+def pieces_of(view: View, demand: Demand, cuts: Sequence[Cut], before: Sequence[Slice], now_ms: int) -> list[Piece]:
     """The slices of this round, nobody serving them yet."""
     firsts = [each.first_key for each in cuts]
+    loads = demand.loads(firsts)
     old_firsts = [each.first_key for each in before]
     warm: dict[int, dict[int, int]] = {}
     places = {server.replica_id: at for at, server in enumerate(sorted(view.servers, key=lambda s: s.replica_id))}
