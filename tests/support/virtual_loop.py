@@ -7,6 +7,8 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from common.clock import NS_PER_S, MonotonicNs, WallNs
+
 T = TypeVar("T")
 
 
@@ -38,6 +40,18 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def stall(self, seconds: float) -> None:
         """Time passes in which the loop does nothing, as when the process is not scheduled."""
         self._jumping.now_s += seconds
+
+
+class LoopClock:
+    """The time of the loop that runs the caller."""
+
+    def monotonic_ns(self) -> MonotonicNs:
+        """See Clock."""
+        return MonotonicNs(round(asyncio.get_running_loop().time() * NS_PER_S))
+
+    def wall_ns(self) -> WallNs:
+        """See Clock."""
+        return WallNs(self.monotonic_ns())
 
 
 def run_virtually(main: Coroutine[Any, Any, T]) -> T:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from common.clock import Clock, FakeClock, SystemClock
+from common.clock import Clock, SystemClock
 from engines.agent.dispatcher import Dispatcher
 from engines.agent.job import Job
 from engines.agent.notices import Notices
@@ -29,7 +29,7 @@ from simulation.arrivals import Workloads
 from simulation.fleet import Simulation
 from simulation.scenario import ModelSpec, Settings, TenantSpec, make_scenario
 from simulation.traces import SimRequest, Workload
-from tests.support.virtual_loop import run_virtually
+from tests.support.virtual_loop import LoopClock, run_virtually
 
 # Llama 3.1 70B on four H100: its steps are long beside what an event loop is late by, and the recorded rate loads it by
 # half. No request is made slower or faster than it was recorded.
@@ -164,7 +164,7 @@ def test_without_a_machine_in_the_way_both_agree_to_a_thousandth() -> None:
     """
     requests = recorded(60.0, keep_every=1)
     assert 0.4 < load_of(requests, 60.0) < 0.7
-    served = run_virtually(serve(requests, FakeClock()))
+    served = run_virtually(serve(requests, LoopClock()))
     figures = compared(served, requests)
     assert all(abs(off) < 1e-3 for _, _, off in figures.values()), figures
 
