@@ -11,6 +11,7 @@ from common.clock import FakeClock
 from data_plane.router.config import RouterConfig
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.holds import Hold
+from data_plane.router.core.retry import FLOOR_RETRIES
 from data_plane.router.exchange import TRIES_KEPT_MAX, Call, Delta, Event, Finished
 from data_plane.router.flow import Exchange
 from fairlead.errors import (
@@ -165,14 +166,15 @@ async def test_a_request_above_the_burst_is_too_small_a_quota() -> None:
 
 async def test_a_replica_that_fails_before_the_first_token_is_replaced_unseen() -> None:
     """The client sees one clean answer; the failed replica is not asked twice; one settlement."""
-    lab = RouterLab(["r1", "r2"])
+    lab = RouterLab(["r1", "r2"], clock=FakeClock())
     lab.upstream.scripts["r1"] = Script(fail_before=LOST)
-    for _ in range(4):
+    lab.router.fleet.get("r2").load.dispatch(10**6, 0, lab.clock.monotonic_ns())  # type: ignore[union-attr]  # r1 first
+    for done in range(FLOOR_RETRIES):
         text, _, exchange = await run(lab)
         assert text == "Hello world"
         assert exchange.receipt.replica_id == "r2"
-    assert 1 <= sum(replica_id == "r1" for replica_id, _, _ in lab.upstream.calls) <= 4
-    assert outcomes(lab) == {("completed", ""): 4}
+        assert [replica_id for replica_id, _, _ in lab.upstream.calls[2 * done :]] == ["r1", "r2"]
+    assert outcomes(lab) == {("completed", ""): FLOOR_RETRIES}
     assert lab.received_equals_finished()
 
 
