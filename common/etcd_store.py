@@ -22,7 +22,8 @@ T = TypeVar("T")
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the type stubs
 
 # etcd refuses client pings more often than every 5 s (--grpc-keepalive-min-time); a frozen server is noticed after
-# time + timeout on idle streams, and after call_timeout_s by every call.
+# time + timeout on idle streams, and after call_timeout_s by every call. What is called the least time between attempts
+# to connect is also how long the first one may take; a connection that is refused is tried again after the initial one.
 _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 6_000),
     ("grpc.keepalive_timeout_ms", 3_000),
@@ -30,7 +31,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
 )
 
 

@@ -93,7 +93,8 @@ def channel_options(tls: Tls | None) -> list[tuple[str, str | int]]:
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
         # A router that restarts is back within a second: grpcio's own 1 s ... 120 s would outlast it many times.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # So long may the first attempt to connect take: TCP, TLS and HTTP/2 are several round trips of a far client.
+        ("grpc.min_reconnect_backoff_ms", 2_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Notices a router that is frozen or cut off while a stream waits; grpcio needs all four for that.
         ("grpc.keepalive_time_ms", 10_000),
