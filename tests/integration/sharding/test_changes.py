@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from common import keys
 from common.shard_map import ShardMap, shard_key
 from tests.integration.router.processes import AUTH, Process
 from tests.integration.router.traffic import request
@@ -15,7 +16,7 @@ from tests.integration.sharding.fleet import READY_S, Fleet, Traffic, decision, 
 from tests.support.router_lab import TENANT
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 ROUTER_S = 3.0
 ASSIGNMENT_S = 10.0
@@ -54,14 +55,14 @@ async def test_a_standby_takes_the_sharder_over(serving: Serving) -> None:
     a replica that died with it leaves, and nothing else changes."""
     fleet = serving.fleet
     before = await fleet.wait_assigned(REPLICAS)
-    fleet.start_control("control-2")
-    await eventually(lambda: fleet.store.get("/fairlead/v1/services/control-plane/control-2"), 30.0, "the standby")
+    standby = serving.another_control()
+    await eventually(lambda: fleet.store.get(keys.service("control-plane", standby.name)), READY_S, "the standby")
     victim, process = next(iter((await replica_processes(serving)).items()))
     serving.control.kill()
     killed_s = time.monotonic()
 
     async def led() -> bool:
-        return await fleet.sharder() == "control-2"
+        return await fleet.sharder() == standby.name
 
     await eventually(led, TAKEOVER_S, "the standby leads")
     print(f"takeover of the sharder: {time.monotonic() - killed_s:.1f} s from SIGKILL")
@@ -77,11 +78,11 @@ async def test_a_standby_takes_the_sharder_over(serving: Serving) -> None:
 async def test_a_rolling_restart_loses_no_request(serving: Serving) -> None:
     """Every replica is ended by SIGTERM and replaced, one after the other, under traffic through two routers: no
     request fails, and less than 1 % reach a replica outside of their subset."""
-    fleet, other = serving.fleet, await serving.another_router("router-2")
+    fleet, other = serving.fleet, await serving.another_router()
     victims = await replica_processes(serving)
+    misrouted = -await fleet.misrouted()
     async with Traffic([serving.router, other], per_s=30.0) as traffic:
         await traffic.flows()
-        misrouted = 0.0
         for number, (victim, process) in enumerate(victims.items()):
             fleet.start_agent(f"agent-new-{number}")
             await fleet.wait_replicas(REPLICAS + 1)
@@ -106,7 +107,7 @@ async def gone(fleet: Fleet, victim: str) -> bool:
 async def test_requests_stay_in_their_subset_and_explain_says_so(serving: Serving) -> None:
     """In quiet times no request leaves the subset of its key at either router, both routers read the same assignment,
     and a decision names candidates of that subset with the winner among them."""
-    other = await serving.another_router("router-2")
+    other = await serving.another_router()
     async with Traffic([serving.router, other]) as traffic:
         await traffic.flows(150)
     assert not traffic.errors

@@ -11,7 +11,7 @@ from tests.integration.sharding.conftest import REPLICAS, Serving
 from tests.integration.sharding.fleet import Traffic, by_key, held, strays, subsets
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 
 async def forgotten(serving: Serving) -> dict[int, tuple[str, ...]]:
@@ -31,7 +31,7 @@ async def test_a_new_router_learns_the_subsets_from_its_neighbours(serving: Serv
     """With the control plane killed and the assignment deleted from the store, a new router routes by the same subsets:
     it has them from agents and routers, and both routers send every session to the same few replicas."""
     before = await forgotten(serving)
-    other = await serving.another_router("router-2")
+    other = await serving.another_router()
 
     async def same() -> bool:
         return [subsets(each) for each in await held(other.grpc_address) if each.model_id == MODEL] == [before]
@@ -53,7 +53,7 @@ async def test_a_new_sharder_learns_before_it_assigns(serving: Serving) -> None:
     assert old is not None
     before = await forgotten(serving)
     async with Traffic([serving.router]) as traffic:
-        serving.fleet.start_control("control-2")
+        serving.another_control()
         assigned = await serving.fleet.wait_assigned(REPLICAS)
         stored = await serving.fleet.stored()
         assert stored is not None
@@ -79,7 +79,7 @@ async def test_an_older_assignment_in_the_store_is_overruled(serving: Serving) -
     newest = await fleet.stored()
     assert newest is not None
     await fleet.store.put(keys.assignment(MODEL), first.SerializeToString())
-    fleet.start_control("control-2")
+    serving.another_control()
 
     async def recovered() -> bool:
         stored = await fleet.stored()
