@@ -20,6 +20,7 @@ from tests.faults.load import ask
 from tests.faults.network import Loopback, Namespaces
 from tests.faults.processes import LabProcess, Service
 from tests.faults.tenants import KEYS, MODEL, QUOTAS, STEADY
+from tests.support.etcd import PatientStore
 from tests.support.ports import free_port
 from tests.support.router_lab import PEPPER, api_key
 from tests.support.waiting import eventually
@@ -153,7 +154,7 @@ class Lab:
     @asynccontextmanager
     async def store(self) -> AsyncIterator[EtcdStore]:
         """A client of the lab's etcd."""
-        store = EtcdStore(self.etcd.endpoint)
+        store = PatientStore(self.etcd.endpoint)
         try:
             yield store
         finally:

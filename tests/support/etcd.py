@@ -1,16 +1,25 @@
-"""A real etcd server for tests."""
+"""A real etcd server for tests, and a client of it that waits for it."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
+from common.etcd_store import EtcdStore
+from common.store import Entry, Listing
+from fairlead.errors import UnavailableError
 from tests.support.ports import free_port
+from tests.support.waiting import PROCESS_START_S
+
+T = TypeVar("T")
 
 
 class EtcdServer:
@@ -32,7 +41,7 @@ class EtcdServer:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, timeout_s: float = 20.0) -> None:
+    def start(self, timeout_s: float = PROCESS_START_S) -> None:
         """Starts the server on its data and returns when it is healthy."""
         beside = Path(sys.executable).with_name("etcd")
         binary = shutil.which("etcd") or str(beside)
@@ -64,3 +73,35 @@ class EtcdServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+class PatientStore(EtcdStore):
+    """The store as a test itself reads and writes it: where etcd does not answer for a moment, it asks again."""
+
+    async def get(self, key: str) -> Entry | None:
+        """See Store."""
+        return await _patiently(lambda: EtcdStore.get(self, key))
+
+    async def list(self, prefix: str) -> Listing:
+        """See Store."""
+        return await _patiently(lambda: EtcdStore.list(self, prefix))
+
+    async def put(self, key: str, value: bytes, *, lease_id: int = 0) -> int:
+        """See Store."""
+        return await _patiently(lambda: EtcdStore.put(self, key, value, lease_id=lease_id))
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeats a call that may be made twice until etcd answers it.
+
+    Raises:
+        UnavailableError: It does not within the time a process may take to start.
+    """
+    deadline = time.monotonic() + PROCESS_START_S
+    while True:
+        try:
+            return await call()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.2)

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -17,6 +17,9 @@ from engines.engine import EngineRequest, Prompt, Sampling, TokenBatch
 from engines.triton.adapter import TritonEngine, TritonSettings
 from engines.triton.environment import TritonEnvironmentError, default_directory, open_environment
 from engines.triton.guard import SHARED_MEMORY
+
+TRITON_START_S: Final = 180.0
+"""A Triton with the tiny model has started by then: 5 to 8 s, and 45 s on a machine that was lent little of itself."""
 
 
 def require_triton() -> None:
@@ -36,7 +39,7 @@ async def running_engine(folder: Path, **settings: Any) -> AsyncIterator[TritonE
         settings: Fields of TritonSettings that differ from their defaults.
     """
     require_triton()
-    engine = TritonEngine(TritonSettings(work_directory=folder, **settings))
+    engine = TritonEngine(TritonSettings(**{"work_directory": folder, "start_timeout_s": TRITON_START_S, **settings}))
     await engine.start()
     try:
         yield engine

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from common import keys
-from common.etcd_store import EtcdStore
 from data_plane.autoscaler.drains import drain
 from data_plane.autoscaler.local_process import LocalProcessActuator
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
-from tests.support.etcd import EtcdServer
+from tests.support.etcd import EtcdServer, PatientStore
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,7 +33,7 @@ class Room:
     """
 
     def __init__(self, etcd: EtcdServer, folder: Path) -> None:
-        self.store = EtcdStore(etcd.endpoint)
+        self.store = PatientStore(etcd.endpoint)
         self.folder = folder
         self._endpoint = etcd.endpoint
         self._autoscalers: list[subprocess.Popen[bytes]] = []

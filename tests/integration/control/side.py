@@ -14,15 +14,14 @@ import grpc
 import grpc.aio
 
 from common import keys
-from common.etcd_store import EtcdStore
 from common.rpc import channel
 from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
 from fairlead.capacity.v1 import capacity_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError, from_rpc_error
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
-from tests.support.etcd import EtcdServer
-from tests.support.waiting import eventually
+from tests.support.etcd import EtcdServer, PatientStore
+from tests.support.waiting import PROCESS_START_S, eventually
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 TOKEN = "a-token-for-tests-only"
@@ -78,7 +77,7 @@ class Side:
 
     def __init__(self, etcd: EtcdServer, folder: Path) -> None:
         self.etcd = etcd
-        self.store = EtcdStore(etcd.endpoint)
+        self.store = PatientStore(etcd.endpoint)
         self._folder = folder
         self._processes: list[Process] = []
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -104,7 +103,7 @@ class Side:
             entry = await self.store.get(keys.service(service, name))
             return entry is not None
 
-        await eventually(registered, 30.0, f"{name} registered")
+        await eventually(registered, PROCESS_START_S, f"{name} registered")
         assert entry is not None
         return admin_pb2.ServiceInstance.FromString(entry.value)
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import grpc.aio
 
 from common import keys
-from common.etcd_store import EtcdStore
 from common.rpc import channel
 from common.store import Store
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
 from fairlead.inference.v1 import inference_pb2
-from tests.support.waiting import eventually
+from tests.support.etcd import PatientStore
+from tests.support.waiting import PROCESS_START_S, eventually
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 MODEL = "sim-8b"
@@ -92,7 +92,7 @@ class AgentProcess:
         return next((replica for replica in replicas if replica.agent_pid == self.process.pid), None)
 
     async def wait_state(
-        self, *states: engine_pb2.ReplicaState.ValueType, restarts: int = 0, timeout_s: float = 20.0
+        self, *states: engine_pb2.ReplicaState.ValueType, restarts: int = 0, timeout_s: float = PROCESS_START_S
     ) -> engine_pb2.Replica:
         """Waits until the record shows one of the states, after that many engine restarts."""
 
@@ -158,7 +158,7 @@ class AgentProcess:
 
     async def stopped(self) -> int:
         """Waits for its end; returns the exit code."""
-        return await asyncio.to_thread(self.process.wait, 30)
+        return await asyncio.to_thread(self.process.wait, PROCESS_START_S)
 
     async def close(self) -> None:
         """Ends it, by force if it does not end by itself."""
@@ -178,13 +178,15 @@ class AgentProcess:
 
 
 @asynccontextmanager
-async def agent(endpoint: str, *arguments: str, wait: bool = True) -> AsyncIterator[AgentProcess]:
+async def agent(
+    endpoint: str, *arguments: str, wait: bool = True, start_s: float = PROCESS_START_S
+) -> AsyncIterator[AgentProcess]:
     """Starts an agent, waits until it is READY, and ends it after the test."""
-    store = EtcdStore(endpoint)
+    store = PatientStore(endpoint)
     process = AgentProcess(store, endpoint, *arguments)
     try:
         if wait:
-            await process.wait_state(READY, timeout_s=60.0)
+            await process.wait_state(READY, timeout_s=start_s)
         yield process
     finally:
         await process.close()

@@ -11,13 +11,12 @@ import grpc.aio
 import pytest
 
 from common import keys
-from common.etcd_store import EtcdStore
 from common.shard_map import shard_key
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import Reason, from_rpc_error
 from fairlead.sharding.v1 import sharding_pb2, sharding_pb2_grpc
 from tests.integration.engines.agent_process import MODEL, AgentProcess, agent, request
-from tests.support.etcd import EtcdServer
+from tests.support.etcd import EtcdServer, PatientStore
 from tests.support.waiting import eventually
 
 RELEASE_MAX_S = 3.0
@@ -39,7 +38,7 @@ async def exchange(replica: AgentProcess, *handed: sharding_pb2.Assignment) -> s
 
 
 async def write(etcd: EtcdServer, what: sharding_pb2.Assignment) -> None:
-    store = EtcdStore(etcd.endpoint)
+    store = PatientStore(etcd.endpoint)
     await store.put(keys.assignment(MODEL), what.SerializeToString())
     await store.close()
 

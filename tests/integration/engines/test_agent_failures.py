@@ -12,7 +12,7 @@ from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import Reason, from_rpc_error
 from tests.integration.engines.agent_process import CHECKOUT, READY, agent, request
 from tests.support.etcd import EtcdServer
-from tests.support.waiting import eventually
+from tests.support.waiting import PROCESS_START_S, eventually
 
 UNHEALTHY = engine_pb2.REPLICA_STATE_UNHEALTHY
 # Short enough for a test, long enough for a busy two-core machine.
@@ -143,7 +143,7 @@ async def test_bad_settings_end_it_with_the_reason(arguments: tuple[str, ...], n
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "engines", *arguments, cwd=CHECKOUT, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PROCESS_START_S):
         _, stderr = await process.communicate()
     assert process.returncode in (1, 2)
     assert named in stderr.decode()

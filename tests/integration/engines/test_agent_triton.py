@@ -12,7 +12,7 @@ import pytest
 from fairlead.errors import Reason, from_rpc_error
 from tests.integration.engines.agent_process import READY, agent, request
 from tests.support.etcd import EtcdServer
-from tests.support.triton import require_triton
+from tests.support.triton import TRITON_START_S, require_triton
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.triton
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.triton
 async def test_a_killed_triton_is_replaced_and_cancelling_stops_it(shared_etcd: EtcdServer) -> None:
     """Proves that the agent does for a real engine what it does for the simulated one: stream, cancel, replace."""
     require_triton()
-    async with agent(shared_etcd.endpoint, "--engine=triton") as replica:
+    async with agent(shared_etcd.endpoint, "--engine=triton", start_s=TRITON_START_S) as replica:
         killed_pid = replica.replica.engine_pid
         assert killed_pid not in (0, replica.process.pid)
         assert replica.replica.prefix_cache
@@ -42,7 +42,7 @@ async def test_a_killed_triton_is_replaced_and_cancelling_stops_it(shared_etcd: 
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await broken.rest()
         assert from_rpc_error(raised.value).reason in (Reason.ENGINE_FAILED, Reason.REPLICA_LOST)
-        record = await replica.wait_state(READY, restarts=1, timeout_s=60.0)
+        record = await replica.wait_state(READY, restarts=1, timeout_s=TRITON_START_S)
         assert record.engine_pid not in (0, killed_pid)
         assert sum(message.output_tokens for message in await replica.generate(request(max_tokens=4))) == 4
         metrics = await asyncio.to_thread(replica.metrics)

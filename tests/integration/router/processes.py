@@ -17,14 +17,13 @@ from pathlib import Path
 import grpc.aio
 
 from common import keys
-from common.etcd_store import EtcdStore
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.inference.v1 import inference_pb2_grpc
-from tests.support.etcd import EtcdServer
+from tests.support.etcd import EtcdServer, PatientStore
 from tests.support.ports import free_port
 from tests.support.router_lab import KEY, PEPPER, TENANT, api_key
-from tests.support.waiting import eventually
+from tests.support.waiting import PROCESS_START_S, eventually
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 MODEL = "sim-8b"
@@ -61,7 +60,7 @@ class Process:
         """Sends a signal."""
         self._process.send_signal(number)
 
-    async def stopped(self, timeout_s: float = 30.0) -> int:
+    async def stopped(self, timeout_s: float = PROCESS_START_S) -> int:
         """Waits for its end; returns the exit code."""
         return await asyncio.to_thread(self._process.wait, timeout_s)
 
@@ -84,7 +83,7 @@ class Platform:
     def __init__(self, etcd: EtcdServer, folder: Path) -> None:
         self.etcd = etcd
         self.folder = folder
-        self.store = EtcdStore(etcd.endpoint)
+        self.store = PatientStore(etcd.endpoint)
         self.processes: list[Process] = []
         self._common = ["--etcd-endpoint", etcd.endpoint]
         (folder / "pepper").write_bytes(PEPPER)
@@ -145,7 +144,7 @@ class Platform:
             states = [replica.state for replica in await self.replicas()]
             return states.count(engine_pb2.REPLICA_STATE_READY) == count
 
-        await eventually(ready, 30.0, f"{count} replicas")
+        await eventually(ready, PROCESS_START_S, f"{count} replicas")
         return await self.replicas()
 
     async def close(self) -> None:
@@ -193,7 +192,7 @@ class RouterProcess(Process):
         except (urllib.error.URLError, OSError):
             return False
 
-    async def wait_ready(self, timeout_s: float = 20.0) -> None:
+    async def wait_ready(self, timeout_s: float = PROCESS_START_S) -> None:
         """Waits for /readyz."""
         await eventually(lambda: asyncio.to_thread(self.ready), timeout_s, f"{self.name} ready")
 
