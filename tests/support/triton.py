@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -43,8 +44,16 @@ async def running_engine(folder: Path, **settings: Any) -> AsyncIterator[TritonE
     await engine.start()
     try:
         yield engine
+    except BaseException:
+        sys.stderr.write(log_of(folder))
+        raise
     finally:
         await engine.stop()
+
+
+def log_of(folder: Path) -> str:
+    """The end of the log of a Triton with its files below `folder`."""
+    return "\n".join(path.read_text(errors="replace")[-3_000:] for path in sorted(folder.glob("**/triton.log")))
 
 
 _counter = iter(range(1, 1_000_000))
