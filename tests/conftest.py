@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.etcd import EtcdServer
+
+# How long an example takes says more about the machine than about what is tested.
+settings.register_profile(
+    "any-machine", settings(settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+)
+settings.load_profile("any-machine")
 
 TESTS = Path(__file__).resolve().parent
 # Rooms whose files take minutes; all others follow, so that whoever is done early still finds small files to run.

@@ -17,6 +17,7 @@ from fairlead.sharding.v1 import sharding_pb2_grpc
 from tests.support.fake_platform.control import FakeControlPlane
 from tests.support.fake_platform.explain import ControlDecisions, RouterDecisions
 from tests.support.fake_platform.router import FakeRouter
+from tests.support.waiting import PROCESS_START_S
 
 
 class FakePlatform:
@@ -34,14 +35,14 @@ class FakePlatform:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(20), "the fake platform did not start"
+        assert self._ready.wait(PROCESS_START_S), "the fake platform did not start"
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join(20)
+        self._thread.join(PROCESS_START_S)
 
     def set_event(self, event: asyncio.Event) -> None:
         """Sets an event of the fake's own loop from any thread."""
