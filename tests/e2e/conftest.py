@@ -1,19 +1,20 @@
-"""A platform shared by the end-to-end tests that do not break it."""
+"""A platform shared by the end-to-end tests of a file that do not break it."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.e2e.make_run import MakeRun
 
 
-def _run(folder: Path, **options: object) -> Iterator[MakeRun]:
-    run = MakeRun(folder / "run", **options)
+@pytest.fixture(scope="module")
+def sim_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRun]:
+    """Everything, on two simulated replicas."""
+    run = MakeRun(tmp_path_factory.mktemp("sim") / "run", engine="sim", replicas=2)
     try:
         asyncio.run(run.serving())
         yield run
@@ -23,9 +24,3 @@ def _run(folder: Path, **options: object) -> Iterator[MakeRun]:
             asyncio.run(run.ends())
         finally:
             run.kill()
-
-
-@pytest.fixture(scope="session")
-def sim_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeRun]:
-    """Everything, on two simulated replicas."""
-    yield from _run(tmp_path_factory.mktemp("sim"))

@@ -1,4 +1,4 @@
-"""The README's five-minute tour, executed."""
+"""What leaves a platform whole, on one of them: the README's five-minute tour, executed, and the real openai client."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.e2e.make_run import ROOT, MakeRun
@@ -63,3 +64,27 @@ async def test_prices_are_measured_and_taken_back_and_a_scenario_runs(sim_platfo
     assert "PROFILE_ACTIVATED" in done.stdout
     for name in ("calibration.html", "simulation.html"):
         assert (tmp_path / name).read_text().lower().startswith("<!doctype html>"), name
+
+
+async def test_the_openai_client_streams_and_lists(sim_platform: MakeRun) -> None:
+    """An unmodified openai client lists models, streams a chat with usage and cost, and gets typed errors."""
+    facts = sim_platform.document()
+    tenant = facts["tenants"]["acme"]
+    async with openai.AsyncOpenAI(api_key=tenant["key"], base_url=facts["http"] + "/v1", max_retries=0) as client:
+        assert [model.id async for model in client.models.list()] == [tenant["model"]]
+        stream = await client.chat.completions.create(
+            model=tenant["model"],
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=12,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = [chunk async for chunk in stream]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        usage = chunks[-1].usage
+        assert usage is not None
+        assert 0 < usage.completion_tokens <= 12
+        assert (usage.model_extra or {})["fairlead"]["settled_milli_mu"] > 0
+        with pytest.raises(openai.NotFoundError) as refused:
+            await client.chat.completions.create(model="nobody", messages=[{"role": "user", "content": "Hello"}])
+        assert refused.value.code == "model_not_found"
