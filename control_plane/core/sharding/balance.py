@@ -132,7 +132,7 @@ def _worth(
     amount = piece.planned if idle else piece.load
     capacities = draft.capacities
     weights = draft.weights
-    inside = sum(float(weights[member]) for member in piece.members)
+    inside = draft.inside(piece)
     after = inside - float(weights[hot] - weights[cold])
     worth = 0.0
     for member in sorted(piece.members | {cold}):

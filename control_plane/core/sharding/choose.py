@@ -39,7 +39,7 @@ def newcomer(draft: Draft, piece: Piece) -> int | None:
         return int(outside[0]) if len(outside) else None
     capacities, planned = draft.capacities[outside], draft.planned[outside]
     weights = draft.weights[outside]
-    inside = sum(draft.weights[member] for member in piece.members)
+    inside = draft.inside(piece)
     after = planned / capacities + piece.planned * weights / (inside + weights) / capacities
     place = min(FEASIBLE_MIN, len(outside)) - 1
     border = max(draft.mean_planned, np.partition(after, place)[place])

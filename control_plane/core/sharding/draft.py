@@ -100,6 +100,9 @@ class Draft:
         self.measured = np.zeros(len(self.servers))
         self.open_capacity = float(self.capacities[self.open].sum())
         self._steps: list[_Step] = []
+        # The same as numbers of Python, and of every slice the sum over its replicas: both are asked for all the time.
+        self._weights: list[float] = self.weights.tolist()
+        self._inside = [0.0] * len(pieces)
         self._open_set = frozenset(self.open)
         self._open_mask = np.zeros(len(self.servers), dtype=bool)
         self._open_mask[self.open] = True
@@ -128,14 +131,19 @@ class Draft:
         piece.members = set(members)
         self.serves[list(piece.members), piece.at] = True
         self.sizes[piece.at] = len(piece.members)
+        self._inside[piece.at] = sum([self._weights[member] for member in piece.members])
         self._count(piece, 1.0)
+
+    def inside(self, piece: Piece) -> float:
+        """Sum of the weights of a slice's replicas."""
+        return self._inside[piece.at]
 
     def share(self, piece: Piece, at: int, load: float) -> float:
         """What one of a slice's replicas, or one that would join it, serves of a load of it, mMU per minute."""
-        weight = sum(self.weights[member] for member in piece.members)
+        weight = self._inside[piece.at]
         if at not in piece.members:
-            weight += self.weights[at]
-        return float(load * self.weights[at] / weight)
+            weight += self._weights[at]
+        return load * self._weights[at] / weight
 
     def join(self, piece: Piece, at: int, cause: Cause, gone_id: str = "") -> None:
         """A replica comes to a slice.
@@ -194,12 +202,13 @@ class Draft:
             piece.members.add(came)
             self.serves[came, piece.at] = True
         self.sizes[piece.at] = len(piece.members)
+        self._inside[piece.at] = sum([self._weights[member] for member in piece.members])
         self._count(piece, 1.0)
 
     def _count(self, piece: Piece, sign: float) -> None:
-        weight = sum([self.weights[member] for member in piece.members])
+        weight = self._inside[piece.at]
         for member in piece.members:
-            part = sign * self.weights[member] / weight
+            part = sign * self._weights[member] / weight
             self.planned[member] += part * piece.planned
             self.measured[member] += part * piece.load
 
