@@ -16,7 +16,7 @@ from common.etcd_store import EtcdStore
 from fairlead.admin.v1 import admin_pb2
 from fairlead.admin.v1.usage_pb2 import UsageTable
 from tests.faults.books import RouterBooks, router_books, value
-from tests.faults.load import ask
+from tests.faults.load import ask, saved_milli_mu
 from tests.faults.network import Loopback, Namespaces
 from tests.faults.processes import LabProcess, Service
 from tests.faults.tenants import KEYS, MODEL, QUOTAS, STEADY
@@ -34,6 +34,9 @@ START_S = 150.0
 LOOK_S = 0.15
 LEAST_SHARE = 0.4
 """Part of an equal share of the steady quota, of which a quarter is used: what each router has before a fault."""
+SAVED_MIN_MILLI_MU, SAVE_S = 20, 2.0
+"""Two requests' worth that each router's bucket holds before a fault, and how long it may fill: at the least share
+it gets 13 mMU a second and holds 67."""
 
 _GRPC_PORT, _OPS_PORT, _ETCD_PORT, _ETCD_PEER_PORT = 7000, 9000, 2379, 2380
 
@@ -186,7 +189,7 @@ class Lab:
         await self.wait_settled()
 
     async def wait_settled(self) -> None:
-        """Returns when all is well and every router has a lease worth having.
+        """Returns when all is well and every router has a lease worth having, and something saved up by it.
 
         One that was just started has next to nothing as long as its predecessor's leases run, and until it is asked.
         """
@@ -199,6 +202,10 @@ class Lab:
                 page = await asyncio.to_thread(router.metrics)
                 if value(page, "fairlead_router_lease_milli_mu_per_minute", tenant=STEADY) < enough:
                     await ask(STEADY, router.grpc_address)
+                    return False
+            for router in self.routers:
+                if await saved_milli_mu(STEADY, router.grpc_address) < SAVED_MIN_MILLI_MU:
+                    await asyncio.sleep(SAVE_S)
                     return False
             return True
 

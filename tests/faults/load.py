@@ -211,11 +211,20 @@ async def load(streams: Sequence[Stream]) -> AsyncIterator[History]:
 
 async def ask(tenant: str, address: str) -> bool:
     """Sends one request that nobody counts; returns whether it was answered."""
+    return await _answer(tenant, address) is not None
+
+
+async def saved_milli_mu(tenant: str, address: str) -> int:
+    """What a tenant can spend at once at a router, after one request that nobody counts; 0 if that was refused."""
+    answer = await _answer(tenant, address)
+    return 0 if answer is None else answer.cost.quota_left_milli_mu
+
+
+async def _answer(tenant: str, address: str) -> pb.GenerateResponse | None:
     metadata = (("authorization", f"Bearer {KEYS[tenant]}"),)
     async with _channel(address) as channel:
-        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        stub: inference_pb2_grpc.InferenceServiceAsyncStub = inference_pb2_grpc.InferenceServiceStub(channel)
         try:
-            await stub.Generate(request(), metadata=metadata, timeout=DEADLINE_S)
+            return await stub.Generate(request(), metadata=metadata, timeout=DEADLINE_S)
         except grpc.aio.AioRpcError:
-            return False
-    return True
+            return None
