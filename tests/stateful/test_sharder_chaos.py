@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median, quantiles
+from statistics import median
 
 import pytest
 
@@ -16,9 +16,9 @@ from control_plane.core.sharding.values import Cause, Life, Placement, Round, Vi
 from tests.support.sharder_driver import Driver, Rounds
 from tests.support.sharder_world import CAPACITY, PART_BITS, Demand, World, slice_at
 
-FLEETS = [(1, 60), (2, 120), (3, 240), (16, 420), (64, 160)]
+FLEETS = [(1, 60), (2, 140), (3, 300), (6, 240), (16, 200), (64, 60)]
 """Replicas, and rounds: a thousand in all."""
-TWIN_ROUNDS = 30
+TWIN_ROUNDS = 15
 """Of each fleet's rounds, so many are asked for in another order too."""
 SETTLING_ROUNDS = 24
 TENANTS = 64
@@ -76,14 +76,14 @@ def skew(driver: Driver) -> float:
 
 @pytest.mark.parametrize("unequal", [False, True], ids=["equal", "unequal"])
 def test_utilisation_is_even_while_tenants_change(unequal: bool) -> None:
-    """Over 100 rounds of drifting tenants and replaced replicas the busiest replica is at most 1.20 of the mean in the
-    median and 1.5 in 99 of 100, and balancing moves at most 5 % of the load in any round."""
+    """Over 60 rounds of drifting tenants and replaced replicas the busiest replica is at most 1.20 of the mean in the
+    median and never more than 1.5, and balancing moves at most 5 % of the load in any round."""
     driver = settled(16, unequal=unequal)
     world, skews, shares = driver.world, [], []
-    for number in range(100):
+    for number in range(60):
         for demand in world.tenants.values():
             demand.rate = max(1, round(demand.rate * world.random.lognormvariate(0.0, 0.02)))
-        if number % 40 == 20:
+        if number % 30 == 15:
             world.restart(world.random.choice(world.seats))
             driver.health()
         before = driver.causes[Cause.BALANCE] + driver.causes[Cause.OVERLAP]
@@ -91,7 +91,7 @@ def test_utilisation_is_even_while_tenants_change(unequal: bool) -> None:
         shares.append((driver.causes[Cause.BALANCE] + driver.causes[Cause.OVERLAP] - before) / world.total())
         skews.append(skew(driver))
     assert median(skews) <= 1.20
-    assert quantiles(skews, n=100)[98] <= 1.5
+    assert max(skews) <= 1.5
     assert max(shares) <= 0.06
     assert sum(shares) / len(shares) <= 0.01
 
