@@ -14,6 +14,7 @@ import pytest
 from aetcd import rpc
 
 from common import keys
+from common.etcd_store import EtcdStore
 from fairlead.errors import UnavailableError
 from tests.faults import checkers
 from tests.faults.disk import SmallDisk, missing_for_mounts
@@ -104,7 +105,9 @@ async def test_a_snapshot_written_in_place_is_caught(lab: Lab, small: tuple[Serv
 
 async def fill_store(lab: Lab, until: Callable[[Exception], bool]) -> None:
     """Writes until etcd takes no more for a reason that is looked for."""
-    async with lab.store() as store:
+    # Not the lab's patient store: a write that is refused is what is waited for.
+    store = EtcdStore(lab.etcd.endpoint)
+    try:
         for number in range(1_000):
             try:
                 await store.put(f"{keys.PREFIX}junk/{number}", CHUNK)
@@ -113,6 +116,8 @@ async def fill_store(lab: Lab, until: Callable[[Exception], bool]) -> None:
                     return
                 # A server that is busy or gone for a moment: what is looked for comes after it.
                 await asyncio.sleep(0.1)
+    finally:
+        await store.close()
     raise AssertionError("etcd took everything")
 
 
