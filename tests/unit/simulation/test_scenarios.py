@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from fairlead.cli import main as command
 from fairlead.errors import InvalidArgumentError
 from simulation.__main__ import main
 from simulation.arrivals import Workloads
@@ -103,12 +105,22 @@ def test_traffic_without_end_is_refused_before_the_run(tmp_path: Path, change: s
         Simulation(parse_scenario(text), Workloads(tmp_path))
 
 
-def test_usage_names_the_program_that_was_called() -> None:
+def test_usage_names_the_program_that_was_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Run by the command, the simulator calls itself as it was called; run as a module, by the module's name."""
-    command = ("-c", "from fairlead.cli import main; main()", "simulate")
-    for program, arguments in (("fairlead simulate", command), ("python -m simulation", ("-m", "simulation"))):
-        told = subprocess.check_output([sys.executable, *arguments, "--help"], text=True, timeout=60)
-        assert told.startswith(f"Usage: {program} [OPTIONS] SCENARIO\n")
+    # As Python itself runs a module: https://docs.python.org/3/library/runpy.html
+    as_module = functools.partial(runpy.run_module, "simulation", run_name="__main__", alter_sys=True)
+    monkeypatch.delitem(sys.modules, "simulation.__main__")  # this process has not begun yet
+    for program, arguments, run in (
+        ("fairlead simulate", ["fairlead", "simulate", "--help"], command),
+        ("python -m simulation", ["-m", "--help"], as_module),
+    ):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as end:
+            run()
+        assert not end.value.code
+        assert capsys.readouterr().out.startswith(f"Usage: {program} [OPTIONS] SCENARIO\n")
 
 
 def test_what_was_assumed_of_workloads_is_shown(tmp_path: Path) -> None:
@@ -194,12 +206,12 @@ def test_the_command(tmp_path: Path) -> None:
     path.write_text(GOOD)
     page = tmp_path / "report.html"
     runner = CliRunner()
-    done = runner.invoke(main, [str(path), "--duration-s", "4", "--seed", "2", "--report", str(page)])
+    done = runner.invoke(main, [str(path), "--duration-s", "2", "--seed", "2", "--report", str(page)])
     assert done.exit_code == 0, done.output
     assert "acme" in done.output
     assert "requests per minute" in done.output
     assert page.read_text().startswith("<!DOCTYPE html>")
-    done = runner.invoke(main, [str(path), "--duration-s", "4", "-o", "json", "--quiet"])
+    done = runner.invoke(main, [str(path), "--duration-s", "1", "-o", "json", "--quiet"])
     assert '"received"' in done.output
     path.write_text(GOOD + "nonsense = 1\n")
     done = runner.invoke(main, [str(path)])
