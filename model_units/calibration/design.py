@@ -103,7 +103,8 @@ def next_lengths(
     pairs = tuple(masses)
     distances = _distances(pairs)
     mass = np.array(tuple(masses.values()))
-    nearest = np.array([min((pair.distance(point) for point in measured), default=_FAR) for pair in pairs])
+    columns = [_to_all(pairs, point) for point in measured]
+    nearest = np.min(columns, axis=0) if columns else np.full(len(pairs), _FAR)
     best, most = None, -math.inf
     for index, candidate in enumerate(pairs):
         cost_s = replica_s(candidate) if nearest[index] > 0.0 else math.inf
@@ -124,10 +125,18 @@ def _distances(pairs: tuple[Lengths, ...]) -> Floats:
     return distances
 
 
+@functools.lru_cache(maxsize=256)
+def _to_all(pairs: tuple[Lengths, ...], point: Lengths) -> Floats:
+    """Of every pair to one point."""
+    return np.array([pair.distance(point) for pair in pairs])
+
+
 def weights(masses: dict[Lengths, float], points: Sequence[Lengths]) -> list[float]:
     """How much each point counts: the mass nearest to it, on average 1; never nothing, since it was measured."""
     found = [0.0] * len(points)
-    for pair, mass in masses.items():
-        found[min(range(len(points)), key=lambda index: pair.distance(points[index]))] += mass
+    pairs = tuple(masses)
+    nearest = np.argmin([_to_all(pairs, point) for point in points], axis=0)
+    for index, mass in zip(nearest.tolist(), masses.values(), strict=True):
+        found[index] += mass
     scale = len(points) / math.fsum(found)
     return [max(1e-2, each * scale) for each in found]

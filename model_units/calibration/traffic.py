@@ -10,6 +10,7 @@ conversation trace (Apache-2.0: "long-context"), of the Chatbot Arena log as sam
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Final
@@ -44,11 +45,16 @@ class TrafficClass:
             count: How many, 1 or more.
             context_tokens: Longest prompt plus answer; longer pairs are cut to it.
         """
-        pairs = []
-        for index in range(count):
-            pair = self.pair((index + 0.5) / count, (index * _GOLDEN + 0.5) % 1.0)
-            pairs.append(cut(pair, context_tokens))
-        return tuple(pairs)
+        return _pairs(self, count, context_tokens)
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs(traffic: TrafficClass, count: int, context_tokens: int) -> tuple[tuple[int, int], ...]:
+    pairs = []
+    for index in range(count):
+        pair = traffic.pair((index + 0.5) / count, (index * _GOLDEN + 0.5) % 1.0)
+        pairs.append(cut(pair, context_tokens))
+    return tuple(pairs)
 
 
 def cut(pair: tuple[int, int], context_tokens: int) -> tuple[int, int]:
