@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 
 from common import keys
+from common.etcd_store import EtcdStore
 from common.rpc import channel
 from fairlead.admin.v1 import admin_pb2, admin_pb2_grpc
 from fairlead.capacity.v1 import capacity_pb2
@@ -78,6 +79,7 @@ class Side:
     def __init__(self, etcd: EtcdServer, folder: Path) -> None:
         self.etcd = etcd
         self.store = PatientStore(etcd.endpoint)
+        self.routers_store = EtcdStore(etcd.endpoint)
         self._folder = folder
         self._processes: list[Process] = []
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -175,6 +177,7 @@ class Side:
             process.kill()
         for opened in self._channels.values():
             await opened.close(None)
+        await self.routers_store.close()
         await self.store.close()
 
 
@@ -225,7 +228,7 @@ class Router:
             ],
         )
         try:
-            entry = await self._side.store.get(keys.leader("ratelimiter"))
+            entry = await self._side.routers_store.get(keys.leader("ratelimiter"))
             if entry is None:
                 return False
             address = admin_pb2.ServiceInstance.FromString(entry.value).address

@@ -134,6 +134,7 @@ async def test_a_killed_leader_is_replaced(lab: Lab, side: Side) -> None:
     """Proves the same over SIGKILL of a real process in the middle of a load: what was stored stays as it was."""
     for name in ("cp-1", "cp-2"):
         side.start("control_plane", name)
+    for name in ("cp-1", "cp-2"):
         await side.instance("control-plane", name)
     calibration_id = (await lab.start(error_max=1.0)).calibration_id
     async for seen in lab.api.watch(pb.GetCalibrationRequest(calibration_id=calibration_id)):

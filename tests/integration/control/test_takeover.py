@@ -72,6 +72,7 @@ async def test_a_killed_sharder_is_replaced_within_ten_seconds(side: Side) -> No
         await side.put_replica(f"r{number}")
     for name in ("cp-1", "cp-2"):
         side.start("control_plane", name, election_ttl_s=5)
+    for name in ("cp-1", "cp-2"):
         await side.instance("control-plane", name)
 
     async def assignment() -> sharding_pb2.Assignment:
