@@ -37,6 +37,12 @@ REPLICA = hardware("h100-tp4")
 LIMITS = SchedulerLimits(piece_tokens=PIECE_TOKENS)
 TOLERANCE = 0.05
 ANSWER_MAX_TOKENS = 400
+PROBE_S = 0.01
+MADE_UP_S = 0.5
+"""The engine makes up for what it is late by so much, and no more."""
+QUIET_S = 0.005
+"""A machine whose wake-ups are this late at most (p95) has nothing to do with what a client sees."""
+RUNS_MAX = 3
 PROFILE = built_in_profiles().default_for(REPLICA.label)
 
 
@@ -178,32 +184,71 @@ class LagProbe:
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            due_s = loop.time() + 0.01
-            await asyncio.sleep(0.01)
+            due_s = loop.time() + PROBE_S
+            await asyncio.sleep(PROBE_S)
             self.late_s.append(loop.time() - due_s)
 
+    @property
+    def p95_s(self) -> float:
+        """What 19 of 20 wake-ups were late by at most."""
+        return float(np.percentile(self.late_s, 95))
 
-@pytest.mark.timeout(90)
+    def allowed_s(self, figure: str, output_tokens: float, *, last: bool) -> float:
+        """What a figure may be off because the machine was late.
+
+        A client sees lateness at its first token. A request that joined late may also have missed a step, which costs
+        about as much on average, and whoever comes at any moment meets the long delays most: that is allowed for where
+        no run was quieter. What lasted longer than the engine makes up for stopped its clock, and every answer that was
+        under way.
+
+        Args:
+            figure: Its name in FIGURES.
+            output_tokens: How long answers are.
+            last: There will be no other run.
+        """
+        late_s = np.array(self.late_s)
+        if "TPOT" in figure:
+            return float(np.maximum(0.0, late_s - MADE_UP_S).sum()) / output_tokens
+        seen_s = self.p95_s if "p95" in figure else float(np.mean(late_s))
+        return 2 * max(seen_s, float(np.average(late_s, weights=late_s + PROBE_S))) if last else seen_s
+
+
+async def measured(requests: Sequence[TraceRequest]) -> tuple[list[Served], LagProbe]:
+    """Serves the requests in real time, and says how late the event loop was meanwhile."""
+    probe = LagProbe()
+    probing = asyncio.create_task(probe.run())
+    try:
+        return await serve(requests, SystemClock()), probe
+    finally:
+        probing.cancel()
+
+
+@pytest.mark.timeout(150)
 async def test_real_time_shows_clients_what_virtual_time_says() -> None:
     """Proves on 15 recorded seconds in real time that mean, p50, p95 of the time to first token and mean, p95 of the
     time per output token are within 5 % of the simulated fleet's, plus what this machine's event loop was late by
     meanwhile.
 
-    The engine's steps follow its own time, so lateness cannot add up: a client sees it once, at its first token. The
-    probe beside it says how late wake-ups were: about a millisecond where nothing else runs, and as much more as other
-    processes take. That is the machine's doing and not the engine's, so it is allowed for, and nothing else is.
+    The engine's steps follow its own time, so lateness cannot add up. The probe beside it says how late wake-ups were:
+    about a millisecond where nothing else runs, and as much more as other processes take. That is the machine's doing
+    and not the engine's, so it is allowed for, and nothing else is. A run on a machine that was late says little where
+    the figures disagree: it is repeated, RUNS_MAX in all.
     """
     requests = recorded(15.0, keep_every=1)
-    probe = LagProbe()
-    probing = asyncio.create_task(probe.run())
-    try:
-        served = await serve(requests, SystemClock())
-    finally:
-        probing.cancel()
-    figures = compared(served, requests)
-    late_ms = {"mean": 1e3 * float(np.mean(probe.late_s)), "p95": 1e3 * float(np.percentile(probe.late_s, 95))}
-    print(f"{len(requests)} requests, load {load_of(requests, 15.0):.0%}; late {late_ms}; {figures}")
-    for name, (real_ms, virtual_ms, _) in figures.items():
-        allowed_ms = TOLERANCE * virtual_ms
-        allowed_ms += 0.0 if "TPOT" in name else late_ms["p95" if "p95" in name else "mean"]
-        assert abs(real_ms - virtual_ms) <= allowed_ms, f"{name}: {figures}, the loop was late by {late_ms} ms"
+    output_tokens = float(np.mean([each.output_tokens for each in requests]))
+    told, off = "", [""]
+    for run in range(RUNS_MAX):
+        served, probe = await measured(requests)
+        figures = compared(served, requests)
+        allowed_ms = {
+            name: TOLERANCE * virtual_ms + 1e3 * probe.allowed_s(name, output_tokens, last=run == RUNS_MAX - 1)
+            for name, (_, virtual_ms, _) in figures.items()
+        }
+        off = [
+            name for name, (real_ms, virtual_ms, _) in figures.items() if abs(real_ms - virtual_ms) > allowed_ms[name]
+        ]
+        told = f"late by {1e3 * probe.p95_s:.1f} ms (p95); {figures}, allowed, ms: {allowed_ms}"
+        print(f"{len(requests)} requests, load {load_of(requests, 15.0):.0%}; {told}")
+        if not off or probe.p95_s <= QUIET_S:
+            break
+    assert not off, f"{off}: {told}"
