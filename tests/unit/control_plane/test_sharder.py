@@ -13,6 +13,7 @@ import pytest
 from common import keys
 from common.memory_store import MemoryStore
 from common.shard_map import GENERATION_MAX, Generation, ShardMap, tenant_keys
+from control_plane import sharded_model, sharder
 from control_plane.assignment_messages import to_message
 from control_plane.core.heartbeats import SILENT_S
 from control_plane.core.sharding.assigner import Assigner
@@ -187,9 +188,12 @@ async def test_a_damaged_assignment_is_replaced(store: MemoryStore, value: bytes
         assert (await assigned(store, "a")).generation.incarnation > 0
 
 
-async def test_a_lost_store_is_restored_from_those_that_hold_it(store: MemoryStore) -> None:
+async def test_a_lost_store_is_restored_from_those_that_hold_it(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Proves recovery: an empty store and an agent that still holds an assignment give its successor in the same line,
     nobody is moved while replicas it names have not registered again, and it is written down."""
+    monkeypatch.setattr(sharded_model, "RETURN_S", RETURN_S / 2)
     async with FakeAgent("a") as a, FakeAgent("b") as b:
         a.held = [held(70, 4_000, "a", "b", "gone")]
         await put_replica(store, a.record())
@@ -345,6 +349,7 @@ async def test_a_store_that_is_not_understood_does_not_end_the_sharder(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Proves that a failure outside of any model is counted and tried again."""
+    monkeypatch.setattr(sharder, "_FAILED_RETRY_S", 0.5)
     lab = Lab(store)
     listing, failed = store.list, [True]
 

@@ -59,7 +59,7 @@ def test_a_fixed_assignment_moves_for_failures_only() -> None:
     tenants = [chatter("grows", load=0.1, surge_at_s=10.0, surge_factor=5.0), chatter("stays", load=0.1)]
     model = ModelSpec(id="chat", replicas=8)
     crash = [FailureSpec(kind="crash", at_s=20.0, replica=number) for number in (1, 2)]
-    settings = Settings(duration_s=50.0, quota=False, sharder="fixed")
+    settings = Settings(duration_s=30.0, quota=False, sharder="fixed")
     quiet = simulation(tenants=tenants, model=model, settings=settings).run()
     assert quiet.rearrangements == ()
     broken = simulation(tenants=tenants, model=model, settings=settings, failures=crash).run()
@@ -141,13 +141,13 @@ def test_results_tell_what_moved() -> None:
     result = simulation(
         tenants=tenants,
         model=ModelSpec(id="chat", replicas=6),
-        settings=Settings(duration_s=30.0, quota=False),
-        failures=[FailureSpec(kind="crash", at_s=20.0, replica=number) for number in (1, 2, 3)],
+        settings=Settings(duration_s=16.0, quota=False),
+        failures=[FailureSpec(kind="crash", at_s=8.0, replica=number) for number in (1, 2, 3)],
     ).run()
     told = json.loads(json.dumps(result.as_json()))["sharding"]
     removals = [each for each in told["rearrangements"] if "removal" in each["churn_by_cause"]]
     assert removals
-    assert removals[0]["at_s"] > 20.0
+    assert removals[0]["at_s"] > 8.0
     assert 0.0 < removals[0]["churn"] <= 1.0
     rows = {track.replica_id: row for row, track in enumerate(result.tracks)}
     assert marks(result, Cause.REMOVAL, came=False, rows=rows)
