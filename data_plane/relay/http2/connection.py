@@ -1,0 +1,386 @@
+"""One connection of HTTP/2, at either end, without I/O.
+
+    what came  -> receive() -> calls of the handler
+    what to do -> open(), send_head(), send_data(), end(), reset(), consumed() ... -> take() -> what is to be sent
+
+Nothing here waits or looks at a clock. Whoever owns the connection writes what `take` returns, as soon as the network
+accepts it, and closes when `finished` says so.
+
+A stream's data is credited to the peer only when the handler has `consumed` it, so a slow reader holds up its own
+sender and nobody else.
+
+A peer's mistake on a stream ends that stream (RST_STREAM), one on the connection ends that (GOAWAY); what is allowed
+but only makes work is counted (`Limits`), and too much of it is a mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from data_plane.relay.http2 import frames
+from data_plane.relay.http2.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEAD_BYTES,
+    HEADERS,
+    PADDED,
+    PREFACE,
+    PRIORITIZED,
+    STREAM_MAX,
+    WINDOW_START,
+    ConnectionFaultError,
+    ErrorCode,
+    Setting,
+    unpack_head,
+)
+from data_plane.relay.http2.guarding import Guarding
+from data_plane.relay.http2.header_blocks import Fields, HeaderDecoder, TooLargeError
+from data_plane.relay.http2.limits import Limits
+from data_plane.relay.http2.message_rules import content_length, request_fault, response_fault, trailers_fault
+from data_plane.relay.http2.sending import Handler
+from data_plane.relay.http2.stream import Stream
+
+_DRAIN_PING: Final = b"draining"
+
+
+class Connection(Guarding):
+    """See the module.
+
+    Args:
+        handler: Whom it tells.
+        limits: What the peer may cost.
+        client: Whether this end opens the streams.
+        now_s: Monotonic now.
+
+    Attributes:
+        fault: Why the connection is over; None while it is not.
+    """
+
+    def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
+        super().__init__(handler, limits, client=client, now_s=now_s)
+        self.fault: ConnectionFaultError | None = None
+        self._decoder = HeaderDecoder(limits.header_list_bytes_max)
+        self._tail = b""
+        self._preface_left = b"" if client else PREFACE
+        self._greeted = False
+        self._block: tuple[int, int, list[bytes]] | None = None  # stream, flags, parts of a header block that goes on
+        self._block_bytes = 0
+        self._last_served = STREAM_MAX  # the highest one that is served after GOAWAY
+        self._handlers: dict[int, Callable[[int, int, bytes], None]] = {
+            HEADERS: self._on_headers,
+            frames.PRIORITY: self._on_priority,
+            frames.RST_STREAM: self._on_rst_stream,
+            frames.SETTINGS: self._on_settings,
+            frames.PUSH_PROMISE: self._on_push_promise,
+            frames.PING: self._on_ping,
+            frames.GOAWAY: self._on_goaway,
+            frames.WINDOW_UPDATE: self._on_window_update,
+            frames.CONTINUATION: self._on_continuation,
+        }
+        self._greet()
+
+    def _greet(self) -> None:
+        limits = self._limits
+        parameters = [
+            (Setting.INITIAL_WINDOW_SIZE, limits.stream_window_bytes),
+            (Setting.MAX_FRAME_SIZE, limits.frame_bytes_max),
+            (Setting.MAX_HEADER_LIST_SIZE, limits.header_list_bytes_max),
+        ]
+        if self._client:
+            parameters.insert(0, (Setting.ENABLE_PUSH, 0))
+            self._out.append(PREFACE)
+        else:
+            parameters.insert(0, (Setting.MAX_CONCURRENT_STREAMS, limits.streams_max))
+        self._out.append(frames.settings(parameters))
+        if limits.connection_window_bytes > WINDOW_START:
+            self._out.append(frames.window_update(0, limits.connection_window_bytes - WINDOW_START))
+
+    # --- its end and its windows
+
+    @property
+    def finished(self) -> bool:
+        """Whether the connection is to be closed once everything is sent."""
+        return self.fault is not None or (
+            self.leaving and not self.streams and (self._client or self._last_served < STREAM_MAX)
+        )
+
+    def drain(self) -> None:
+        """Takes no new streams, those that are open go on. A server hears the client out for one round trip first, so
+        that no request is lost on its way."""
+        if self.leaving:
+            return
+        self.leaving = True
+        if self._client:
+            self._out.append(frames.goaway(0, ErrorCode.NO_ERROR))
+        else:
+            self._out.append(frames.goaway(STREAM_MAX, ErrorCode.NO_ERROR))
+            self.ping(_DRAIN_PING)
+
+    def fail(self, code: ErrorCode, message: str) -> None:
+        """Ends the connection: all streams are over, the peer is told why."""
+        if self.fault is None:
+            self._fail(ConnectionFaultError(code, message))
+
+    def lost(self) -> None:
+        """The network has lost the connection: all streams are over."""
+        if self.fault is None:
+            self.fault = ConnectionFaultError(ErrorCode.CONNECT_ERROR, "the connection was lost")
+            self.leaving = True
+            self._abandon()
+
+    # --- what came
+
+    def receive(self, data: bytes, now_s: float) -> None:
+        """Takes what the network brought.
+
+        Args:
+            data: Any number of bytes, in order.
+            now_s: Monotonic now.
+        """
+        if self.fault is not None:
+            return
+        self._now_s = now_s
+        try:
+            self._parse(self._tail + data if self._tail else data)
+        except ConnectionFaultError as fault:
+            self._fail(fault)
+
+    def _parse(self, data: bytes) -> None:
+        at, end = 0, len(data)
+        if self._preface_left:
+            at = min(end, len(self._preface_left))
+            if data[:at] != self._preface_left[:at]:
+                raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
+            self._preface_left = self._preface_left[at:]
+        frame_bytes_max = self._limits.frame_bytes_max
+        while end - at >= HEAD_BYTES:
+            kind, flags, stream_id = unpack_head(data, at)
+            length = kind >> 8
+            if length > frame_bytes_max:
+                raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
+            begin = at + HEAD_BYTES
+            after = begin + length
+            if after > end:
+                break
+            kind &= 0xFF
+            if kind == DATA and self._block is None:
+                self._on_data(flags, stream_id & STREAM_MAX, data[begin:after])
+            else:
+                self._on_frame(kind, flags, stream_id & STREAM_MAX, data[begin:after])
+            if self.fault is not None:
+                return
+            at = after
+        self._tail = data[at:] if at < end else b""
+
+    def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if not self._greeted:
+            if kind != frames.SETTINGS or flags & frames.ACK:
+                raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "the first frame must be SETTINGS")
+            self._greeted = True
+        if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block[0]):
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+        handle = self._handlers.get(kind)
+        if handle is not None:
+            handle(flags, stream_id, payload)
+        else:
+            self._control("frames of unknown kinds")
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        length = len(payload)
+        self._receive_window -= length
+        if self._receive_window < 0:
+            raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_known(stream_id)
+            self._credit(length)
+            self._control("data on streams that are over")
+            return
+        if stream.remote_ended or not stream.headed:
+            self._credit(length)
+            self._reset_for_fault(stream, ErrorCode.STREAM_CLOSED if stream.headed else ErrorCode.PROTOCOL_ERROR)
+            return
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            self._credit(length)
+            self._reset_for_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            return
+        if flags & PADDED:
+            padding = payload[0] + 1 if payload else 1
+            if padding > length:
+                raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
+            payload = payload[1 : length - padding + 1]
+            self.consumed(stream, padding)
+        ended = flags & END_STREAM != 0
+        if stream.content_left >= 0:
+            stream.content_left -= len(payload)
+            if stream.content_left < 0 or (ended and stream.content_left):
+                self._credit(len(payload))
+                self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
+                return
+        if ended:
+            self._remote_end(stream)
+        elif not payload:
+            self._control("data frames without data")
+            return
+        self._handler.on_data(stream, payload, ended)
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if flags & PADDED:
+            padding = payload[0] + 1 if payload else 1
+            if padding > len(payload):
+                raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
+            payload = payload[1 : len(payload) - padding + 1]
+        if flags & PRIORITIZED:
+            if len(payload) < 5:
+                raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a priority is five bytes")
+            payload = payload[5:]
+        if not stream_id:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "headers belong to a stream")
+        if flags & END_HEADERS:
+            self._on_block(stream_id, flags, payload)
+        else:
+            self._block, self._block_bytes = (stream_id, flags, [payload]), len(payload)
+
+    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if self._block is None:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "there is nothing to continue")
+        _, first_flags, parts = self._block
+        parts.append(payload)
+        self._block_bytes += len(payload)
+        if len(parts) > self._limits.continuations_max + 1 or self._block_bytes > self._limits.header_block_bytes_max:
+            raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "a header block without end")
+        if flags & END_HEADERS:
+            self._block = None
+            self._on_block(stream_id, first_flags, b"".join(parts))
+
+    def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
+        """A whole header block came. It is decoded in any case: the next one builds on it."""
+        if len(block) > self._limits.header_block_bytes_max:
+            raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
+        fields: Fields | None = None
+        with suppress(TooLargeError):
+            fields = self._decoder.decode(block)
+        ended = flags & END_STREAM != 0
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if self._client or stream_id <= self._last_id:
+                self._check_known(stream_id)
+                self._control("headers on streams that are over")
+                return
+            self._on_request(stream_id, fields, ended)
+        elif stream.remote_ended:
+            self._reset_for_fault(stream, ErrorCode.STREAM_CLOSED)
+        elif fields is None:
+            self._reset_for_fault(stream, ErrorCode.ENHANCE_YOUR_CALM)
+        elif stream.headed:
+            if not ended or trailers_fault(fields) or stream.content_left > 0:
+                self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
+                return
+            self._remote_end(stream)
+            self._handler.on_trailers(stream, fields)
+        else:
+            self._on_answer(stream, fields, ended)
+
+    def _on_request(self, stream_id: int, fields: Fields | None, ended: bool) -> None:
+        if not stream_id & 1:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a client's streams have odd numbers")
+        self._last_id = stream_id
+        if stream_id > self._last_served:
+            return  # it was told so: it will try elsewhere
+        stream = Stream(stream_id, self._peer_window, self._limits.stream_window_bytes)
+        if len(self.streams) >= self._limits.streams_max:
+            self._reset_for_fault(stream, ErrorCode.REFUSED_STREAM, told=False)
+            return
+        length = content_length(fields) if fields is not None else None
+        if fields is None or length is None or (ended and length > 0) or request_fault(fields):
+            code = ErrorCode.ENHANCE_YOUR_CALM if fields is None else ErrorCode.PROTOCOL_ERROR
+            self._reset_for_fault(stream, code, told=False)
+            return
+        self.streams[stream_id] = stream
+        stream.headed, stream.content_left = True, length
+        stream.remote_ended = ended
+        self._handler.on_head(stream, fields, ended)
+
+    def _on_answer(self, stream: Stream, fields: Fields, ended: bool) -> None:
+        length = content_length(fields)
+        if length is None or response_fault(fields):
+            self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        interim = dict(fields)[b":status"][:1] == b"1"
+        if interim and ended:
+            self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
+            return
+        if interim:
+            self._control("interim answers")
+        else:
+            stream.headed, stream.content_left = True, length if not ended else -1
+        if ended:
+            self._remote_end(stream)
+        self._handler.on_head(stream, fields, ended)
+
+    def _on_rst_stream(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a reset is four bytes")
+        self._check_known(stream_id)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._control("resets of streams that are over")
+            return
+        if not self._client and not self._resets.spend(self._now_s):
+            raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are opened to be given up")
+        self._close(stream)
+        self._handler.on_reset(stream, frames.read_u32(payload))
+
+    def _on_push_promise(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
+        raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "nobody asked for a push")
+
+    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "pings belong to the connection")
+        if len(payload) != 8:
+            raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a ping is eight bytes")
+        if not flags & frames.ACK:
+            self._control("pings")
+            self._answer(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif payload == _DRAIN_PING and self.leaving and not self._client:
+            self._last_served = min(self._last_served, self._last_id)
+            self._out.append(frames.goaway(self._last_served, ErrorCode.NO_ERROR))
+        else:
+            self._handler.on_pong(payload)
+
+    def _on_goaway(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a goaway belongs to the connection")
+        if len(payload) < 8:
+            raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a goaway is eight bytes at least")
+        self._control("goaways")
+        self.leaving = True
+        if not self._client:
+            self._last_served = min(self._last_served, self._last_id)
+            return
+        last_id = frames.read_u32(payload) & STREAM_MAX
+        for stream in [each for each in self.streams.values() if each.id > last_id]:
+            self._close(stream)
+            self._handler.on_reset(stream, ErrorCode.REFUSED_STREAM)
+
+    # --- how it ends
+
+    def _remote_end(self, stream: Stream) -> None:
+        stream.remote_ended = True
+        if stream.local_ended and stream.ending is None:
+            self._close(stream)
+
+    def _fail(self, fault: ConnectionFaultError) -> None:
+        self.fault, self.leaving = fault, True
+        self._out.append(frames.goaway(self._last_id, fault.code, fault.message))
+        self._abandon()
+
+    def _abandon(self) -> None:
+        self._tail = b""
+        for stream in list(self.streams.values()):
+            self._close(stream)
+            self._handler.on_reset(stream, ErrorCode.CONNECT_ERROR)

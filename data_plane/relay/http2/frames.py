@@ -1,0 +1,135 @@
+"""Frames of HTTP/2 (RFC 9113, section 4 and 6): numbers, and how they are written."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable
+from typing import Final
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client sends before its first frame."""
+
+HEAD_BYTES: Final = 9
+"""Before every payload: length (3 bytes), kind, flags, stream."""
+
+# Plain numbers, because every frame is compared with them.
+DATA: Final = 0
+HEADERS: Final = 1
+PRIORITY: Final = 2
+RST_STREAM: Final = 3
+SETTINGS: Final = 4
+PUSH_PROMISE: Final = 5
+PING: Final = 6
+GOAWAY: Final = 7
+WINDOW_UPDATE: Final = 8
+CONTINUATION: Final = 9
+
+END_STREAM: Final = 0x1
+ACK: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+PRIORITIZED: Final = 0x20
+
+WINDOW_START: Final = 65_535
+"""Flow control window before any SETTINGS, bytes."""
+
+WINDOW_MAX: Final = 2**31 - 1
+STREAM_MAX: Final = 2**31 - 1
+FRAME_BYTES_START: Final = 16_384
+"""Longest payload before any SETTINGS, and the least limit that may be set."""
+
+FRAME_BYTES_MAX: Final = 2**24 - 1
+
+
+class Setting(enum.IntEnum):
+    """Identifiers of SETTINGS parameters."""
+
+    HEADER_TABLE_SIZE = 1
+    ENABLE_PUSH = 2
+    MAX_CONCURRENT_STREAMS = 3
+    INITIAL_WINDOW_SIZE = 4
+    MAX_FRAME_SIZE = 5
+    MAX_HEADER_LIST_SIZE = 6
+
+
+class ErrorCode(enum.IntEnum):
+    """Why a stream or a connection ends."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    SETTINGS_TIMEOUT = 4
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    CONNECT_ERROR = 10
+    ENHANCE_YOUR_CALM = 11
+    INADEQUATE_SECURITY = 12
+    HTTP_1_1_REQUIRED = 13
+
+
+class ConnectionFaultError(Exception):
+    """The peer broke a rule that ends the connection.
+
+    Args:
+        code: As it is told to the peer.
+        message: What happened, for people.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+_head = struct.Struct(">IBI")
+
+pack_head = _head.pack
+"""Writes a frame's head: (length << 8 | kind, flags, stream)."""
+
+unpack_head = _head.unpack_from
+"""Reads it."""
+
+_u32 = struct.Struct(">I")
+_parameter = struct.Struct(">HI")
+_goaway = struct.Struct(">II")
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
+    """A whole frame."""
+    return pack_head(len(payload) << 8 | kind, flags, stream_id) + payload
+
+
+def settings(parameters: Iterable[tuple[int, int]]) -> bytes:
+    """A SETTINGS frame."""
+    return frame(SETTINGS, 0, 0, b"".join(_parameter.pack(*each) for each in parameters))
+
+
+def window_update(stream_id: int, increment: int) -> bytes:
+    """A WINDOW_UPDATE frame."""
+    return frame(WINDOW_UPDATE, 0, stream_id, _u32.pack(increment))
+
+
+def rst_stream(stream_id: int, code: int) -> bytes:
+    """A RST_STREAM frame."""
+    return frame(RST_STREAM, 0, stream_id, _u32.pack(code))
+
+
+def goaway(last_stream_id: int, code: int, message: str = "") -> bytes:
+    """A GOAWAY frame."""
+    return frame(GOAWAY, 0, 0, _goaway.pack(last_stream_id, code) + message.encode())
+
+
+def read_u32(payload: bytes, offset: int = 0) -> int:
+    """Four bytes as a number."""
+    value: int = _u32.unpack_from(payload, offset)[0]
+    return value
+
+
+def read_parameters(payload: bytes) -> list[tuple[int, int]]:
+    """The parameters of a SETTINGS frame whose length was checked."""
+    return list(_parameter.iter_unpack(payload))

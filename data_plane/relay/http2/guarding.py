@@ -1,0 +1,148 @@
+"""The guarded half of a connection: what a peer may send, and what becomes of one that sends too much.
+
+Three kinds of too much: data beyond the windows that were opened to it; frames that are allowed but only make work, and
+answers to them that it does not read; streams that end for nothing, be it that it gives them up or that its mistakes
+make us do so.
+"""
+
+from __future__ import annotations
+
+from data_plane.relay.http2 import frames
+from data_plane.relay.http2.frames import (
+    FRAME_BYTES_START,
+    WINDOW_MAX,
+    ConnectionFaultError,
+    ErrorCode,
+    Setting,
+)
+from data_plane.relay.http2.limits import UPDATES_PER_DATA_FRAME, Allowance, Limits
+from data_plane.relay.http2.sending import Handler, Sending
+from data_plane.relay.http2.stream import Stream
+
+
+class Guarding(Sending):
+    """See the module.
+
+    Args:
+        handler: Whom the connection tells.
+        limits: What the peer may cost.
+        client: Whether this end opens the streams.
+        now_s: Monotonic now.
+    """
+
+    def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
+        super().__init__(handler, client=client, receive_window=limits.stream_window_bytes)
+        self._limits = limits
+        self._now_s = now_s
+        self._last_id = 0  # the highest stream that the peer has opened
+        self._receive_window = limits.connection_window_bytes
+        self._uncredited = 0
+        self._updates = self._sent_before = 0
+        self._resets = Allowance(limits.resets_burst, limits.resets_per_s, now_s)
+        self._controls = Allowance(limits.controls_burst, limits.controls_per_s, now_s)
+
+    def consumed(self, stream: Stream, length: int) -> None:
+        """The handler is done with so much of a stream's content: the peer may send as much again."""
+        self._credit(length)
+        if stream.closed or stream.remote_ended:
+            return
+        stream.uncredited += length
+        if 2 * stream.uncredited >= self._limits.stream_window_bytes:
+            self._out.append(frames.window_update(stream.id, stream.uncredited))
+            stream.receive_window += stream.uncredited
+            stream.uncredited = 0
+
+    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "settings belong to the connection")
+        if len(payload) % 6 or (flags & frames.ACK and payload):
+            raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "settings are of six bytes each")
+        if flags & frames.ACK:
+            return
+        self._control("settings")
+        for name, value in frames.read_parameters(payload):
+            if name == Setting.INITIAL_WINDOW_SIZE:
+                self._resize_windows(value)
+            elif name == Setting.MAX_FRAME_SIZE:
+                if not FRAME_BYTES_START <= value <= frames.FRAME_BYTES_MAX:
+                    raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"a MAX_FRAME_SIZE of {value}")
+                self._peer_frame_bytes = value
+            elif name == Setting.MAX_CONCURRENT_STREAMS:
+                self._peer_streams = value
+            elif name == Setting.ENABLE_PUSH and (value > 1 or (self._client and value)):
+                raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"an ENABLE_PUSH of {value}")
+        self._answer(frames.frame(frames.SETTINGS, frames.ACK, 0))
+        self._push_all()
+
+    def _resize_windows(self, size: int) -> None:
+        if size > WINDOW_MAX:
+            raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "a window of 2 GiB and more")
+        difference, self._peer_window = size - self._peer_window, size
+        for stream in self.streams.values():
+            stream.send_window += difference
+            if stream.send_window > WINDOW_MAX:
+                raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "a window of 2 GiB and more")
+
+    def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a window update is four bytes")
+        self._updates += 1
+        if self._updates > self._limits.controls_burst + UPDATES_PER_DATA_FRAME * self._sent_frames:
+            raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many window updates")
+        increment = frames.read_u32(payload) & WINDOW_MAX
+        if not stream_id:
+            self._send_window += increment
+            if not increment or self._send_window > WINDOW_MAX:
+                code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
+                raise ConnectionFaultError(code, "a window update of nothing, or beyond 2 GiB")
+            self._push_all()
+            return
+        self._check_known(stream_id)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            return
+        stream.send_window += increment
+        if not increment or stream.send_window > WINDOW_MAX:
+            self._reset_for_fault(stream, ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR)
+        elif stream.queue:
+            self._push(stream)
+
+    def _on_priority(self, _flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a priority belongs to a stream")
+        if len(payload) != 5:
+            raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a priority is five bytes")
+        self._control("priorities")
+
+    def _reset_for_fault(self, stream: Stream, code: ErrorCode, *, told: bool = True) -> None:
+        """Ends a stream for the peer's mistake. Making us do so is as cheap for him as giving up himself."""
+        if not self._resets.spend(self._now_s):
+            raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams end for mistakes")
+        self._answer(frames.rst_stream(stream.id, code))
+        self._close(stream)
+        if told:
+            self._handler.on_reset(stream, code)
+
+    def _check_known(self, stream_id: int) -> None:
+        """A frame may come late for a stream that is over, but not for one that never was."""
+        opened = self._next_id - 2 if self._client else self._last_id
+        if not stream_id & 1 or stream_id > opened:
+            raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"there is no stream {stream_id}")
+
+    def _credit(self, length: int) -> None:
+        self._uncredited += length
+        if 2 * self._uncredited >= self._limits.connection_window_bytes:
+            self._out.append(frames.window_update(0, self._uncredited))
+            self._receive_window += self._uncredited
+            self._uncredited = 0
+
+    def _control(self, what: str) -> None:
+        earned, self._sent_before = self._sent_frames - self._sent_before, self._sent_frames
+        if not self._controls.spend(self._now_s, earned):
+            raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
+
+    def _answer(self, answer: bytes) -> None:
+        self._answers += 1
+        if self._answers > self._limits.answers_max:
+            raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many answers wait to be read")
+        self._out.append(answer)

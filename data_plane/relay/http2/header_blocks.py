@@ -1,0 +1,215 @@
+"""Header blocks (HPACK, RFC 7541): a decoder that remembers, and constants for what is sent.
+
+A client says nearly the same in every request, so a block that was seen is not decoded again: as long as the table of
+recent headers stays as it was, equal bytes mean equal headers. What is new is decoded with the tables of the `hpack`
+package; strings under Huffman's code are remembered as well.
+
+What is sent never enters the peer's table, so that a block is the same on every connection and is made once.
+
+    literal(b"grpc-status", b"0")      b"\\x00\\x0bgrpc-status\\x010"
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from hpack.exceptions import HPACKDecodingError
+from hpack.huffman_table import decode_huffman
+from hpack.table import HeaderTable
+
+from data_plane.relay.http2.frames import ConnectionFaultError, ErrorCode
+
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Names and values in order."""
+
+TABLE_BYTES_MAX: Final = 4_096
+"""Size of the peer's table of recent headers, as it is before any SETTINGS."""
+
+ENTRY_BYTES: Final = 32
+"""What a header counts beside its name and value. Source: RFC 7541, section 4.1, and RFC 9113, section 6.5.2."""
+
+EMPTY_TABLE: Final = b"\x20"
+"""Says that the sender's table has no room. It stands before the first block of a connection, so that a peer that
+wants a smaller table than usual is content."""
+
+BLOCKS_REMEMBERED: Final = 256
+STRINGS_REMEMBERED: Final = 512
+_STRING_REMEMBERED_BYTES_MAX: Final = 512
+
+_STATIC: Final[tuple[tuple[bytes, bytes], ...]] = tuple(HeaderTable.STATIC_TABLE)
+_STATIC_NAMES: Final = {name: len(_STATIC) - at for at, (name, _) in enumerate(reversed(_STATIC))}
+_STATIC_FIELDS: Final = {field: at for at, field in enumerate(_STATIC, start=1)}
+_INTEGER_MAX: Final = 2**28
+
+
+class _Fault(ConnectionFaultError):
+    def __init__(self, message: str) -> None:
+        super().__init__(ErrorCode.COMPRESSION_ERROR, message)
+
+
+class TooLargeError(Exception):
+    """A block was decoded, and its headers are together larger than allowed."""
+
+
+class HeaderDecoder:
+    """Decodes the blocks of one peer, in their order.
+
+    Args:
+        list_bytes_max: Most bytes of all headers of a block, each with ENTRY_BYTES more.
+    """
+
+    def __init__(self, list_bytes_max: int) -> None:
+        self._list_bytes_max = list_bytes_max
+        self._table: deque[tuple[bytes, bytes]] = deque()
+        self._table_bytes = 0
+        self._table_bytes_max = TABLE_BYTES_MAX
+        self._blocks: dict[bytes, Fields] = {}
+        self._strings: dict[bytes, bytes] = {}
+
+    def decode(self, block: bytes) -> Fields:
+        """Decodes a whole block.
+
+        Raises:
+            ConnectionFaultError: It is not a header block; the table is lost, and with it the connection.
+            TooLargeError: Its headers are too large; the table is as the peer's, so the connection may go on.
+        """
+        known = self._blocks.get(block)
+        if known is not None:
+            return known
+        try:
+            fields, changed = self._decode(block)
+        except IndexError:
+            raise _Fault("the header block ends within a header") from None
+        if changed:
+            self._blocks.clear()
+        if fields is None:
+            raise TooLargeError
+        if not changed and len(self._blocks) < BLOCKS_REMEMBERED:
+            self._blocks[block] = fields
+        return fields
+
+    def _decode(self, block: bytes) -> tuple[Fields | None, bool]:
+        fields: list[tuple[bytes, bytes]] = []
+        at, end, left, changed = 0, len(block), self._list_bytes_max, False
+        while at < end:
+            first = block[at]
+            if first & 0x80:
+                index, at = _integer(block, at, 0x7F)
+                field = self._indexed(index)
+            elif first & 0x40:
+                field, at = self._literal(block, at, 0x3F)
+                self._remember(field)
+                changed = True
+            elif first & 0x20:
+                if fields:
+                    raise _Fault("the table's size changes within a header block")
+                size, at = _integer(block, at, 0x1F)
+                if size > TABLE_BYTES_MAX:
+                    raise _Fault(f"a table of {size} bytes; {TABLE_BYTES_MAX} are allowed")
+                self._table_bytes_max = size
+                self._evict()
+                changed = True
+                continue
+            else:
+                field, at = self._literal(block, at, 0x0F)
+            left -= len(field[0]) + len(field[1]) + ENTRY_BYTES
+            if left >= 0:
+                fields.append(field)
+            elif left < -3 * self._list_bytes_max:
+                raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "a header block grows beyond all measure")
+        return (tuple(fields) if left >= 0 else None), changed
+
+    def _indexed(self, index: int) -> tuple[bytes, bytes]:
+        if 0 < index <= len(_STATIC):
+            return _STATIC[index - 1]
+        place = index - len(_STATIC) - 1
+        if index and place < len(self._table):
+            return self._table[place]
+        raise _Fault(f"there is no header {index}")
+
+    def _literal(self, block: bytes, at: int, mask: int) -> tuple[tuple[bytes, bytes], int]:
+        index, at = _integer(block, at, mask)
+        if index:
+            name = self._indexed(index)[0]
+        else:
+            name, at = self._string(block, at)
+        value, at = self._string(block, at)
+        return (name, value), at
+
+    def _string(self, block: bytes, at: int) -> tuple[bytes, int]:
+        coded = block[at] & 0x80
+        length, at = _integer(block, at, 0x7F)
+        end = at + length
+        if end > len(block):
+            raise _Fault("the header block ends within a string")
+        raw = block[at:end]
+        if not coded:
+            return raw, end
+        known = self._strings.get(raw)
+        if known is None:
+            try:
+                known = decode_huffman(raw)
+            except HPACKDecodingError as error:
+                raise _Fault(f"a string is not Huffman code: {error}") from None
+            if len(raw) <= _STRING_REMEMBERED_BYTES_MAX:
+                if len(self._strings) >= STRINGS_REMEMBERED:
+                    self._strings.clear()
+                self._strings[raw] = known
+        return known, end
+
+    def _remember(self, field: tuple[bytes, bytes]) -> None:
+        self._table.appendleft(field)
+        self._table_bytes += len(field[0]) + len(field[1]) + ENTRY_BYTES
+        self._evict()
+
+    def _evict(self) -> None:
+        while self._table_bytes > self._table_bytes_max:
+            name, value = self._table.pop()
+            self._table_bytes -= len(name) + len(value) + ENTRY_BYTES
+
+
+def _integer(block: bytes, at: int, mask: int) -> tuple[int, int]:
+    value = block[at] & mask
+    at += 1
+    if value < mask:
+        return value, at
+    shift = 0
+    while True:
+        byte = block[at]
+        at += 1
+        value += (byte & 0x7F) << shift
+        if value > _INTEGER_MAX or shift > 28:
+            raise _Fault("a number is too large")
+        if not byte & 0x80:
+            return value, at
+        shift += 7
+
+
+def _encoded_integer(value: int, mask: int, flags: int = 0) -> bytes:
+    if value < mask:
+        return bytes((flags | value,))
+    encoded = bytearray((flags | mask,))
+    value -= mask
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def literal(name: bytes, value: bytes) -> bytes:
+    """One header that does not enter the peer's table."""
+    index = _STATIC_NAMES.get(name)
+    named = _encoded_integer(index, 0x0F) if index else b"\x00" + _encoded_integer(len(name), 0x7F) + name
+    return named + _encoded_integer(len(value), 0x7F) + value
+
+
+def encoded(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A block of headers; such as the standard's table holds take one byte."""
+    parts = []
+    for field in fields:
+        index = _STATIC_FIELDS.get(field)
+        parts.append(_encoded_integer(index, 0x7F, 0x80) if index else literal(*field))
+    return b"".join(parts)

@@ -1,0 +1,238 @@
+"""The sending half of a connection: streams, the peer's windows, and what is to be written.
+
+Data goes out at once where the peer's windows allow it, as one frame's head before bytes that are not copied. What must
+wait, waits in its stream, and streams that wait for the connection's window take turns.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from data_plane.relay.http2 import frames
+from data_plane.relay.http2.frames import (
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES_START,
+    HEADERS,
+    STREAM_MAX,
+    WINDOW_START,
+    ErrorCode,
+    pack_head,
+)
+from data_plane.relay.http2.header_blocks import EMPTY_TABLE, Fields
+from data_plane.relay.http2.stream import Stream
+
+
+class Handler(Protocol):
+    """Whom a connection tells what came. No call may raise; each may call the connection."""
+
+    def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
+        """A request came, or the headers of an answer (of 1xx and then of the final one)."""
+        ...
+
+    def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
+        """Content came, empty only at the end. It is to be `consumed`."""
+        ...
+
+    def on_trailers(self, stream: Stream, fields: Fields) -> None:
+        """The message has ended with these."""
+        ...
+
+    def on_reset(self, stream: Stream, code: int) -> None:
+        """The stream is over, by the peer or for a mistake of his. REFUSED_STREAM: nothing was begun."""
+        ...
+
+    def on_sent(self, stream: Stream) -> None:
+        """What had waited in the stream is on its way."""
+        ...
+
+    def on_pong(self, payload: bytes) -> None:
+        """A PING was answered."""
+        ...
+
+
+class Sending:
+    """See the module.
+
+    Args:
+        handler: Whom the connection tells.
+        client: Whether this end opens the streams.
+        receive_window: What the peer may send on a new stream, bytes.
+
+    Attributes:
+        streams: Those that are open, by id.
+        leaving: No streams are opened any more, because one end said GOAWAY.
+    """
+
+    def __init__(self, handler: Handler, *, client: bool, receive_window: int) -> None:
+        self.streams: dict[int, Stream] = {}
+        self.leaving = False
+        self._handler = handler
+        self._client = client
+        self._stream_receive_window = receive_window
+        self._out: list[bytes] = []
+        self._answers = 0  # of them those to control frames
+        self._prefix = EMPTY_TABLE
+        self._next_id = 1
+        self._paused = False
+        self._blocked: dict[int, Stream] = {}  # with data that waits, in turn
+        self._send_window = WINDOW_START
+        self._peer_window = WINDOW_START
+        self._peer_frame_bytes = FRAME_BYTES_START
+        self._peer_streams = STREAM_MAX
+        self._sent_frames = 0
+
+    def take(self) -> bytes:
+        """What is to be written now, empty for nothing. It counts as sent."""
+        out = self._out
+        if not out:
+            return b""
+        taken = b"".join(out) if len(out) > 1 else out[0]
+        out.clear()
+        self._answers = 0
+        return taken
+
+    def pause(self) -> None:
+        """The network takes nothing more: data waits in its streams."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """The network takes more."""
+        self._paused = False
+        self._push_all()
+
+    @property
+    def can_open(self) -> bool:
+        """Whether another stream may be opened now."""
+        return not self.leaving and len(self.streams) < self._peer_streams and self._next_id < STREAM_MAX
+
+    def open(self, block: bytes, *, ended: bool = False) -> Stream:
+        """Opens a stream with a request's headers. Only where `can_open`.
+
+        Args:
+            block: As from `header_blocks.encoded`.
+            ended: The request has no content.
+        """
+        stream = Stream(self._next_id, self._peer_window, self._stream_receive_window)
+        self._next_id += 2
+        self.streams[stream.id] = stream
+        stream.local_ended = ended
+        self._send_block(stream.id, block, END_STREAM if ended else 0)
+        return stream
+
+    def send_head(self, stream: Stream, block: bytes) -> None:
+        """Sends an answer's headers."""
+        if not stream.local_ended:
+            self._send_block(stream.id, block, 0)
+
+    def send_data(self, stream: Stream, data: bytes) -> None:
+        """Sends content, or keeps it until the peer takes it; see `Stream.queued_bytes`."""
+        if stream.local_ended:
+            return
+        length = len(data)
+        if (
+            length <= stream.send_window
+            and length <= self._send_window
+            and length <= self._peer_frame_bytes
+            and not stream.queue
+            and not self._paused
+        ):
+            stream.send_window -= length
+            self._send_window -= length
+            self._sent_frames += 1
+            self._out.append(pack_head(length << 8, 0, stream.id))
+            self._out.append(data)
+        elif length:
+            stream.queue.append(data)
+            stream.queued_bytes += length
+            self._push(stream)
+
+    def end(self, stream: Stream, trailers: bytes = b"") -> None:
+        """Ends our side after what waits: with trailers, or without.
+
+        Args:
+            stream: The stream.
+            trailers: A header block, or empty.
+        """
+        if stream.local_ended:
+            return
+        stream.local_ended = True
+        stream.ending = trailers
+        if not stream.queue:
+            self._send_end(stream)
+
+    def reset(self, stream: Stream, code: int = ErrorCode.CANCEL) -> None:
+        """Gives a stream up at once; the handler is not told."""
+        if not stream.closed:
+            self._out.append(frames.rst_stream(stream.id, code))
+            self._close(stream)
+
+    def ping(self, payload: bytes) -> None:
+        """Asks the peer for a sign of life: eight bytes, which come back by `Handler.on_pong`."""
+        self._out.append(frames.frame(frames.PING, 0, 0, payload))
+
+    def _send_block(self, stream_id: int, block: bytes, flags: int) -> None:
+        if self._prefix:
+            block, self._prefix = self._prefix + block, b""
+        most = self._peer_frame_bytes
+        if len(block) <= most:
+            self._out.append(pack_head(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block)
+            return
+        self._out.append(frames.frame(HEADERS, flags, stream_id, block[:most]))
+        for at in range(most, len(block), most):
+            last = END_HEADERS if at + most >= len(block) else 0
+            self._out.append(frames.frame(frames.CONTINUATION, last, stream_id, block[at : at + most]))
+
+    def _send_end(self, stream: Stream) -> None:
+        if stream.ending:
+            self._send_block(stream.id, stream.ending, END_STREAM)
+        else:
+            self._out.append(pack_head(0, END_STREAM, stream.id))
+        stream.ending = None
+        if stream.remote_ended:
+            self._close(stream)
+        elif not self._client:
+            # The answer is whole: what the client still has to say is of no use.
+            self._out.append(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
+            self._close(stream)
+
+    def _push(self, stream: Stream) -> None:
+        """Sends what a stream has waiting, as far as the peer and the network take it."""
+        queue, most = stream.queue, self._peer_frame_bytes
+        while queue:
+            data = queue[0]
+            room = min(stream.send_window, self._send_window, most)
+            if room <= 0 or self._paused:
+                self._blocked[stream.id] = stream
+                return
+            if len(data) > room:
+                queue[0] = data[room:]
+                data = data[:room]
+            else:
+                queue.popleft()
+            length = len(data)
+            stream.queued_bytes -= length
+            stream.send_window -= length
+            self._send_window -= length
+            self._sent_frames += 1
+            self._out.append(pack_head(length << 8, 0, stream.id) + data)
+        self._blocked.pop(stream.id, None)
+        if stream.ending is not None:
+            self._send_end(stream)
+        self._handler.on_sent(stream)
+
+    def _push_all(self) -> None:
+        """There is room again: one stream after the other, and who did not come to the end goes last."""
+        for stream in list(self._blocked.values()):
+            if self._send_window <= 0 or self._paused:
+                return
+            if self._blocked.pop(stream.id, None) is not None:
+                self._push(stream)
+
+    def _close(self, stream: Stream) -> None:
+        stream.closed = stream.local_ended = stream.remote_ended = True
+        stream.ending = None
+        stream.queue.clear()
+        stream.queued_bytes = 0
+        self._blocked.pop(stream.id, None)
+        self.streams.pop(stream.id, None)

@@ -1,0 +1,54 @@
+"""One stream of a connection."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+
+class Stream:
+    """One request and its answer.
+
+    Attributes:
+        id: Its number on its connection.
+        context: Whatever the handler keeps with it.
+        send_window: Bytes that the peer takes on it now; below 0 after it has lowered its window.
+        queue: What waits for the peer's window, in order.
+        queued_bytes: All of that.
+        ending: The header block that ends our side after the queue; empty bytes for none but the end.
+        receive_window: Bytes that the peer may send on it still.
+        uncredited: Bytes consumed here that the peer was not told of.
+        headed: The peer's first header block came.
+        remote_ended: The peer has said all.
+        local_ended: We have said all, or it waits in `ending`.
+        closed: Nothing more is said on it.
+        content_left: Bytes of content that the peer has still promised; -1 where it did not.
+    """
+
+    __slots__ = (
+        "closed",
+        "content_left",
+        "context",
+        "ending",
+        "headed",
+        "id",
+        "local_ended",
+        "queue",
+        "queued_bytes",
+        "receive_window",
+        "remote_ended",
+        "send_window",
+        "uncredited",
+    )
+
+    def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
+        self.id = stream_id
+        self.context: Any = None
+        self.send_window = send_window
+        self.receive_window = receive_window
+        self.queue: deque[bytes] = deque()
+        self.queued_bytes = 0
+        self.ending: bytes | None = None
+        self.uncredited = 0
+        self.content_left = -1
+        self.headed = self.remote_ended = self.local_ended = self.closed = False
