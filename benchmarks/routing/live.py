@@ -4,9 +4,9 @@ Eight simulated engines behind real agents, two routers, two control planes, rat
 this order: quiet traffic, a replica killed, the leading sharder killed, a rolling restart of every replica, then both
 control planes gone: assignments are written by the bench, and at last etcd, limiter and allocator are killed too.
 
-Routing with the control plane dead is measured for the ten minutes of its bar. Nothing that routing needs expires: routers
-and agents keep the assignment they have until they see a newer one, replicas are judged by their own load streams, keys
-and models stay as last read, and quota goes on at the safe rate.
+Routing with the control plane dead is measured for the ten minutes of its bar. Nothing that routing needs expires:
+routers and agents keep the assignment they have until they see a newer one, replicas are judged by their own load
+streams, keys and models stay as last read, and quota goes on at the safe rate.
 """
 
 from __future__ import annotations
