@@ -8,8 +8,8 @@ is what the request would wait for and bring, over what the replica can do:
 lowest wins; `own` is this prompt beyond the replica's cache. Long prompts go where few requests are, because a prefill
 holds up whoever decodes or waits there. Simulated on a mix of recorded traces, with agents that serve short prompts
 first, p95 time to first token is .36x that of power-of-two-choices on active requests, and p95 time per output token
-.76x (docs/measurements.md); on one seed of an earlier state the last factor was worth a fifth of the first and a seventh
-of the second.
+.76x (docs/measurements.md); on one seed of an earlier state the last factor was worth a fifth of the first and a
+seventh of the second.
 
 Dispatches that no report has seen yet count `UNSEEN_WEIGHT` times more, in place of those of other routers, of which
 nobody has told either.
