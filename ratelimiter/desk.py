@@ -76,6 +76,8 @@ class Desk:
         """
         limiter, book = self._leading()
         answer = limiter.report(report, self._clock.monotonic_ns())
+        # What they held may be granted in this very answer: the next leader must not find both.
+        self._delete(book, limiter.take_gone())
         self._changed.set()
         return answer_to(answer, within(_ANSWER_BYTES_MAX, await book.publish(answer.tables)))
 
@@ -152,15 +154,19 @@ class Desk:
             self._changed.clear()
             self._set_quotas(limiter)
             actions = limiter.tick(self._clock.monotonic_ns())
-            book.post(actions.tables, actions.routers_gone)
+            self._delete(book, actions.routers_gone)
+            book.post(actions.tables, ())
             self._metrics.count_store(book.writes, book.conflicts)
-            if actions.routers_gone:
-                log.info("routers gone", routers=",".join(actions.routers_gone))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
                     await self._changed.wait()
                     await asyncio.sleep(self._config.debounce_ms / 1000)
         raise NotLeaderError("leadership ended")
+
+    def _delete(self, book: LeaseBook, routers_gone: tuple[str, ...]) -> None:
+        if routers_gone:
+            book.post((), routers_gone)
+            log.info("routers gone", routers=",".join(routers_gone))
 
     def _set_quotas(self, limiter: Limiter) -> None:
         if self._quotas_changed:

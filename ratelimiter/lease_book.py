@@ -16,7 +16,7 @@ from common.logs import get_logger
 from common.store import Expect, Store
 from fairlead.errors import NotLeaderError, UnavailableError
 from fairlead.quota.v1 import quota_pb2
-from ratelimiter.core.values import Table
+from ratelimiter.core.values import NO_TABLE, Table, Version
 from ratelimiter.translate import table_from, table_to
 
 log = get_logger(__name__)
@@ -26,6 +26,12 @@ _BATCH = 100
 _BATCH_BYTES = 1 << 20
 _ATTEMPTS = 3
 _DEPOSED = "this instance of the rate limiter does not lead any more; ask the leader"
+
+
+def _turn(item: tuple[str, Table | None]) -> Version:
+    """Deletions come first, then tables as they were made: what one gives up is stored before another has it."""
+    table = item[1]
+    return NO_TABLE if table is None else table.version
 
 
 class LeaseBook:
@@ -141,11 +147,11 @@ class LeaseBook:
         return {key: None for key in known if key.startswith(prefixes)}
 
     def _parts(self, batch: dict[str, Table | None]) -> Iterator[dict[str, quota_pb2.LeaseTable | None]]:
-        """Cuts what is to be written into transactions that the store takes; None deletes."""
+        """Cuts what is to be written into transactions that the store takes, in order; None deletes."""
         now = self._clock.wall_ns()
         part: dict[str, quota_pb2.LeaseTable | None] = {}
         size = 0
-        for key, table in sorted(batch.items()):
+        for key, table in sorted(batch.items(), key=_turn):
             message = table_to(table, now) if table is not None else None
             more = message.ByteSize() if message is not None else 0
             if part and (len(part) >= _BATCH or size + more > _BATCH_BYTES):

@@ -12,11 +12,15 @@ How it is kept:
 - A router is granted more only as far as the others do not hold it at that moment. So when A's share moves to B, A's
   table shrinks first, and B's grows once A has acknowledged: two to three report intervals.
 - A router that must give up something keeps its part meanwhile: what it may be spending already is not counted twice.
+  But what was granted before a quota fell runs out, and no part of it may be granted on for longer than that, unless
+  there is room for it among what the others are granted on.
 - Lease time is counted here from the *arrival* of the report that a table answers, at the router from its *sending*:
   the router stops first. A small guard covers clocks that run at different speeds.
 - A restarted router is another process: what the old one holds counts until it expires, and is not available to
   anyone, unless it said goodbye.
 - A new leader counts the stored tables, with what they say is outstanding beside them, for a full lease duration.
+  Where they come to more than the quota, some may have ended, and been granted to others, before it read them: of
+  those a router keeps nothing, and is granted only what nobody holds.
 
 Workloads are spread over shards by tenant, and each shard of each router has a table of its own. One in which nothing
 changes is renewed by naming it: it is neither made nor stored nor sent again. So a report costs what has changed since
@@ -42,7 +46,7 @@ from ratelimiter.core.demand import DemandBook
 from ratelimiter.core.fill import resplit_quota
 from ratelimiter.core.roster import Changes, Roster
 from ratelimiter.core.session import Issued, Session
-from ratelimiter.core.values import Actions, Answer, Lease, Quota, Report, Table, Version, Workload
+from ratelimiter.core.values import NO_TABLE, Actions, Answer, Lease, Quota, Report, Table, Version, Workload
 
 SHARDS: Final = 64
 """Tables of one router: with 100,000 workloads one table holds 1,600 of them, about 80 KB."""
@@ -91,16 +95,24 @@ class Limiter:
         self._roster = Roster()
         self._targets: dict[Workload, list[int]] = {}
         self._changed: set[Workload] = set()
+        self._learned = NO_TABLE  # the newest table of an earlier leader, or of this one before it started over
+        self._doubted: set[Workload] | None = None  # of which more was learned than there is; None before the quotas
+        self._last_end_ns = MonotonicNs(0)
+        # Quotas that fell below what was out, and when all that was out then will have ended.
+        self._lowered: list[tuple[MonotonicNs, set[Workload]]] = []
 
     def learn(self, tables: Iterable[Table], now: MonotonicNs) -> None:
-        """Counts the tables an earlier leader left in the store, before anything is granted.
+        """Counts the tables an earlier leader left in the store, before the first quotas are set.
 
         Args:
             tables: Every stored table.
             now: Read after the tables were.
         """
         for table in tables:
-            self._roster.learn(table, self._end_of(now, table.lease_ns))
+            end_ns = self._end_of(now, table.lease_ns)
+            self._roster.learn(table, end_ns)
+            self._last_end_ns = max(self._last_end_ns, end_ns)
+            self._learned = max(self._learned, table.version)
             if table.version.epoch == self.epoch:
                 # This leadership's own, from before it had to start over: numbers must go on growing.
                 self._table_number = max(self._table_number, table.version.number)
@@ -111,6 +123,11 @@ class Limiter:
         """Replaces all quotas; a workload that is absent has none."""
         changed = {w for w in self._quotas.keys() | quotas.keys() if self._quotas.get(w) != quotas.get(w)}
         self._quotas = dict(quotas)
+        lowered = {workload for workload in changed if self._roster.held(workload) > self._quota(workload)}
+        if lowered:
+            self._lowered.append((self._last_end_ns, lowered))
+        if self._doubted is None:
+            self._doubted = lowered
         self._absorb(Changes(changed))
 
     def report(self, report: Report, now: MonotonicNs) -> Answer:
@@ -138,6 +155,7 @@ class Limiter:
         if report.number > session.report_number:
             session.report_number = report.number
             session.expires_ns = max(session.expires_ns, self._end_of(now, self._terms.lease_ns))
+            self._last_end_ns = max(self._last_end_ns, session.expires_ns)
             self._absorb(Changes(self._roster.take_wants(session, report.wants)))
         return self._answer(session, report)
 
@@ -152,6 +170,7 @@ class Limiter:
             now: Call it after every change and at least once a second.
         """
         self._absorb(self._roster.expire(now))
+        self._lowered = [item for item in self._lowered if item[0] > now]
         live = [session for session in self._roster.live() if session.reported]
         due: dict[tuple[str, int], Session] = {}
         looked_at = heapq.nsmallest(_LOOKED_AT_MAX, self._changed)
@@ -162,6 +181,10 @@ class Limiter:
         self._changed.difference_update(looked_at)
         tables = [self._issue(session, shard) for (_, shard), session in due.items()]
         return Actions(tuple(table for table in tables if table is not None), self._roster.take_gone())
+
+    def take_gone(self) -> tuple[str, ...]:
+        """Routers without any lease left since this, or a tick, told of them last."""
+        return self._roster.take_gone()
 
     @property
     def demand(self) -> DemandBook | None:
@@ -310,7 +333,20 @@ class Limiter:
             return 0
         mine = session.shelf(shard).spendable.get(workload, 0)
         free = self._quota(workload) - self._roster.held(workload) + mine
-        return min(target, max(mine, free))
+        if free >= min(target, mine):
+            return min(target, free)
+        return max(0, free, min(target, self._kept(session, shard, workload)))
+
+    def _kept(self, session: Session, shard: int, workload: Workload) -> int:
+        """What a router may go on with while more is out than the quota: no instant to come may have more for it."""
+        shelf, quota = session.shelf(shard), self._quota(workload)
+        doubted = self._doubted is not None and workload in self._doubted
+        kept = shelf.still(workload, 0, self._learned if doubted else NO_TABLE)
+        for end_ns, lowered in self._lowered:
+            if workload in lowered:
+                mine = shelf.still(workload, end_ns)
+                kept = min(kept, max(mine, quota - self._roster.held_after(workload, shard, end_ns) + mine))
+        return kept
 
     def _target(self, workload: Workload, shard: int) -> list[int]:
         """Where each live router's rate should end up once everyone has acknowledged, in the roster's order."""

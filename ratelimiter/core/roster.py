@@ -166,6 +166,12 @@ class Roster:
         """What all processes together could be spending of a workload, milli-MU per minute."""
         return self._holdings.of(workload)
 
+    def held_after(self, workload: Workload, shard: int, after_ns: int) -> int:
+        """The part of it that runs on after that instant."""
+        held = sum(session.shelf(shard).still(workload, after_ns) for session in self._sessions.values())
+        inherited = (issued for _, issued in self._inherited if issued.expires_ns > after_ns)
+        return held + sum(issued.rates.get(workload, 0) for issued in inherited)
+
     def held_by_the_gone(self, workload: Workload, shard: int) -> int:
         """The part of it that no live process holds and that only expiry frees."""
         if len(self.live()) == len(self._sessions) and not self._inherited:

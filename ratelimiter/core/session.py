@@ -75,6 +75,11 @@ class Shelf:
         """When the first of its tables ends; never where there are none."""
         return min((issued.expires_ns for issued in self._issued), default=_NEVER)
 
+    def still(self, workload: Workload, after_ns: int, above: Version = NO_TABLE) -> int:
+        """Its part of `spendable` that runs on after that instant, under tables above that version."""
+        rates = (i.rates.get(workload, 0) for i in self._issued if i.expires_ns > after_ns and i.version > above)
+        return max(rates, default=0)
+
     def rate(self, workload: Workload) -> int:
         """What the newest table grants."""
         return self._issued[-1].rates.get(workload, 0) if self._issued else 0

@@ -24,7 +24,7 @@ from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
 from ratelimiter.core.lease import SHARDS, Limiter, Terms
 from ratelimiter.core.roster import Roster
-from ratelimiter.core.session import Issued, Shelf
+from ratelimiter.core.session import Issued, Session, Shelf
 from ratelimiter.core.values import NO_TABLE, Answer, Lease, Quota, Report, Table, Version, Want, Workload
 
 LEASE_NS = 10 * NS_PER_S
@@ -101,6 +101,7 @@ class LimiterMachine(RuleBasedStateMachine):
         self.store: dict[tuple[str, int], Table] = {}
         for router_id in ROUTERS:
             self.restart(router_id)
+        self.change_quotas((100, 100, 100))
 
     def new_limiter(self) -> Limiter:
         return Limiter(self.epoch, Terms(LEASE_NS, burst_window_s=30, burst_min=MilliModelUnits(2000)))
@@ -140,6 +141,19 @@ class LimiterMachine(RuleBasedStateMachine):
         process = self.current[router_id]
         for table in process.written:
             process.apply(table)
+
+    @rule(
+        router_id=st.sampled_from(ROUTERS),
+        wants=WANTS,
+        times=st.integers(2, 4),
+        seconds=st.sampled_from([1.0, 9.0]),
+    )
+    def steady_exchanges(self, router_id: str, wants: tuple[int, int, int], times: int, seconds: float) -> None:
+        """One router goes on while the others may be silent for longer than a lease."""
+        for _ in range(times):
+            self.healthy_exchange(router_id, wants)
+            self.advance(seconds)
+            self.worst_case_is_within_the_quota()
 
     @precondition(lambda self: self.delayed)
     @rule(data=st.data(), again=st.booleans())
@@ -312,3 +326,26 @@ def test_a_lost_renewal_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Shelf, "renew", renew_nothing)
     with pytest.raises(AssertionError, match="undercounted"):
         steady_exchange()
+
+
+def takeover_after_silence() -> None:
+    """One router falls silent, another gets its part once its lease has ended, and the next leader finds both."""
+    machine = LimiterMachine()
+    machine.start()
+    machine.healthy_exchange("r1", (60, 60, 60))
+    machine.steady_exchanges("r0", (200, 200, 200), 3, 9.0)
+    machine.takeover()
+    machine.healthy_exchange("r1", (60, 60, 60))
+    machine.worst_case_is_within_the_quota()
+
+
+def keep_all(limiter: Limiter, session: Session, shard: int, workload: Workload) -> int:
+    return session.shelf(shard).spendable.get(workload, 0)
+
+
+def test_a_revived_lease_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for leases that had ended when the next leader read them: random steps find it, but not each time."""
+    takeover_after_silence()
+    monkeypatch.setattr(Limiter, "_kept", keep_all)
+    with pytest.raises(AssertionError, match="over-granted"):
+        takeover_after_silence()

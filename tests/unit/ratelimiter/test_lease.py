@@ -348,6 +348,57 @@ def test_takeover_knows_of_tables_that_were_not_acknowledged() -> None:
     assert b.report(QUOTA, 3) == 0
 
 
+def test_takeover_does_not_revive_a_lease_that_had_ended() -> None:
+    """Proves that a stored lease that ran out, and was granted to another, is not granted again by the next leader."""
+    before = new_limiter(epoch=7)
+    a, b = Router(before, "a"), Router(before, "b")
+    assert a.report(QUOTA, 0) == QUOTA
+    assert b.report(QUOTA, LEASE_S - 1) == 0
+    assert b.report(QUOTA, LEASE_S + 1) == QUOTA, "a's has ended"
+    after = Limiter(8, before._terms)
+    after.learn([router.table for router in (a, b) if router.table], at(LEASE_S + 2))
+    after.set_quotas({W: Quota(Rate(QUOTA), Rate(QUOTA))})
+    a.limiter = b.limiter = after
+    assert a.report(QUOTA, LEASE_S + 3) == 0, "b may be spending all of it"
+    for second in (4, 5, 6):
+        b.report(QUOTA, LEASE_S + second)
+        a.report(QUOTA, LEASE_S + second)
+    assert (a.rate, b.rate) == (QUOTA // 2, QUOTA // 2)
+
+
+def test_takeover_that_learned_no_more_than_the_quota_splits_a_smaller_one_at_once() -> None:
+    """Proves that nobody is left with nothing when a quota shrinks right after a takeover."""
+    before = new_limiter(epoch=7)
+    a, b = Router(before, "a"), Router(before, "b")
+    for second in range(3):
+        a.report(QUOTA, second)
+        b.report(QUOTA, second)
+    after = Limiter(8, before._terms)
+    after.learn([router.table for router in (a, b) if router.table], at(3))
+    after.set_quotas({W: Quota(Rate(QUOTA), Rate(QUOTA))})
+    after.set_quotas({W: Quota(Rate(QUOTA // 2), Rate(QUOTA // 2))})
+    a.limiter = b.limiter = after
+    assert a.report(QUOTA, 4) == QUOTA // 4
+    assert b.report(QUOTA, 4) == QUOTA // 4
+
+
+def test_what_was_granted_before_a_quota_fell_is_not_granted_on() -> None:
+    """Proves that a silent router's old, larger lease gives it no claim to what another was granted since."""
+    limiter = new_limiter()
+    a, b = Router(limiter, "a"), Router(limiter, "b")
+    for second in range(3):
+        a.report(QUOTA, second - 3)
+        b.report(QUOTA, second - 3)
+    small = QUOTA // 10
+    limiter.set_quotas({W: Quota(Rate(small), Rate(small))})
+    for second in (7.0, 7.5):
+        assert a.report(QUOTA, second) == small // 2
+    limiter.report(a.request(0), at(8))
+    assert b.report(QUOTA, 8.5) == small // 2, "a has not acknowledged that it wants nothing"
+    limiter.tick(at(12))
+    assert limiter.outstanding(W) <= small
+
+
 def test_same_leader_that_starts_over_goes_on_counting() -> None:
     """Proves that table numbers grow within an epoch even when its limiter is built anew."""
     before = new_limiter(epoch=7)

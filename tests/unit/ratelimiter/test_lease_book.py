@@ -120,6 +120,21 @@ async def test_large_batches_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     writer.cancel()
 
 
+async def test_what_one_gives_up_is_stored_before_another_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proves the order of transactions: deletions, then tables as they were made, whatever their routers are called."""
+    monkeypatch.setattr("ratelimiter.lease_book._BATCH", 1)
+    desk = Desk()
+    book = await desk.lead()
+    writer = asyncio.create_task(book.run())
+    await book.publish([table("c", 1)])
+    before = await desk.store.put("/mark", b"")
+    book.post([table("b", 2)], ["c"])
+    await book.publish([table("a", 3)])
+    changes = await anext(desk.store.watch(keys.LEASES, after_revision=before))
+    assert [change.key for change in changes] == [keys.lease(router_id, SHARD) for router_id in "cba"]
+    writer.cancel()
+
+
 async def test_a_store_outage_is_told_and_survived() -> None:
     """Proves that a failed write is an error for its router, and that the next one works."""
     desk = Desk()
