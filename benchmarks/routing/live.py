@@ -82,9 +82,10 @@ async def _measure(found: dict[str, float], console: Console) -> None:
                 continue
             found.update(values)
             console.print("  ".join(f"{name} {value:.4g}" for name, value in values.items()), highlight=False)
-        errors = [each.error for each in traffic.sent if each.error]
-        for why in errors[:3]:
-            console.print(f"a request failed: {why}", markup=False)
+        errors = [each for each in traffic.sent if each.error]
+        for each in errors[:3]:
+            after_s = each.sent_s - traffic.sent[0].sent_s
+            console.print(f"a request failed {after_s:.1f} s after the first: {each.error}", markup=False)
         found["live_failed_requests"] = float(len(errors))
         found["live_requests"] = float(len(traffic.sent))
 
