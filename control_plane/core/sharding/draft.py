@@ -130,9 +130,7 @@ class Draft:
         """Gives a slice the replicas that it had before: no change."""
         piece.members = set(members)
         self.serves[list(piece.members), piece.at] = True
-        self.sizes[piece.at] = len(piece.members)
-        self._inside[piece.at] = sum([self._weights[member] for member in piece.members])
-        self._count(piece, 1.0)
+        self._count_anew(piece)
 
     def inside(self, piece: Piece) -> float:
         """Sum of the weights of a slice's replicas."""
@@ -201,6 +199,10 @@ class Draft:
         if came is not None:
             piece.members.add(came)
             self.serves[came, piece.at] = True
+        self._count_anew(piece)
+
+    def _count_anew(self, piece: Piece) -> None:
+        """A slice has other replicas than before, and is not counted on any."""
         self.sizes[piece.at] = len(piece.members)
         self._inside[piece.at] = sum([self._weights[member] for member in piece.members])
         self._count(piece, 1.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import h2.config
 import h2.connection
@@ -104,29 +103,19 @@ class Reference:
 
     Args:
         client: Whether it opens the streams.
-        acknowledge: Whether it takes data as it comes.
     """
 
-    def __init__(self, *, client: bool, acknowledge: bool = True, validate: bool = True) -> None:
-        config = h2.config.H2Configuration(
-            client_side=client,
-            header_encoding=None,
-            validate_outbound_headers=validate,
-            normalize_outbound_headers=validate,
-        )
+    def __init__(self, *, client: bool) -> None:
+        config = h2.config.H2Configuration(client_side=client, header_encoding=None)
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
-        self.acknowledge = acknowledge
         self.seen: dict[int, Seen] = {}
-        self.events: list[Any] = []
-        self.goaway: h2.events.ConnectionTerminated | None = None
 
     def of(self, stream_id: int) -> Seen:
         return self.seen.setdefault(stream_id, Seen())
 
     def receive(self, data: bytes) -> None:
         for event in self.h2.receive_data(data):
-            self.events.append(event)
             match event:
                 case h2.events.RequestReceived() | h2.events.ResponseReceived():
                     self.of(event.stream_id).fields = tuple((bytes(n), bytes(v)) for n, v in event.headers)
@@ -134,14 +123,12 @@ class Reference:
                     self.of(event.stream_id).trailers = tuple((bytes(n), bytes(v)) for n, v in event.headers)
                 case h2.events.DataReceived():
                     self.of(event.stream_id).data += event.data
-                    if self.acknowledge and event.flow_controlled_length:
+                    if event.flow_controlled_length:
                         self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 case h2.events.StreamEnded():
                     self.of(event.stream_id).ended = True
                 case h2.events.StreamReset():
                     self.of(event.stream_id).reset = int(event.error_code)
-                case h2.events.ConnectionTerminated():
-                    self.goaway = event
 
 
 def exchange(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 import grpc.aio
@@ -14,58 +14,41 @@ import pytest
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.endpoint import Endpoint, Patience
 from data_plane.relay.http2.frames import PREFACE
-from data_plane.relay.http2.header_blocks import Fields, encoded
+from data_plane.relay.http2.header_blocks import encoded
 from data_plane.relay.http2.limits import Limits
 from data_plane.relay.http2.stream import Stream
 from tests.support.waiting import eventually
-from tests.unit.relay.peers import ANSWER, TRAILERS, request
+from tests.unit.relay.peers import ANSWER, TRAILERS, Recorder, request
 
 PATIENT = Patience()
 HURRIED = Patience(greeting_s=0.5, stuck_s=0.5, silence_s=0.5, answer_s=0.5, idle_s=0.5)
 
 
 @dataclass
-class Echo:
+class Echo(Recorder):
     """Answers every call with what came, as often as its path says; never to /silence.
 
     Attributes:
-        endpoint: Its connection.
-        calls: What came, by stream.
-        fields: The headers of the last call.
-        resets: Codes of the streams that were given up.
+        endpoint: Its connection's.
     """
 
     endpoint: Endpoint | None = None
-    calls: dict[int, bytes] = field(default_factory=dict)
-    fields: Fields = ()
-    resets: list[int] = field(default_factory=list)
-
-    def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
-        self.fields = fields
-        stream.context = dict(fields)[b":path"]
-        self.calls[stream.id] = b""
-        assert not ended
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
-        assert self.endpoint is not None
-        connection = self.endpoint.connection
-        self.calls[stream.id] += data
-        connection.consumed(stream, len(data))
-        if ended and stream.context != b"/echo/silence":
+        super().on_data(stream, data, ended)
+        seen, connection = self.of(stream), self.connection
+        path = dict(seen.fields)[b":path"]
+        if ended and path != b"/echo/silence":
+            assert connection is not None
             connection.send_head(stream, encoded(ANSWER))
-            for _ in range(int(stream.context.rpartition(b"/")[2])):
-                connection.send_data(stream, self.calls[stream.id])
+            for _ in range(int(path.rpartition(b"/")[2])):
+                connection.send_data(stream, seen.data)
             connection.end(stream, encoded(TRAILERS))
 
-    def on_trailers(self, stream: Stream, fields: Fields) -> None:
-        raise AssertionError("a gRPC client sends no trailers")
-
-    def on_reset(self, stream: Stream, code: int) -> None:
-        self.resets.append(code)
-
-    def on_sent(self, stream: Stream) -> None: ...
-
-    def on_pong(self, payload: bytes) -> None: ...
+    @property
+    def resets(self) -> list[int]:
+        """Codes of the streams that were given up."""
+        return [seen.reset for seen in self.seen.values() if seen.reset is not None]
 
 
 @dataclass
@@ -85,6 +68,7 @@ async def serving(patience: Patience = PATIENT) -> AsyncIterator[Server]:
     def connected() -> Endpoint:
         handler = Echo()
         handler.endpoint = Endpoint(handler, Limits(), patience, client=False)
+        handler.connection = handler.endpoint.connection
         handlers.append(handler)
         return handler.endpoint
 
@@ -104,7 +88,7 @@ async def test_grpcio_asks_and_hears() -> None:
     async with serving() as server, grpc.aio.insecure_channel(server.address) as channel:
         once, often = channel.unary_unary("/echo/1"), channel.unary_stream("/echo/1000")
         assert await once(b"hello", timeout=20, metadata=[("x-tenant", "t"), ("x-bytes-bin", b"\0\xff")]) == b"hello"
-        fields = dict(server.handlers[0].fields)
+        fields = dict(server.handlers[0].seen[1].fields)
         assert fields[b"x-tenant"] == b"t"
         assert b"grpc-timeout" in fields
         large = bytes(range(256)) * 8_000
@@ -136,7 +120,7 @@ async def test_grpcio_gives_up() -> None:
             await silent(b"", timeout=0.3)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         call = silent(b"", timeout=20)
-        await eventually(lambda: len(server.handlers[0].calls) == 2)
+        await eventually(lambda: len(server.handlers[0].seen) == 2)
         call.cancel()
         await eventually(lambda: server.handlers[0].resets == [frames.ErrorCode.CANCEL] * 2)
 

@@ -177,6 +177,7 @@ def test_data_waits_for_a_slow_reader_and_for_the_network() -> None:
     connection.receive(frames.window_update(0, 10_000) + frames.window_update(1, 10_000), 0.0)
     assert [kind[:2] for kind in kinds(connection.take())][:2] == [(frames.DATA, 1), (frames.HEADERS, 1)]
     assert slow.closed
+    assert recorder.sent == [3, 1]
 
 
 def test_streams_that_wait_take_turns() -> None:

@@ -170,3 +170,12 @@ def test_a_smaller_table_of_the_peer_is_respected() -> None:
     connection.receive(request(1), 0.0)
     connection.send_head(recorder.streams[1], encoded(ANSWER))
     assert kinds(connection.take())[0][2] == EMPTY_TABLE + encoded(ANSWER)
+
+
+def test_a_sign_of_life_is_asked_for_and_given() -> None:
+    connection, recorder = greeted()
+    connection.ping(b"are you?")
+    assert kinds(connection.take()) == [(frames.PING, 0, b"are you?")]
+    connection.receive(frames.frame(frames.PING, frames.ACK, 0, b"are you?"), 0.0)
+    assert recorder.pongs == [b"are you?"]
+    assert connection.take() == b""
