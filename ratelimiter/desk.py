@@ -16,7 +16,7 @@ from fairlead.quota.v1 import quota_pb2
 from ratelimiter.config import RateLimiterConfig
 from ratelimiter.core.demand import DemandBook
 from ratelimiter.core.lease import Limiter
-from ratelimiter.core.values import Report
+from ratelimiter.core.values import Report, Table
 from ratelimiter.lease_book import LeaseBook
 from ratelimiter.metrics import RateLimiterMetrics
 from ratelimiter.translate import answer_to, quotas_from, within
@@ -77,7 +77,7 @@ class Desk:
         limiter, book = self._leading()
         answer = limiter.report(report, self._clock.monotonic_ns())
         # What they held may be granted in this very answer: the next leader must not find both.
-        self._delete(book, limiter.take_gone())
+        self._post(book, (), limiter.take_gone())
         self._changed.set()
         return answer_to(answer, within(_ANSWER_BYTES_MAX, await book.publish(answer.tables)))
 
@@ -154,8 +154,7 @@ class Desk:
             self._changed.clear()
             self._set_quotas(limiter)
             actions = limiter.tick(self._clock.monotonic_ns())
-            self._delete(book, actions.routers_gone)
-            book.post(actions.tables, ())
+            self._post(book, actions.tables, actions.routers_gone)
             self._metrics.count_store(book.writes, book.conflicts)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_TICK_S):
@@ -163,9 +162,9 @@ class Desk:
                     await asyncio.sleep(self._config.debounce_ms / 1000)
         raise NotLeaderError("leadership ended")
 
-    def _delete(self, book: LeaseBook, routers_gone: tuple[str, ...]) -> None:
+    def _post(self, book: LeaseBook, tables: tuple[Table, ...], routers_gone: tuple[str, ...]) -> None:
+        book.post(tables, routers_gone)
         if routers_gone:
-            book.post((), routers_gone)
             log.info("routers gone", routers=",".join(routers_gone))
 
     def _set_quotas(self, limiter: Limiter) -> None:

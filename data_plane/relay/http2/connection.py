@@ -57,6 +57,7 @@ class Connection(Guarding):
 
     Attributes:
         fault: Why the connection is over; None while it is not.
+        greeted: The peer has begun with its settings.
     """
 
     def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
@@ -65,7 +66,7 @@ class Connection(Guarding):
         self._decoder = HeaderDecoder(limits.header_list_bytes_max)
         self._tail = b""
         self._preface_left = b"" if client else PREFACE
-        self._greeted = False
+        self.greeted = False
         self._block: tuple[int, int, list[bytes]] | None = None  # stream, flags, parts of a header block that goes on
         self._block_bytes = 0
         self._last_served = STREAM_MAX  # the highest one that is served after GOAWAY
@@ -176,10 +177,10 @@ class Connection(Guarding):
         self._tail = data[at:] if at < end else b""
 
     def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        if not self._greeted:
+        if not self.greeted:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "the first frame must be SETTINGS")
-            self._greeted = True
+            self.greeted = True
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block[0]):
             raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
         handle = self._handlers.get(kind)

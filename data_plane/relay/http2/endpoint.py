@@ -27,7 +27,7 @@ class Patience:
     """How long a peer is waited for, seconds.
 
     Attributes:
-        greeting_s: For its first frames.
+        greeting_s: For its first frame.
         stuck_s: For the network to take anything of what waits for it.
         silence_s: For anything from it while streams are open, before it is asked for a sign of life.
         answer_s: And for that.
@@ -63,7 +63,6 @@ class Endpoint(asyncio.Protocol):
         self._stuck_since_s: float | None = None
         self._asked_s: float | None = None
         self._begun_s = self._heard_s = self._used_s = self._loop.time()
-        self._heard = False
         self.connection = Connection(handler, limits, client=client, now_s=self._begun_s)
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -81,7 +80,7 @@ class Endpoint(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         now_s = self._loop.time()
-        self._heard_s, self._heard, self._asked_s = now_s, True, None
+        self._heard_s, self._asked_s = now_s, None
         self.connection.receive(data, now_s)
         self.flush()
 
@@ -128,7 +127,7 @@ class Endpoint(asyncio.Protocol):
         if self.connection.streams:
             self._used_s = now_s
         if (
-            (not self._heard and now_s - self._begun_s >= patience.greeting_s)
+            (not self.connection.greeted and now_s - self._begun_s >= patience.greeting_s)
             or (self._stuck_since_s is not None and now_s - self._stuck_since_s >= patience.stuck_s)
             or (self._asked_s is not None and now_s - self._asked_s >= patience.answer_s)
         ):

@@ -165,6 +165,14 @@ async def test_who_never_comes_to_the_point_is_given_up(said: bytes) -> None:
         writer.close()
 
 
+async def test_half_a_greeting_is_none() -> None:
+    async with serving(Patience(greeting_s=0.5)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(PREFACE[:-1])
+        assert await _closed(reader)
+        writer.close()
+
+
 async def test_who_does_not_read_is_given_up() -> None:
     """Proves that neither an answer nor answers to pings pile up for somebody who reads nothing."""
     async with serving(HURRIED) as server:
