@@ -28,51 +28,51 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61irlead/engine/v1/engine.proto\x12\x12\x66\x61irlead.engine.v1\x1a%fairlead/inference/v1/inference.proto\x1a#fairlead/sharding/v1/sharding.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n\x15\x45ngineGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x37\n\x07request\x18\x03 \x01(\x0b\x32&.fairlead.inference.v1.GenerateRequest\x12\x31\n\x08priority\x18\x04 \x01(\x0e\x32\x1f.fairlead.inference.v1.Priority\x12\x18\n\x10prefill_milli_mu\x18\x05 \x01(\x03\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\x06 \x01(\x03\x12\x0e\n\x06weight\x18\x07 \x01(\x03\x12\x11\n\trouter_id\x18\x08 \x01(\t\x12\x17\n\x0f\x64ispatch_number\x18\t \x01(\x04\x12\x11\n\tshard_key\x18\n \x01(\x06\x12\x34\n\nassignment\x18\x0b \x01(\x0b\x32 .fairlead.sharding.v1.Generation\x12\x15\n\rprefix_blocks\x18\x0c \x03(\x06\"\xd4\x01\n\x16\x45ngineGenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\x12:\n\rfinish_reason\x18\x03 \x01(\x0e\x32#.fairlead.inference.v1.FinishReason\x12+\n\x05usage\x18\x04 \x01(\x0b\x32\x1c.fairlead.inference.v1.Usage\x12,\n\x04load\x18\x05 \x01(\x0b\x32\x1e.fairlead.engine.v1.LoadReport\"y\n\x10WatchLoadRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nwith_cache\x18\x03 \x01(\x08\x12\x11\n\twith_keys\x18\x04 \x01(\x08\"<\n\x0b\x43\x61\x63heChange\x12\r\n\x05whole\x18\x01 \x01(\x08\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x03(\x06\x12\x0f\n\x07\x64ropped\x18\x03 \x03(\x06\"y\n\x07KeyLoad\x12\x11\n\tfirst_key\x18\x01 \x01(\x06\x12 \n\x18rate_milli_mu_per_minute\x18\x02 \x01(\x03\x12\x13\n\x0bwarm_tokens\x18\x03 \x01(\x03\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x11\n\ttenant_id\x18\x05 \x01(\t\"\xca\x04\n\nLoadReport\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12/\n\x0breport_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fqueued_requests\x18\x04 \x01(\x05\x12 \n\x18pending_prefill_milli_mu\x18\x05 \x01(\x03\x12\x18\n\x10running_requests\x18\x06 \x01(\x05\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\x07 \x01(\x03\x12\x16\n\x0ekv_used_tokens\x18\x08 \x01(\x03\x12\x17\n\x0fprogress_tokens\x18\t \x01(\x04\x12/\n\x05state\x18\n \x01(\x0e\x32 .fairlead.engine.v1.ReplicaState\x12\x13\n\x0butilization\x18\x0b \x01(\x02\x12\x1e\n\x16queued_decode_milli_mu\x18\x0c \x01(\x03\x12\x1a\n\x12kv_capacity_tokens\x18\r \x01(\x03\x12\x15\n\rcached_tokens\x18\x0e \x01(\x03\x12\x17\n\x0f\x64ispatches_seen\x18\x0f \x01(\x04\x12.\n\x05\x63\x61\x63he\x18\x10 \x01(\x0b\x32\x1f.fairlead.engine.v1.CacheChange\x12.\n\tkey_loads\x18\x11 \x03(\x0b\x32\x1b.fairlead.engine.v1.KeyLoad\x12\x34\n\nassignment\x18\x12 \x01(\x0b\x32 .fairlead.sharding.v1.Generation\"\"\n\x0c\x44rainRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\"+\n\rDrainResponse\x12\x1a\n\x12requests_in_flight\x18\x01 \x01(\x05\"\xaf\x01\n\x04Load\x12,\n\x07lengths\x18\x01 \x03(\x0b\x32\x1b.fairlead.engine.v1.Lengths\x12\x13\n\x0b\x63oncurrency\x18\x02 \x01(\x05\x12)\n\x06window\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08time_max\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"6\n\x07Lengths\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\"f\n\x10\x43\x61librateRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61libration_id\x18\x02 \x01(\t\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.fairlead.engine.v1.Load\"\xf2\x01\n\x0bMeasurement\x12\x10\n\x08window_s\x18\x01 \x01(\x01\x12\x10\n\x08\x65ngine_s\x18\x02 \x01(\x01\x12\x14\n\x0c\x66irst_tokens\x18\x03 \x01(\x03\x12\x15\n\routput_tokens\x18\x04 \x01(\x03\x12\x12\n\ndecoding_s\x18\x05 \x01(\x01\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\rinput_squares\x18\x07 \x01(\x01\x12\x16\n\x0e\x63ontext_tokens\x18\x08 \x01(\x01\x12\x12\n\nttft_s_p50\x18\t \x01(\x01\x12\x12\n\nttft_s_p95\x18\n \x01(\x01\x12\x11\n\tcut_short\x18\x0b \x01(\x08\"I\n\x11\x43\x61librateResponse\x12\x34\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x1f.fairlead.engine.v1.Measurement\"\xa6\x04\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x10\n\x08hardware\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x06 \x01(\t\x12$\n\x1c\x63\x61pacity_milli_mu_per_minute\x18\x07 \x01(\x03\x12/\n\x05state\x18\x08 \x01(\x0e\x32 .fairlead.engine.v1.ReplicaState\x12\x15\n\rsequences_max\x18\t \x01(\x05\x12\x1a\n\x12kv_capacity_tokens\x18\n \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x0b \x01(\x05\x12\x0c\n\x04host\x18\x0c \x01(\t\x12\x0c\n\x04rack\x18\r \x01(\t\x12.\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tagent_pid\x18\x0f \x01(\x03\x12\x12\n\nengine_pid\x18\x10 \x01(\x03\x12\x13\n\x0bops_address\x18\x11 \x01(\t\x12\x17\n\x0f\x65ngine_restarts\x18\x12 \x01(\x05\x12\x0c\n\x04slot\x18\x13 \x01(\t\x12\x13\n\x0b\x64rift_ratio\x18\x14 \x01(\x01\x12\x18\n\x10\x64rift_profile_id\x18\x15 \x01(\t\x12\x14\n\x0c\x64rift_tokens\x18\x16 \x01(\x03\x12\x14\n\x0cprefix_cache\x18\x17 \x01(\x08\"\x86\x01\n\x06\x46\x61ults\x12\x0c\n\x04hang\x18\x01 \x01(\x08\x12\x1b\n\x13\x66reeze_after_tokens\x18\x02 \x01(\x05\x12\x13\n\x0bslow_factor\x18\x03 \x01(\x02\x12\x14\n\x0c\x63rash_marker\x18\x04 \x01(\t\x12\x0f\n\x07garbage\x18\x05 \x01(\x08\x12\x15\n\rout_of_memory\x18\x06 \x01(\x08\">\n\x10SetFaultsRequest\x12*\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1a.fairlead.engine.v1.Faults\"?\n\x11SetFaultsResponse\x12*\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1a.fairlead.engine.v1.Faults*\xba\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x1b\n\x17REPLICA_STATE_UNHEALTHY\x10\x04\x12\x1d\n\x19REPLICA_STATE_CALIBRATING\x10\x05\x32\xf5\x02\n\rEngineService\x12\x63\n\x08Generate\x12).fairlead.engine.v1.EngineGenerateRequest\x1a*.fairlead.engine.v1.EngineGenerateResponse0\x01\x12S\n\tWatchLoad\x12$.fairlead.engine.v1.WatchLoadRequest\x1a\x1e.fairlead.engine.v1.LoadReport0\x01\x12L\n\x05\x44rain\x12 .fairlead.engine.v1.DrainRequest\x1a!.fairlead.engine.v1.DrainResponse\x12\\\n\tCalibrate\x12$.fairlead.engine.v1.CalibrateRequest\x1a%.fairlead.engine.v1.CalibrateResponse(\x01\x30\x01\x32h\n\x0c\x46\x61ultService\x12X\n\tSetFaults\x12$.fairlead.engine.v1.SetFaultsRequest\x1a%.fairlead.engine.v1.SetFaultsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x66\x61irlead/engine/v1/engine.proto\x12\x12\x66\x61irlead.engine.v1\x1a%fairlead/inference/v1/inference.proto\x1a#fairlead/sharding/v1/sharding.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x02\n\x15\x45ngineGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x37\n\x07request\x18\x03 \x01(\x0b\x32&.fairlead.inference.v1.GenerateRequest\x12\x31\n\x08priority\x18\x04 \x01(\x0e\x32\x1f.fairlead.inference.v1.Priority\x12\x18\n\x10prefill_milli_mu\x18\x05 \x01(\x03\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\x06 \x01(\x03\x12\x0e\n\x06weight\x18\x07 \x01(\x03\x12\x11\n\trouter_id\x18\x08 \x01(\t\x12\x17\n\x0f\x64ispatch_number\x18\t \x01(\x04\x12\x11\n\tshard_key\x18\n \x01(\x06\x12\x34\n\nassignment\x18\x0b \x01(\x0b\x32 .fairlead.sharding.v1.Generation\x12\x15\n\rprefix_blocks\x18\x0c \x03(\x06\"\xe6\x01\n\x16\x45ngineGenerateResponse\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\x12:\n\rfinish_reason\x18\x04 \x01(\x0e\x32#.fairlead.inference.v1.FinishReason\x12+\n\x05usage\x18\x05 \x01(\x0b\x32\x1c.fairlead.inference.v1.Usage\x12,\n\x04load\x18\x08 \x01(\x0b\x32\x1e.fairlead.engine.v1.LoadReportJ\x04\x08\x01\x10\x02J\x04\x08\x06\x10\x07J\x04\x08\x07\x10\x08\"y\n\x10WatchLoadRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nwith_cache\x18\x03 \x01(\x08\x12\x11\n\twith_keys\x18\x04 \x01(\x08\"<\n\x0b\x43\x61\x63heChange\x12\r\n\x05whole\x18\x01 \x01(\x08\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x03(\x06\x12\x0f\n\x07\x64ropped\x18\x03 \x03(\x06\"y\n\x07KeyLoad\x12\x11\n\tfirst_key\x18\x01 \x01(\x06\x12 \n\x18rate_milli_mu_per_minute\x18\x02 \x01(\x03\x12\x13\n\x0bwarm_tokens\x18\x03 \x01(\x03\x12\x11\n\tin_flight\x18\x04 \x01(\x05\x12\x11\n\ttenant_id\x18\x05 \x01(\t\"\xca\x04\n\nLoadReport\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12/\n\x0breport_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fqueued_requests\x18\x04 \x01(\x05\x12 \n\x18pending_prefill_milli_mu\x18\x05 \x01(\x03\x12\x18\n\x10running_requests\x18\x06 \x01(\x05\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\x07 \x01(\x03\x12\x16\n\x0ekv_used_tokens\x18\x08 \x01(\x03\x12\x17\n\x0fprogress_tokens\x18\t \x01(\x04\x12/\n\x05state\x18\n \x01(\x0e\x32 .fairlead.engine.v1.ReplicaState\x12\x13\n\x0butilization\x18\x0b \x01(\x02\x12\x1e\n\x16queued_decode_milli_mu\x18\x0c \x01(\x03\x12\x1a\n\x12kv_capacity_tokens\x18\r \x01(\x03\x12\x15\n\rcached_tokens\x18\x0e \x01(\x03\x12\x17\n\x0f\x64ispatches_seen\x18\x0f \x01(\x04\x12.\n\x05\x63\x61\x63he\x18\x10 \x01(\x0b\x32\x1f.fairlead.engine.v1.CacheChange\x12.\n\tkey_loads\x18\x11 \x03(\x0b\x32\x1b.fairlead.engine.v1.KeyLoad\x12\x34\n\nassignment\x18\x12 \x01(\x0b\x32 .fairlead.sharding.v1.Generation\"\"\n\x0c\x44rainRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\"+\n\rDrainResponse\x12\x1a\n\x12requests_in_flight\x18\x01 \x01(\x05\"\xaf\x01\n\x04Load\x12,\n\x07lengths\x18\x01 \x03(\x0b\x32\x1b.fairlead.engine.v1.Lengths\x12\x13\n\x0b\x63oncurrency\x18\x02 \x01(\x05\x12)\n\x06window\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08time_max\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04seed\x18\x05 \x01(\x04\"6\n\x07Lengths\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x15\n\routput_tokens\x18\x02 \x01(\x05\"f\n\x10\x43\x61librateRequest\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63\x61libration_id\x18\x02 \x01(\t\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.fairlead.engine.v1.Load\"\xf2\x01\n\x0bMeasurement\x12\x10\n\x08window_s\x18\x01 \x01(\x01\x12\x10\n\x08\x65ngine_s\x18\x02 \x01(\x01\x12\x14\n\x0c\x66irst_tokens\x18\x03 \x01(\x03\x12\x15\n\routput_tokens\x18\x04 \x01(\x03\x12\x12\n\ndecoding_s\x18\x05 \x01(\x01\x12\x14\n\x0cinput_tokens\x18\x06 \x01(\x03\x12\x15\n\rinput_squares\x18\x07 \x01(\x01\x12\x16\n\x0e\x63ontext_tokens\x18\x08 \x01(\x01\x12\x12\n\nttft_s_p50\x18\t \x01(\x01\x12\x12\n\nttft_s_p95\x18\n \x01(\x01\x12\x11\n\tcut_short\x18\x0b \x01(\x08\"I\n\x11\x43\x61librateResponse\x12\x34\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x1f.fairlead.engine.v1.Measurement\"\xa6\x04\n\x07Replica\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x10\n\x08hardware\x18\x04 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x06 \x01(\t\x12$\n\x1c\x63\x61pacity_milli_mu_per_minute\x18\x07 \x01(\x03\x12/\n\x05state\x18\x08 \x01(\x0e\x32 .fairlead.engine.v1.ReplicaState\x12\x15\n\rsequences_max\x18\t \x01(\x05\x12\x1a\n\x12kv_capacity_tokens\x18\n \x01(\x03\x12\x16\n\x0e\x63ontext_tokens\x18\x0b \x01(\x05\x12\x0c\n\x04host\x18\x0c \x01(\t\x12\x0c\n\x04rack\x18\r \x01(\t\x12.\n\nstart_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tagent_pid\x18\x0f \x01(\x03\x12\x12\n\nengine_pid\x18\x10 \x01(\x03\x12\x13\n\x0bops_address\x18\x11 \x01(\t\x12\x17\n\x0f\x65ngine_restarts\x18\x12 \x01(\x05\x12\x0c\n\x04slot\x18\x13 \x01(\t\x12\x13\n\x0b\x64rift_ratio\x18\x14 \x01(\x01\x12\x18\n\x10\x64rift_profile_id\x18\x15 \x01(\t\x12\x14\n\x0c\x64rift_tokens\x18\x16 \x01(\x03\x12\x14\n\x0cprefix_cache\x18\x17 \x01(\x08\"\x86\x01\n\x06\x46\x61ults\x12\x0c\n\x04hang\x18\x01 \x01(\x08\x12\x1b\n\x13\x66reeze_after_tokens\x18\x02 \x01(\x05\x12\x13\n\x0bslow_factor\x18\x03 \x01(\x02\x12\x14\n\x0c\x63rash_marker\x18\x04 \x01(\t\x12\x0f\n\x07garbage\x18\x05 \x01(\x08\x12\x15\n\rout_of_memory\x18\x06 \x01(\x08\">\n\x10SetFaultsRequest\x12*\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1a.fairlead.engine.v1.Faults\"?\n\x11SetFaultsResponse\x12*\n\x06\x66\x61ults\x18\x01 \x01(\x0b\x32\x1a.fairlead.engine.v1.Faults*\xba\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REPLICA_STATE_STARTING\x10\x01\x12\x17\n\x13REPLICA_STATE_READY\x10\x02\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x03\x12\x1b\n\x17REPLICA_STATE_UNHEALTHY\x10\x04\x12\x1d\n\x19REPLICA_STATE_CALIBRATING\x10\x05\x32\xf5\x02\n\rEngineService\x12\x63\n\x08Generate\x12).fairlead.engine.v1.EngineGenerateRequest\x1a*.fairlead.engine.v1.EngineGenerateResponse0\x01\x12S\n\tWatchLoad\x12$.fairlead.engine.v1.WatchLoadRequest\x1a\x1e.fairlead.engine.v1.LoadReport0\x01\x12L\n\x05\x44rain\x12 .fairlead.engine.v1.DrainRequest\x1a!.fairlead.engine.v1.DrainResponse\x12\\\n\tCalibrate\x12$.fairlead.engine.v1.CalibrateRequest\x1a%.fairlead.engine.v1.CalibrateResponse(\x01\x30\x01\x32h\n\x0c\x46\x61ultService\x12X\n\tSetFaults\x12$.fairlead.engine.v1.SetFaultsRequest\x1a%.fairlead.engine.v1.SetFaultsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.engine.v1.engine_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICASTATE']._serialized_start=3247
-  _globals['_REPLICASTATE']._serialized_end=3433
+  _globals['_REPLICASTATE']._serialized_start=3265
+  _globals['_REPLICASTATE']._serialized_end=3451
   _globals['_ENGINEGENERATEREQUEST']._serialized_start=197
   _globals['_ENGINEGENERATEREQUEST']._serialized_end=574
   _globals['_ENGINEGENERATERESPONSE']._serialized_start=577
-  _globals['_ENGINEGENERATERESPONSE']._serialized_end=789
-  _globals['_WATCHLOADREQUEST']._serialized_start=791
-  _globals['_WATCHLOADREQUEST']._serialized_end=912
-  _globals['_CACHECHANGE']._serialized_start=914
-  _globals['_CACHECHANGE']._serialized_end=974
-  _globals['_KEYLOAD']._serialized_start=976
-  _globals['_KEYLOAD']._serialized_end=1097
-  _globals['_LOADREPORT']._serialized_start=1100
-  _globals['_LOADREPORT']._serialized_end=1686
-  _globals['_DRAINREQUEST']._serialized_start=1688
-  _globals['_DRAINREQUEST']._serialized_end=1722
-  _globals['_DRAINRESPONSE']._serialized_start=1724
-  _globals['_DRAINRESPONSE']._serialized_end=1767
-  _globals['_LOAD']._serialized_start=1770
-  _globals['_LOAD']._serialized_end=1945
-  _globals['_LENGTHS']._serialized_start=1947
-  _globals['_LENGTHS']._serialized_end=2001
-  _globals['_CALIBRATEREQUEST']._serialized_start=2003
-  _globals['_CALIBRATEREQUEST']._serialized_end=2105
-  _globals['_MEASUREMENT']._serialized_start=2108
-  _globals['_MEASUREMENT']._serialized_end=2350
-  _globals['_CALIBRATERESPONSE']._serialized_start=2352
-  _globals['_CALIBRATERESPONSE']._serialized_end=2425
-  _globals['_REPLICA']._serialized_start=2428
-  _globals['_REPLICA']._serialized_end=2978
-  _globals['_FAULTS']._serialized_start=2981
-  _globals['_FAULTS']._serialized_end=3115
-  _globals['_SETFAULTSREQUEST']._serialized_start=3117
-  _globals['_SETFAULTSREQUEST']._serialized_end=3179
-  _globals['_SETFAULTSRESPONSE']._serialized_start=3181
-  _globals['_SETFAULTSRESPONSE']._serialized_end=3244
-  _globals['_ENGINESERVICE']._serialized_start=3436
-  _globals['_ENGINESERVICE']._serialized_end=3809
-  _globals['_FAULTSERVICE']._serialized_start=3811
-  _globals['_FAULTSERVICE']._serialized_end=3915
+  _globals['_ENGINEGENERATERESPONSE']._serialized_end=807
+  _globals['_WATCHLOADREQUEST']._serialized_start=809
+  _globals['_WATCHLOADREQUEST']._serialized_end=930
+  _globals['_CACHECHANGE']._serialized_start=932
+  _globals['_CACHECHANGE']._serialized_end=992
+  _globals['_KEYLOAD']._serialized_start=994
+  _globals['_KEYLOAD']._serialized_end=1115
+  _globals['_LOADREPORT']._serialized_start=1118
+  _globals['_LOADREPORT']._serialized_end=1704
+  _globals['_DRAINREQUEST']._serialized_start=1706
+  _globals['_DRAINREQUEST']._serialized_end=1740
+  _globals['_DRAINRESPONSE']._serialized_start=1742
+  _globals['_DRAINRESPONSE']._serialized_end=1785
+  _globals['_LOAD']._serialized_start=1788
+  _globals['_LOAD']._serialized_end=1963
+  _globals['_LENGTHS']._serialized_start=1965
+  _globals['_LENGTHS']._serialized_end=2019
+  _globals['_CALIBRATEREQUEST']._serialized_start=2021
+  _globals['_CALIBRATEREQUEST']._serialized_end=2123
+  _globals['_MEASUREMENT']._serialized_start=2126
+  _globals['_MEASUREMENT']._serialized_end=2368
+  _globals['_CALIBRATERESPONSE']._serialized_start=2370
+  _globals['_CALIBRATERESPONSE']._serialized_end=2443
+  _globals['_REPLICA']._serialized_start=2446
+  _globals['_REPLICA']._serialized_end=2996
+  _globals['_FAULTS']._serialized_start=2999
+  _globals['_FAULTS']._serialized_end=3133
+  _globals['_SETFAULTSREQUEST']._serialized_start=3135
+  _globals['_SETFAULTSREQUEST']._serialized_end=3197
+  _globals['_SETFAULTSRESPONSE']._serialized_start=3199
+  _globals['_SETFAULTSRESPONSE']._serialized_end=3262
+  _globals['_ENGINESERVICE']._serialized_start=3454
+  _globals['_ENGINESERVICE']._serialized_end=3827
+  _globals['_FAULTSERVICE']._serialized_start=3829
+  _globals['_FAULTSERVICE']._serialized_end=3933
 # @@protoc_insertion_point(module_scope)

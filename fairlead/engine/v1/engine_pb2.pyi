@@ -137,7 +137,9 @@ Global___EngineGenerateRequest: _TypeAlias = EngineGenerateRequest  # noqa: Y015
 
 @_typing.final
 class EngineGenerateResponse(_message.Message):
-    """A batch of tokens of one request."""
+    """A batch of tokens of one request. Its fields have the numbers of inference.v1.StreamGenerateResponse, so that the router
+    forwards a message of text and tokens as it came.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
