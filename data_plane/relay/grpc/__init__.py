@@ -1,0 +1,1 @@
+"""gRPC on our own HTTP/2: messages, statuses, calls at both ends."""
