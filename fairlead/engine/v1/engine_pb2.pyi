@@ -59,6 +59,30 @@ REPLICA_STATE_CALIBRATING: ReplicaState.ValueType  # 5
 """Is being measured and takes no requests meanwhile."""
 Global___ReplicaState: _TypeAlias = ReplicaState  # noqa: Y015
 
+class _Dialect:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DialectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dialect.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIALECT_UNSPECIFIED: _Dialect.ValueType  # 0
+    """The agent is in between, by EngineService.Generate. The default."""
+    DIALECT_TRITON: _Dialect.ValueType  # 1
+    """Triton's ModelStreamInfer (KServe v2 over gRPC), with TensorRT-LLM's tensors."""
+    DIALECT_OPENAI: _Dialect.ValueType  # 2
+    """OpenAI's HTTP API, with streams of server-sent events."""
+
+class Dialect(_Dialect, metaclass=_DialectEnumTypeWrapper):
+    """The language an engine speaks with routers."""
+
+DIALECT_UNSPECIFIED: Dialect.ValueType  # 0
+"""The agent is in between, by EngineService.Generate. The default."""
+DIALECT_TRITON: Dialect.ValueType  # 1
+"""Triton's ModelStreamInfer (KServe v2 over gRPC), with TensorRT-LLM's tensors."""
+DIALECT_OPENAI: Dialect.ValueType  # 2
+"""OpenAI's HTTP API, with streams of server-sent events."""
+Global___Dialect: _TypeAlias = Dialect  # noqa: Y015
+
 @_typing.final
 class EngineGenerateRequest(_message.Message):
     """One request as the router hands it to a replica."""
@@ -654,6 +678,11 @@ class Replica(_message.Message):
     DRIFT_PROFILE_ID_FIELD_NUMBER: _builtins.int
     DRIFT_TOKENS_FIELD_NUMBER: _builtins.int
     PREFIX_CACHE_FIELD_NUMBER: _builtins.int
+    DIALECT_FIELD_NUMBER: _builtins.int
+    ENGINE_ADDRESS_FIELD_NUMBER: _builtins.int
+    ENGINE_MODEL_FIELD_NUMBER: _builtins.int
+    ENGINE_CREDENTIALS_FIELD_NUMBER: _builtins.int
+    TRITON_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Unique for every start of an agent."""
     address: _builtins.str
@@ -700,9 +729,23 @@ class Replica(_message.Message):
     """Output tokens that ratio stands for."""
     prefix_cache: _builtins.bool
     """Whether its engine keeps the prefixes of prompts it has computed."""
+    dialect: Global___Dialect.ValueType
+    """How routers send it requests: through the agent, or past it to the engine itself."""
+    engine_address: _builtins.str
+    """Where the engine is, for routers: host:port of Triton's gRPC, or the base URL of an OpenAI-compatible API, as
+    "https://api.example.com/v1". Empty where the agent is in between.
+    """
+    engine_model: _builtins.str
+    """The model's name at that address; empty where the agent is in between."""
+    engine_credentials: _builtins.str
+    """Names the credentials at the routers that this engine wants; never the secret itself. Empty for none."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the agent started."""
+
+    @_builtins.property
+    def triton(self) -> Global___TritonModel:
+        """How that model is talked to; set with DIALECT_TRITON only."""
 
     def __init__(
         self,
@@ -730,14 +773,109 @@ class Replica(_message.Message):
         drift_profile_id: _builtins.str = ...,
         drift_tokens: _builtins.int = ...,
         prefix_cache: _builtins.bool = ...,
+        dialect: Global___Dialect.ValueType = ...,
+        engine_address: _builtins.str = ...,
+        engine_model: _builtins.str = ...,
+        engine_credentials: _builtins.str = ...,
+        triton: Global___TritonModel | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "triton", b"triton"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "drift_profile_id", b"drift_profile_id", "drift_ratio", b"drift_ratio", "drift_tokens", b"drift_tokens", "engine", b"engine", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "prefix_cache", b"prefix_cache", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "dialect", b"dialect", "drift_profile_id", b"drift_profile_id", "drift_ratio", b"drift_ratio", "drift_tokens", b"drift_tokens", "engine", b"engine", "engine_address", b"engine_address", "engine_credentials", b"engine_credentials", "engine_model", b"engine_model", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "prefix_cache", b"prefix_cache", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state", "triton", b"triton"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Replica: _TypeAlias = Replica  # noqa: Y015
+
+@_typing.final
+class TritonModel(_message.Message):
+    """A model at a Triton, as its agent has found it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TemplateTokensEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_TOKENS_FIELD_NUMBER: _builtins.int
+    chat_template: _builtins.str
+    """The chat template, Jinja; empty where it has none, so that conversations are refused."""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TritonInput]:
+        """The tensors it takes."""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the tensors it gives."""
+
+    @_builtins.property
+    def template_tokens(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Special tokens that the template may name: "bos_token", "eos_token"."""
+
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Iterable[Global___TritonInput] | None = ...,
+        outputs: _abc.Iterable[_builtins.str] | None = ...,
+        chat_template: _builtins.str = ...,
+        template_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "inputs", b"inputs", "outputs", b"outputs", "template_tokens", b"template_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TritonModel: _TypeAlias = TritonModel  # noqa: Y015
+
+@_typing.final
+class TritonInput(_message.Message):
+    """A tensor that a model takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DATATYPE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    datatype: _builtins.str
+    """Its type as Triton calls it on the wire: "BYTES", "INT32", "FP32"."""
+    rank: _builtins.int
+    """Its number of dimensions, 1 or more."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        datatype: _builtins.str = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datatype", b"datatype", "name", b"name", "rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TritonInput: _TypeAlias = TritonInput  # noqa: Y015
 
 @_typing.final
 class Faults(_message.Message):
