@@ -683,6 +683,7 @@ class Replica(_message.Message):
     ENGINE_MODEL_FIELD_NUMBER: _builtins.int
     ENGINE_CREDENTIALS_FIELD_NUMBER: _builtins.int
     TRITON_FIELD_NUMBER: _builtins.int
+    TICKET_ADDRESS_FIELD_NUMBER: _builtins.int
     replica_id: _builtins.str
     """Unique for every start of an agent."""
     address: _builtins.str
@@ -739,6 +740,8 @@ class Replica(_message.Message):
     """The model's name at that address; empty where the agent is in between."""
     engine_credentials: _builtins.str
     """Names the credentials at the routers that this engine wants; never the secret itself. Empty for none."""
+    ticket_address: _builtins.str
+    """host:port of its inference.v1.TicketService; empty where it takes no tickets."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the agent started."""
@@ -778,10 +781,11 @@ class Replica(_message.Message):
         engine_model: _builtins.str = ...,
         engine_credentials: _builtins.str = ...,
         triton: Global___TritonModel | None = ...,
+        ticket_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time", "triton", b"triton"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "dialect", b"dialect", "drift_profile_id", b"drift_profile_id", "drift_ratio", b"drift_ratio", "drift_tokens", b"drift_tokens", "engine", b"engine", "engine_address", b"engine_address", "engine_credentials", b"engine_credentials", "engine_model", b"engine_model", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "prefix_cache", b"prefix_cache", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state", "triton", b"triton"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent_pid", b"agent_pid", "capacity_milli_mu_per_minute", b"capacity_milli_mu_per_minute", "context_tokens", b"context_tokens", "dialect", b"dialect", "drift_profile_id", b"drift_profile_id", "drift_ratio", b"drift_ratio", "drift_tokens", b"drift_tokens", "engine", b"engine", "engine_address", b"engine_address", "engine_credentials", b"engine_credentials", "engine_model", b"engine_model", "engine_pid", b"engine_pid", "engine_restarts", b"engine_restarts", "engine_version", b"engine_version", "hardware", b"hardware", "host", b"host", "kv_capacity_tokens", b"kv_capacity_tokens", "model_id", b"model_id", "ops_address", b"ops_address", "prefix_cache", b"prefix_cache", "rack", b"rack", "replica_id", b"replica_id", "sequences_max", b"sequences_max", "slot", b"slot", "start_time", b"start_time", "state", b"state", "ticket_address", b"ticket_address", "triton", b"triton"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

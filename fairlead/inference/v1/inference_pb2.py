@@ -22,41 +22,48 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fairlead/inference/v1/inference.proto\x12\x15\x66\x61irlead.inference.v1\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"<\n\x04\x43hat\x12\x34\n\x08messages\x18\x01 \x03(\x0b\x32\".fairlead.inference.v1.ChatMessage\"\x88\x03\n\x12SamplingParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x18\n\x10ignore_end_token\x18\n \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penalty\"\x80\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12+\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1b.fairlead.inference.v1.ChatH\x00\x12;\n\x08sampling\x18\x04 \x01(\x0b\x32).fairlead.inference.v1.SamplingParameters\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x31\n\x08priority\x18\x06 \x01(\x0e\x32\x1f.fairlead.inference.v1.Priority\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x07\n\x05input\"Q\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x02 \x01(\x05\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\"\x8c\x01\n\x04\x43ost\x12\x1a\n\x12\x65stimated_milli_mu\x18\x01 \x01(\x03\x12\x18\n\x10settled_milli_mu\x18\x02 \x01(\x03\x12\x18\n\x10prefill_milli_mu\x18\x03 \x01(\x03\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\x04 \x01(\x03\x12\x1b\n\x13quota_left_milli_mu\x18\x05 \x01(\x03\"\xeb\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12:\n\rfinish_reason\x18\x04 \x01(\x0e\x32#.fairlead.inference.v1.FinishReason\x12+\n\x05usage\x18\x05 \x01(\x0b\x32\x1c.fairlead.inference.v1.Usage\x12)\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x1b.fairlead.inference.v1.Cost\x12\x12\n\nreplica_id\x18\x07 \x01(\t\"\xf9\x01\n\x16StreamGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\x12:\n\rfinish_reason\x18\x04 \x01(\x0e\x32#.fairlead.inference.v1.FinishReason\x12+\n\x05usage\x18\x05 \x01(\x0b\x32\x1c.fairlead.inference.v1.Usage\x12)\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x1b.fairlead.inference.v1.Cost\x12\x12\n\nreplica_id\x18\x07 \x01(\t\"\x13\n\x11ListModelsRequest\"F\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .fairlead.inference.v1.ModelInfo\"z\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x05\x12\x19\n\x11output_tokens_max\x18\x03 \x01(\x05\x12\x17\n\x0f\x62ytes_per_token\x18\x04 \x01(\x02\x12\x15\n\rcreate_time_s\x18\x05 \x01(\x03*g\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRIORITY_BATCH\x10\x01\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x02\x12\x13\n\x0fPRIORITY_SYSTEM\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xbd\x02\n\x10InferenceService\x12[\n\x08Generate\x12&.fairlead.inference.v1.GenerateRequest\x1a\'.fairlead.inference.v1.GenerateResponse\x12i\n\x0eStreamGenerate\x12&.fairlead.inference.v1.GenerateRequest\x1a-.fairlead.inference.v1.StreamGenerateResponse0\x01\x12\x61\n\nListModels\x12(.fairlead.inference.v1.ListModelsRequest\x1a).fairlead.inference.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fairlead/inference/v1/inference.proto\x12\x15\x66\x61irlead.inference.v1\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"<\n\x04\x43hat\x12\x34\n\x08messages\x18\x01 \x03(\x0b\x32\".fairlead.inference.v1.ChatMessage\"\x88\x03\n\x12SamplingParameters\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x18\n\x10ignore_end_token\x18\n \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penalty\"\x80\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12+\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1b.fairlead.inference.v1.ChatH\x00\x12;\n\x08sampling\x18\x04 \x01(\x0b\x32).fairlead.inference.v1.SamplingParameters\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x31\n\x08priority\x18\x06 \x01(\x0e\x32\x1f.fairlead.inference.v1.Priority\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x07\n\x05input\"Q\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x05\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x02 \x01(\x05\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\"\x8c\x01\n\x04\x43ost\x12\x1a\n\x12\x65stimated_milli_mu\x18\x01 \x01(\x03\x12\x18\n\x10settled_milli_mu\x18\x02 \x01(\x03\x12\x18\n\x10prefill_milli_mu\x18\x03 \x01(\x03\x12\x17\n\x0f\x64\x65\x63ode_milli_mu\x18\x04 \x01(\x03\x12\x1b\n\x13quota_left_milli_mu\x18\x05 \x01(\x03\"\xeb\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12:\n\rfinish_reason\x18\x04 \x01(\x0e\x32#.fairlead.inference.v1.FinishReason\x12+\n\x05usage\x18\x05 \x01(\x0b\x32\x1c.fairlead.inference.v1.Usage\x12)\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x1b.fairlead.inference.v1.Cost\x12\x12\n\nreplica_id\x18\x07 \x01(\t\"\xf9\x01\n\x16StreamGenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\routput_tokens\x18\x03 \x01(\x05\x12:\n\rfinish_reason\x18\x04 \x01(\x0e\x32#.fairlead.inference.v1.FinishReason\x12+\n\x05usage\x18\x05 \x01(\x0b\x32\x1c.fairlead.inference.v1.Usage\x12)\n\x04\x63ost\x18\x06 \x01(\x0b\x32\x1b.fairlead.inference.v1.Cost\x12\x12\n\nreplica_id\x18\x07 \x01(\t\"\xba\x01\n\x06Ticket\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\x0c\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nreplica_id\x18\x05 \x01(\t\x12\x1a\n\x12\x65stimated_milli_mu\x18\x06 \x01(\x03\x12\x1b\n\x13quota_left_milli_mu\x18\x07 \x01(\x03\"$\n\x13ReturnTicketRequest\x12\r\n\x05token\x18\x01 \x01(\x0c\"\x16\n\x14ReturnTicketResponse\"\x13\n\x11ListModelsRequest\"F\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .fairlead.inference.v1.ModelInfo\"z\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\x05\x12\x19\n\x11output_tokens_max\x18\x03 \x01(\x05\x12\x17\n\x0f\x62ytes_per_token\x18\x04 \x01(\x02\x12\x15\n\rcreate_time_s\x18\x05 \x01(\x03*g\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRIORITY_BATCH\x10\x01\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x02\x12\x13\n\x0fPRIORITY_SYSTEM\x10\x03*|\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x32\xfc\x03\n\x10InferenceService\x12[\n\x08Generate\x12&.fairlead.inference.v1.GenerateRequest\x1a\'.fairlead.inference.v1.GenerateResponse\x12i\n\x0eStreamGenerate\x12&.fairlead.inference.v1.GenerateRequest\x1a-.fairlead.inference.v1.StreamGenerateResponse0\x01\x12T\n\x0bIssueTicket\x12&.fairlead.inference.v1.GenerateRequest\x1a\x1d.fairlead.inference.v1.Ticket\x12g\n\x0cReturnTicket\x12*.fairlead.inference.v1.ReturnTicketRequest\x1a+.fairlead.inference.v1.ReturnTicketResponse\x12\x61\n\nListModels\x12(.fairlead.inference.v1.ListModelsRequest\x1a).fairlead.inference.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fairlead.inference.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PRIORITY']._serialized_start=1759
-  _globals['_PRIORITY']._serialized_end=1862
-  _globals['_FINISHREASON']._serialized_start=1864
-  _globals['_FINISHREASON']._serialized_end=1988
-  _globals['_CHATMESSAGE']._serialized_start=64
-  _globals['_CHATMESSAGE']._serialized_end=108
-  _globals['_CHAT']._serialized_start=110
-  _globals['_CHAT']._serialized_end=170
-  _globals['_SAMPLINGPARAMETERS']._serialized_start=173
-  _globals['_SAMPLINGPARAMETERS']._serialized_end=565
-  _globals['_GENERATEREQUEST']._serialized_start=568
-  _globals['_GENERATEREQUEST']._serialized_end=824
-  _globals['_USAGE']._serialized_start=826
-  _globals['_USAGE']._serialized_end=907
-  _globals['_COST']._serialized_start=910
-  _globals['_COST']._serialized_end=1050
-  _globals['_GENERATERESPONSE']._serialized_start=1053
-  _globals['_GENERATERESPONSE']._serialized_end=1288
-  _globals['_STREAMGENERATERESPONSE']._serialized_start=1291
-  _globals['_STREAMGENERATERESPONSE']._serialized_end=1540
-  _globals['_LISTMODELSREQUEST']._serialized_start=1542
-  _globals['_LISTMODELSREQUEST']._serialized_end=1561
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1563
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1633
-  _globals['_MODELINFO']._serialized_start=1635
-  _globals['_MODELINFO']._serialized_end=1757
-  _globals['_INFERENCESERVICE']._serialized_start=1991
-  _globals['_INFERENCESERVICE']._serialized_end=2308
+  _globals['_PRIORITY']._serialized_start=2043
+  _globals['_PRIORITY']._serialized_end=2146
+  _globals['_FINISHREASON']._serialized_start=2148
+  _globals['_FINISHREASON']._serialized_end=2272
+  _globals['_CHATMESSAGE']._serialized_start=97
+  _globals['_CHATMESSAGE']._serialized_end=141
+  _globals['_CHAT']._serialized_start=143
+  _globals['_CHAT']._serialized_end=203
+  _globals['_SAMPLINGPARAMETERS']._serialized_start=206
+  _globals['_SAMPLINGPARAMETERS']._serialized_end=598
+  _globals['_GENERATEREQUEST']._serialized_start=601
+  _globals['_GENERATEREQUEST']._serialized_end=857
+  _globals['_USAGE']._serialized_start=859
+  _globals['_USAGE']._serialized_end=940
+  _globals['_COST']._serialized_start=943
+  _globals['_COST']._serialized_end=1083
+  _globals['_GENERATERESPONSE']._serialized_start=1086
+  _globals['_GENERATERESPONSE']._serialized_end=1321
+  _globals['_STREAMGENERATERESPONSE']._serialized_start=1324
+  _globals['_STREAMGENERATERESPONSE']._serialized_end=1573
+  _globals['_TICKET']._serialized_start=1576
+  _globals['_TICKET']._serialized_end=1762
+  _globals['_RETURNTICKETREQUEST']._serialized_start=1764
+  _globals['_RETURNTICKETREQUEST']._serialized_end=1800
+  _globals['_RETURNTICKETRESPONSE']._serialized_start=1802
+  _globals['_RETURNTICKETRESPONSE']._serialized_end=1824
+  _globals['_LISTMODELSREQUEST']._serialized_start=1826
+  _globals['_LISTMODELSREQUEST']._serialized_end=1845
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1847
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1917
+  _globals['_MODELINFO']._serialized_start=1919
+  _globals['_MODELINFO']._serialized_end=2041
+  _globals['_INFERENCESERVICE']._serialized_start=2275
+  _globals['_INFERENCESERVICE']._serialized_end=2783
 # @@protoc_insertion_point(module_scope)

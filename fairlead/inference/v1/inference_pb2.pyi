@@ -14,6 +14,7 @@ invalid arguments add google.rpc.BadRequest.
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -445,6 +446,93 @@ class StreamGenerateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamGenerateResponse: _TypeAlias = StreamGenerateResponse  # noqa: Y015
+
+@_typing.final
+class Ticket(_message.Message):
+    """A signed route to one replica, for one request, once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    REPLICA_ID_FIELD_NUMBER: _builtins.int
+    ESTIMATED_MILLI_MU_FIELD_NUMBER: _builtins.int
+    QUOTA_LEFT_MILLI_MU_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's id, drawn by the router when the client set none."""
+    address: _builtins.str
+    """host:port of the replica's TicketService."""
+    token: _builtins.bytes
+    """What the replica is shown. Opaque to the client; at most 4 KiB."""
+    replica_id: _builtins.str
+    """The replica."""
+    estimated_milli_mu: _builtins.int
+    """Held for it, milli-MU."""
+    quota_left_milli_mu: _builtins.int
+    """What the router could still admit for this tenant and model after that, milli-MU."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """By when it must be redeemed, by the router's clock. For people: the replica reckons for itself."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        replica_id: _builtins.str = ...,
+        estimated_milli_mu: _builtins.int = ...,
+        quota_left_milli_mu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "estimated_milli_mu", b"estimated_milli_mu", "expire_time", b"expire_time", "quota_left_milli_mu", b"quota_left_milli_mu", "replica_id", b"replica_id", "request_id", b"request_id", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ticket: _TypeAlias = Ticket  # noqa: Y015
+
+@_typing.final
+class ReturnTicketRequest(_message.Message):
+    """Gives a ticket back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """Its token."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnTicketRequest: _TypeAlias = ReturnTicketRequest  # noqa: Y015
+
+@_typing.final
+class ReturnTicketResponse(_message.Message):
+    """The ticket is no longer held by the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnTicketResponse: _TypeAlias = ReturnTicketResponse  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):

@@ -45,6 +45,16 @@ class InferenceServiceStub:
                 request_serializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.IssueTicket = channel.unary_unary(
+                '/fairlead.inference.v1.InferenceService/IssueTicket',
+                request_serializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.Ticket.FromString,
+                _registered_method=True)
+        self.ReturnTicket = channel.unary_unary(
+                '/fairlead.inference.v1.InferenceService/ReturnTicket',
+                request_serializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.ReturnTicketRequest.SerializeToString,
+                response_deserializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.ReturnTicketResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/fairlead.inference.v1.InferenceService/ListModels',
                 request_serializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
@@ -71,6 +81,24 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IssueTicket(self, request, context):
+        """Admits a request and picks its replica, as StreamGenerate does, but lets the client stream from that replica itself,
+        with TicketService.StreamGenerate at the ticket's address. FAILED_PRECONDITION with reason TICKETS_UNAVAILABLE where
+        the replica takes none: use StreamGenerate. The same request again, before its ticket was redeemed, gets the same
+        ticket. An answer that went by ticket is not kept for repetitions of its request_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnTicket(self, request, context):
+        """Gives back a ticket that could not be used, so that its request_id and its quota are free before it expires. To be
+        called at the router that issued it. What was redeemed all the same is charged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Lists the models the calling tenant may use.
         """
@@ -90,6 +118,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerate,
                     request_deserializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.StreamGenerateResponse.SerializeToString,
+            ),
+            'IssueTicket': grpc.unary_unary_rpc_method_handler(
+                    servicer.IssueTicket,
+                    request_deserializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.Ticket.SerializeToString,
+            ),
+            'ReturnTicket': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnTicket,
+                    request_deserializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.ReturnTicketRequest.FromString,
+                    response_serializer=fairlead_dot_inference_dot_v1_dot_inference__pb2.ReturnTicketResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -152,6 +190,60 @@ class InferenceService:
             '/fairlead.inference.v1.InferenceService/StreamGenerate',
             fairlead_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             fairlead_dot_inference_dot_v1_dot_inference__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def IssueTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.inference.v1.InferenceService/IssueTicket',
+            fairlead_dot_inference_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            fairlead_dot_inference_dot_v1_dot_inference__pb2.Ticket.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnTicket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fairlead.inference.v1.InferenceService/ReturnTicket',
+            fairlead_dot_inference_dot_v1_dot_inference__pb2.ReturnTicketRequest.SerializeToString,
+            fairlead_dot_inference_dot_v1_dot_inference__pb2.ReturnTicketResponse.FromString,
             options,
             channel_credentials,
             insecure,

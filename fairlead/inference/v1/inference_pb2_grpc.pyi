@@ -47,6 +47,16 @@ class InferenceServiceStub:
     """Generates text and streams it as it is produced. The last message carries finish_reason, usage and cost.
     Response headers are sent with the first message, not before: until then a failed replica is replaced unseen.
     """
+    IssueTicket: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.Ticket]
+    """Admits a request and picks its replica, as StreamGenerate does, but lets the client stream from that replica itself,
+    with TicketService.StreamGenerate at the ticket's address. FAILED_PRECONDITION with reason TICKETS_UNAVAILABLE where
+    the replica takes none: use StreamGenerate. The same request again, before its ticket was redeemed, gets the same
+    ticket. An answer that went by ticket is not kept for repetitions of its request_id.
+    """
+    ReturnTicket: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ReturnTicketRequest, _inference_pb2.ReturnTicketResponse]
+    """Gives back a ticket that could not be used, so that its request_id and its quota are free before it expires. To be
+    called at the router that issued it. What was redeemed all the same is charged.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
     """Lists the models the calling tenant may use."""
 
@@ -60,6 +70,16 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     StreamGenerate: _aio.UnaryStreamMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.StreamGenerateResponse]  # type: ignore[assignment]
     """Generates text and streams it as it is produced. The last message carries finish_reason, usage and cost.
     Response headers are sent with the first message, not before: until then a failed replica is replaced unseen.
+    """
+    IssueTicket: _aio.UnaryUnaryMultiCallable[_inference_pb2.GenerateRequest, _inference_pb2.Ticket]  # type: ignore[assignment]
+    """Admits a request and picks its replica, as StreamGenerate does, but lets the client stream from that replica itself,
+    with TicketService.StreamGenerate at the ticket's address. FAILED_PRECONDITION with reason TICKETS_UNAVAILABLE where
+    the replica takes none: use StreamGenerate. The same request again, before its ticket was redeemed, gets the same
+    ticket. An answer that went by ticket is not kept for repetitions of its request_id.
+    """
+    ReturnTicket: _aio.UnaryUnaryMultiCallable[_inference_pb2.ReturnTicketRequest, _inference_pb2.ReturnTicketResponse]  # type: ignore[assignment]
+    """Gives back a ticket that could not be used, so that its request_id and its quota are free before it expires. To be
+    called at the router that issued it. What was redeemed all the same is charged.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models the calling tenant may use."""
@@ -83,6 +103,28 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.StreamGenerateResponse], _abc.AsyncIterator[_inference_pb2.StreamGenerateResponse]]:
         """Generates text and streams it as it is produced. The last message carries finish_reason, usage and cost.
         Response headers are sent with the first message, not before: until then a failed replica is replaced unseen.
+        """
+
+    @_abc_1.abstractmethod
+    def IssueTicket(
+        self,
+        request: _inference_pb2.GenerateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.Ticket, _abc.Awaitable[_inference_pb2.Ticket]]:
+        """Admits a request and picks its replica, as StreamGenerate does, but lets the client stream from that replica itself,
+        with TicketService.StreamGenerate at the ticket's address. FAILED_PRECONDITION with reason TICKETS_UNAVAILABLE where
+        the replica takes none: use StreamGenerate. The same request again, before its ticket was redeemed, gets the same
+        ticket. An answer that went by ticket is not kept for repetitions of its request_id.
+        """
+
+    @_abc_1.abstractmethod
+    def ReturnTicket(
+        self,
+        request: _inference_pb2.ReturnTicketRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ReturnTicketResponse, _abc.Awaitable[_inference_pb2.ReturnTicketResponse]]:
+        """Gives back a ticket that could not be used, so that its request_id and its quota are free before it expires. To be
+        called at the router that issued it. What was redeemed all the same is charged.
         """
 
     @_abc_1.abstractmethod
