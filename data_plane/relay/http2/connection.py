@@ -293,7 +293,8 @@ class Connection(Guarding):
         if stream_id > self._last_served:
             return  # it was told so: it will try elsewhere
         stream = Stream(stream_id, self._peer_window, self._limits.stream_window_bytes)
-        if len(self.streams) >= self._limits.streams_max:
+        unread = self._paused and len(self._out) > self._limits.answers_max
+        if unread or len(self.streams) >= self._limits.streams_max:
             self._reset_for_fault(stream, ErrorCode.REFUSED_STREAM, told=False)
             return
         length = content_length(fields) if fields is not None else None
@@ -344,12 +345,13 @@ class Connection(Guarding):
             raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "pings belong to the connection")
         if len(payload) != 8:
             raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a ping is eight bytes")
+        self._control("pings")
         if not flags & frames.ACK:
-            self._control("pings")
             self._answer(frames.frame(frames.PING, frames.ACK, 0, payload))
         elif payload == _DRAIN_PING and self.leaving and not self._client:
-            self._last_served = min(self._last_served, self._last_id)
-            self._out.append(frames.goaway(self._last_served, ErrorCode.NO_ERROR))
+            if self._last_served == STREAM_MAX:
+                self._last_served = self._last_id
+                self._out.append(frames.goaway(self._last_served, ErrorCode.NO_ERROR))
         else:
             self._handler.on_pong(payload)
 

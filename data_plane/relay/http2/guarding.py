@@ -57,12 +57,15 @@ class Guarding(Sending):
             raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "settings belong to the connection")
         if len(payload) % 6 or (flags & frames.ACK and payload):
             raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "settings are of six bytes each")
+        self._control("settings")
         if flags & frames.ACK:
             return
-        self._control("settings")
+        window = self._peer_window
         for name, value in frames.read_parameters(payload):
             if name == Setting.INITIAL_WINDOW_SIZE:
-                self._resize_windows(value)
+                window = value
+                if value > WINDOW_MAX:
+                    raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "a window of 2 GiB and more")
             elif name == Setting.MAX_FRAME_SIZE:
                 if not FRAME_BYTES_START <= value <= frames.FRAME_BYTES_MAX:
                     raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"a MAX_FRAME_SIZE of {value}")
@@ -71,12 +74,12 @@ class Guarding(Sending):
                 self._peer_streams = value
             elif name == Setting.ENABLE_PUSH and (value > 1 or (self._client and value)):
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"an ENABLE_PUSH of {value}")
+        if window != self._peer_window:
+            self._resize_windows(window)
         self._answer(frames.frame(frames.SETTINGS, frames.ACK, 0))
         self._push_all()
 
     def _resize_windows(self, size: int) -> None:
-        if size > WINDOW_MAX:
-            raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "a window of 2 GiB and more")
         difference, self._peer_window = size - self._peer_window, size
         for stream in self.streams.values():
             stream.send_window += difference

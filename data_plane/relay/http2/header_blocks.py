@@ -36,7 +36,7 @@ wants a smaller table than usual is content."""
 
 BLOCKS_REMEMBERED: Final = 256
 STRINGS_REMEMBERED: Final = 512
-_STRING_REMEMBERED_BYTES_MAX: Final = 512
+_REMEMBERED_BYTES_MAX: Final = 512  # of a block or a string; longer ones are rarely the same twice
 
 _STATIC: Final[tuple[tuple[bytes, bytes], ...]] = tuple(HeaderTable.STATIC_TABLE)
 _STATIC_NAMES: Final = {name: len(_STATIC) - at for at, (name, _) in enumerate(reversed(_STATIC))}
@@ -86,7 +86,7 @@ class HeaderDecoder:
             self._blocks.clear()
         if fields is None:
             raise TooLargeError
-        if not changed and len(self._blocks) < BLOCKS_REMEMBERED:
+        if not changed and len(block) <= _REMEMBERED_BYTES_MAX and len(self._blocks) < BLOCKS_REMEMBERED:
             self._blocks[block] = fields
         return fields
 
@@ -153,7 +153,7 @@ class HeaderDecoder:
                 known = decode_huffman(raw)
             except HPACKDecodingError as error:
                 raise _Fault(f"a string is not Huffman code: {error}") from None
-            if len(raw) <= _STRING_REMEMBERED_BYTES_MAX:
+            if len(raw) <= _REMEMBERED_BYTES_MAX:
                 if len(self._strings) >= STRINGS_REMEMBERED:
                     self._strings.clear()
                 self._strings[raw] = known

@@ -29,7 +29,8 @@ class Limits:
             clients measure the path so.
         controls_per_s: And for how long it goes on like that.
         answers_max: Answers to such frames that may wait to be sent: a peer that asks and does not read is given up.
-            Source: Envoy's bound on outbound control frames is 1,000.
+            While the network takes nothing and as many frames wait, new requests are refused. Source: Envoy's bound on
+            outbound control frames is 1,000.
     """
 
     streams_max: int = 1_000
