@@ -28,7 +28,7 @@ class Patience:
 
     Attributes:
         greeting_s: For its first frame.
-        stuck_s: For the network to take anything of what waits for it.
+        stuck_s: For the network to take anything of what waits for it, and the rest once the connection has ended.
         silence_s: For anything from it while streams are open, before it is asked for a sign of life.
         answer_s: And for that.
         idle_s: For a stream, before the connection is given up.
@@ -61,6 +61,7 @@ class Endpoint(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stuck_since_s: float | None = None
+        self._ended_s: float | None = None
         self._asked_s: float | None = None
         self._begun_s = self._heard_s = self._used_s = self._loop.time()
         self.connection = Connection(handler, limits, client=client, now_s=self._begun_s)
@@ -93,7 +94,8 @@ class Endpoint(asyncio.Protocol):
             data = self.connection.take()
             if data:
                 transport.write(data)
-            if self.connection.finished:
+            if self.connection.finished and self._ended_s is None:
+                self._ended_s = self._loop.time()
                 transport.close()
         elif self.connection.fault is not None:
             transport.abort()
@@ -129,6 +131,7 @@ class Endpoint(asyncio.Protocol):
         if (
             (not self.connection.greeted and now_s - self._begun_s >= patience.greeting_s)
             or (self._stuck_since_s is not None and now_s - self._stuck_since_s >= patience.stuck_s)
+            or (self._ended_s is not None and now_s - self._ended_s >= patience.stuck_s)
             or (self._asked_s is not None and now_s - self._asked_s >= patience.answer_s)
         ):
             transport.abort()

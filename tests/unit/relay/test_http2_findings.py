@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import sys
 
 from data_plane.relay.http2 import frames
-from data_plane.relay.http2.frames import ErrorCode, Setting
+from data_plane.relay.http2.endpoint import Endpoint, Patience
+from data_plane.relay.http2.frames import PREFACE, ErrorCode, Setting
 from data_plane.relay.http2.header_blocks import HeaderDecoder, encoded, literal
 from data_plane.relay.http2.limits import Limits
-from tests.unit.relay.peers import ANSWER, REQUEST, TRAILERS, code_of, greeted, kinds, request
+from tests.support.waiting import eventually
+from tests.unit.relay.peers import ANSWER, REQUEST, TRAILERS, Recorder, code_of, greeted, kinds, request
 
 
 def lines_of(call: object) -> int:
@@ -51,7 +55,9 @@ def test_large_header_blocks_are_not_remembered() -> None:
     decoder = HeaderDecoder(32_768)
     for number in range(300):
         decoder.decode(literal(b"x-%d" % number, 16_000 * b"v"))
-    kept = sum(len(block) + sum(len(name) + len(value) for name, value in fields) for block, fields in decoder._blocks.items())  # fmt: skip
+    kept = 0
+    for block, fields in decoder._blocks.items():
+        kept += len(block) + sum(len(name) + len(value) for name, value in fields)
     assert kept < 1 << 19
 
 
@@ -88,3 +94,32 @@ def test_a_server_that_drains_says_its_last_stream_once() -> None:
     connection.take()
     connection.receive(3 * frames.frame(frames.PING, frames.ACK, 0, b"draining"), 0.0)
     assert [kind for kind, _, _ in kinds(connection.take())] == [frames.GOAWAY]
+
+
+async def test_what_cannot_be_written_any_more_does_not_keep_a_connection() -> None:
+    """Proves that a connection that has ended goes although its peer reads nothing of what was said before."""
+    recorder = Recorder()
+    endpoint = Endpoint(recorder, Limits(), Patience(stuck_s=0.5), client=False)
+    recorder.connection = endpoint.connection
+    server = await asyncio.get_running_loop().create_server(lambda: endpoint, "127.0.0.1", 0)
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    peer.setblocking(False)
+    try:
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(peer, server.sockets[0].getsockname())
+        windows = frames.settings([(Setting.INITIAL_WINDOW_SIZE, 1 << 30)]) + frames.window_update(0, 1 << 30)
+        await loop.sock_sendall(peer, PREFACE + windows + request(1))
+        await eventually(lambda: recorder.streams)
+        transport = endpoint._transport
+        assert transport is not None
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        for _ in range(20):
+            endpoint.connection.send_data(recorder.streams[1], 10_000 * b"x")
+        endpoint.flush()
+        assert 100_000 < transport.get_write_buffer_size() < 250_000
+        await loop.sock_sendall(peer, frames.frame(frames.SETTINGS, 0, 1))
+        await eventually(lambda: endpoint.lost.done(), 20)
+    finally:
+        peer.close()
+        server.close()
