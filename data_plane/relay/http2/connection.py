@@ -7,7 +7,7 @@ Nothing here waits or looks at a clock. Whoever owns the connection writes what 
 accepts it, and closes when `finished` says so.
 
 A stream's data is credited to the peer only when the handler has `consumed` it, so a slow reader holds up its own
-sender and nobody else.
+sender and nobody else: the connection's window opens again as soon as data came.
 
 A peer's mistake on a stream ends that stream (RST_STREAM), one on the connection ends that (GOAWAY); what is allowed
 but only makes work is counted (`Limits`), and too much of it is a mistake.
@@ -58,6 +58,7 @@ class Connection(Guarding):
     Attributes:
         fault: Why the connection is over; None while it is not.
         greeted: The peer has begun with its settings.
+        data_frames: Of them so many came.
     """
 
     def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
@@ -67,6 +68,7 @@ class Connection(Guarding):
         self._tail = b""
         self._preface_left = b"" if client else PREFACE
         self.greeted = False
+        self.data_frames = 0
         self._block: tuple[int, int, list[bytes]] | None = None  # stream, flags, parts of a header block that goes on
         self._block_bytes = 0
         self._last_served = STREAM_MAX  # the highest one that is served after GOAWAY
@@ -168,6 +170,7 @@ class Connection(Guarding):
                 break
             kind &= 0xFF
             if kind == DATA and self._block is None:
+                self.data_frames += 1
                 self._on_data(flags, stream_id & STREAM_MAX, data[begin:after])
             else:
                 self._on_frame(kind, flags, stream_id & STREAM_MAX, data[begin:after])
@@ -191,22 +194,21 @@ class Connection(Guarding):
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         length = len(payload)
-        self._receive_window -= length
-        if self._receive_window < 0:
+        if length > self._receive_window:
             raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+        self._receive_window -= length
+        if self._receive_window < self._credit_below:
+            self._credit()
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
-            self._credit(length)
             self._control("data on streams that are over")
             return
         if stream.remote_ended or not stream.headed:
-            self._credit(length)
             self._reset_for_fault(stream, ErrorCode.STREAM_CLOSED if stream.headed else ErrorCode.PROTOCOL_ERROR)
             return
         stream.receive_window -= length
         if stream.receive_window < 0:
-            self._credit(length)
             self._reset_for_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
             return
         if flags & PADDED:
@@ -219,7 +221,6 @@ class Connection(Guarding):
         if stream.content_left >= 0:
             stream.content_left -= len(payload)
             if stream.content_left < 0 or (ended and stream.content_left):
-                self._credit(len(payload))
                 self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
                 return
         if ended:

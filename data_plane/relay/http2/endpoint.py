@@ -1,7 +1,11 @@
 """A connection of HTTP/2 on an asyncio transport: bytes to and fro, back pressure, no peer that is waited for for ever.
 
-Whoever tells a connection to send something outside a call of its handler flushes its endpoint afterwards; within such
-a call that is done once everything that came is dealt with.
+Whoever tells a connection to send something outside a call of its handler touches its endpoint afterwards (see
+`outbox`); within such a call that is done once everything that came is dealt with.
+
+A read from a busy replica brings one token of one client more often than many: a write for each costs more than all
+the rest. So where many frames come, a client's end reads once a millisecond, and writes as seldom. Where few come that
+would only cost time.
 """
 
 from __future__ import annotations
@@ -13,11 +17,15 @@ from dataclasses import dataclass
 from data_plane.relay.http2.connection import Connection
 from data_plane.relay.http2.frames import ErrorCode
 from data_plane.relay.http2.limits import Limits
-from data_plane.relay.http2.sending import Handler
+from data_plane.relay.http2.sending import WRITE_BYTES_MAX, Handler
+from data_plane.relay.outbox import Outbox
 
-WRITE_BYTES_MAX = 1 << 18
-"""Bytes that wait for the network before data waits in its streams instead."""
+BUSY_FRAMES_PER_S = 10_000
+"""From so many data frames a second on a client's end reads once a millisecond. Source: measured; a frame that comes
+alone costs two system calls."""
 
+_BUSY_WINDOW_S = 0.004
+_BUSY_PAUSE_S = 0.001
 _CHECKED_EVERY_S = 1.0
 _SIGN_OF_LIFE = b"are you?"
 
@@ -53,6 +61,8 @@ class Endpoint(asyncio.Protocol):
     Attributes:
         connection: The connection.
         lost: Done once the transport is closed.
+        touched: See `outbox.Writer`.
+        busy: So much comes that reading is slowed down.
     """
 
     def __init__(self, handler: Handler, limits: Limits, patience: Patience, *, client: bool) -> None:
@@ -63,7 +73,11 @@ class Endpoint(asyncio.Protocol):
         self._stuck_since_s: float | None = None
         self._ended_s: float | None = None
         self._asked_s: float | None = None
-        self._begun_s = self._heard_s = self._used_s = self._loop.time()
+        self._begun_s = self._heard_s = self._used_s = self._window_s = self._loop.time()
+        self._window_frames = 0
+        self._client = client
+        self._outbox = Outbox.here()
+        self.touched = self.busy = False
         self.connection = Connection(handler, limits, client=client, now_s=self._begun_s)
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -78,12 +92,42 @@ class Endpoint(asyncio.Protocol):
         self._timer = self._loop.call_later(_CHECKED_EVERY_S, self._check)
         self.flush()
 
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """What it writes to; None before it is connected and after it is lost."""
+        return self._transport
+
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         now_s = self._loop.time()
         self._heard_s, self._asked_s = now_s, None
-        self.connection.receive(data, now_s)
-        self.flush()
+        outbox = self._outbox
+        outbox.reading = True
+        try:
+            self.connection.receive(data, now_s)
+        finally:
+            self.flush()
+            outbox.flush()
+        if self._client:
+            self._slow_down(now_s)
+
+    def touch(self) -> None:
+        """The connection was told to send something: it will be written soon."""
+        self._outbox.touch(self)
+
+    def _slow_down(self, now_s: float) -> None:
+        elapsed_s = now_s - self._window_s
+        if elapsed_s >= _BUSY_WINDOW_S:
+            frames = self.connection.data_frames
+            self.busy = frames - self._window_frames > BUSY_FRAMES_PER_S * elapsed_s
+            self._window_frames, self._window_s = frames, now_s
+        if self.busy and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._loop.call_later(_BUSY_PAUSE_S, self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def flush(self) -> None:
         """Writes what the connection has to send, and closes it at its end."""
@@ -94,6 +138,8 @@ class Endpoint(asyncio.Protocol):
             data = self.connection.take()
             if data:
                 transport.write(data)
+                if self.connection.has_more:
+                    self._outbox.touch(self)
             if self.connection.finished and self._ended_s is None:
                 self._ended_s = self._loop.time()
                 transport.close()

@@ -7,6 +7,8 @@ make us do so.
 
 from __future__ import annotations
 
+from typing import Final
+
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import (
     FRAME_BYTES_START,
@@ -18,6 +20,9 @@ from data_plane.relay.http2.frames import (
 from data_plane.relay.http2.limits import UPDATES_PER_DATA_FRAME, Allowance, Limits
 from data_plane.relay.http2.sending import Handler, Sending
 from data_plane.relay.http2.stream import Stream
+
+_SENT_FRAME_BYTES_MAX: Final = 1 << 16
+"""Longer frames are not sent to a peer that takes them: the others on its connection wait for each."""
 
 
 class Guarding(Sending):
@@ -36,15 +41,14 @@ class Guarding(Sending):
         self._now_s = now_s
         self._last_id = 0  # the highest stream that the peer has opened
         self._receive_window = limits.connection_window_bytes
-        self._uncredited = 0
+        self._credit_below = limits.connection_window_bytes // 2
         self._updates = self._sent_before = 0
         self._resets = Allowance(limits.resets_burst, limits.resets_per_s, now_s)
         self._controls = Allowance(limits.controls_burst, limits.controls_per_s, now_s)
 
     def consumed(self, stream: Stream, length: int) -> None:
         """The handler is done with so much of a stream's content: the peer may send as much again."""
-        self._credit(length)
-        if stream.closed or stream.remote_ended:
+        if stream.remote_ended:
             return
         stream.uncredited += length
         if 2 * stream.uncredited >= self._limits.stream_window_bytes:
@@ -69,7 +73,7 @@ class Guarding(Sending):
             elif name == Setting.MAX_FRAME_SIZE:
                 if not FRAME_BYTES_START <= value <= frames.FRAME_BYTES_MAX:
                     raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"a MAX_FRAME_SIZE of {value}")
-                self._peer_frame_bytes = value
+                self._peer_frame_bytes = min(value, _SENT_FRAME_BYTES_MAX)
             elif name == Setting.MAX_CONCURRENT_STREAMS:
                 self._peer_streams = value
             elif name == Setting.ENABLE_PUSH and (value > 1 or (self._client and value)):
@@ -94,11 +98,13 @@ class Guarding(Sending):
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many window updates")
         increment = frames.read_u32(payload) & WINDOW_MAX
         if not stream_id:
-            self._send_window += increment
-            if not increment or self._send_window > WINDOW_MAX:
+            whole = not self._beyond  # no burst has used up its share of the window
+            self._beyond += increment
+            if not increment or self._room + self._beyond > WINDOW_MAX:
                 code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
                 raise ConnectionFaultError(code, "a window update of nothing, or beyond 2 GiB")
-            self._push_all()
+            if whole:
+                self._make_room()
             return
         self._check_known(stream_id)
         stream = self.streams.get(stream_id)
@@ -132,12 +138,11 @@ class Guarding(Sending):
         if not stream_id & 1 or stream_id > opened:
             raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"there is no stream {stream_id}")
 
-    def _credit(self, length: int) -> None:
-        self._uncredited += length
-        if 2 * self._uncredited >= self._limits.connection_window_bytes:
-            self._out.append(frames.window_update(0, self._uncredited))
-            self._receive_window += self._uncredited
-            self._uncredited = 0
+    def _credit(self) -> None:
+        """Opens the connection's window again."""
+        used = self._limits.connection_window_bytes - self._receive_window
+        self._out.append(frames.window_update(0, used))
+        self._receive_window += used
 
     def _control(self, what: str) -> None:
         earned, self._sent_before = self._sent_frames - self._sent_before, self._sent_frames

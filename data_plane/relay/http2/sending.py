@@ -1,12 +1,13 @@
 """The sending half of a connection: streams, the peer's windows, and what is to be written.
 
 Data goes out at once where the peer's windows allow it, as one frame's head before bytes that are not copied. What must
-wait, waits in its stream, and streams that wait for the connection's window take turns.
+wait, waits in its stream, and streams that wait for the connection's window take turns. Between two `take` no more than
+WRITE_BYTES_MAX goes out, so that one stream with much to say does not hold up the others.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import (
@@ -21,6 +22,9 @@ from data_plane.relay.http2.frames import (
 )
 from data_plane.relay.http2.header_blocks import EMPTY_TABLE, Fields
 from data_plane.relay.http2.stream import Stream
+
+WRITE_BYTES_MAX: Final = 1 << 18
+"""Bytes of data in one write, and bytes that wait for the network before data waits in its streams instead."""
 
 
 class Handler(Protocol):
@@ -76,7 +80,8 @@ class Sending:
         self._next_id = 1
         self._paused = False
         self._blocked: dict[int, Stream] = {}  # with data that waits, in turn
-        self._send_window = WINDOW_START
+        # The peer's window for the connection: what may go out before the next `take`, and the rest.
+        self._room, self._beyond = WINDOW_START, 0
         self._peer_window = WINDOW_START
         self._peer_frame_bytes = FRAME_BYTES_START
         self._peer_streams = STREAM_MAX
@@ -90,16 +95,34 @@ class Sending:
         taken = b"".join(out) if len(out) > 1 else out[0]
         out.clear()
         self._answers = 0
+        if self._beyond:
+            self._make_room()
         return taken
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to `take`."""
+        return bool(self._out)
 
     def pause(self) -> None:
         """The network takes nothing more: data waits in its streams."""
         self._paused = True
+        self._beyond += self._room
+        self._room = 0
 
     def resume(self) -> None:
         """The network takes more."""
         self._paused = False
-        self._push_all()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        if self._paused:
+            return
+        had, window = self._room, self._room + self._beyond
+        self._room = min(window, WRITE_BYTES_MAX)
+        self._beyond = window - self._room
+        if not had and self._blocked:
+            self._push_all()
 
     @property
     def can_open(self) -> bool:
@@ -125,27 +148,32 @@ class Sending:
         if not stream.local_ended:
             self._send_block(stream.id, block, 0)
 
-    def send_data(self, stream: Stream, data: bytes) -> None:
-        """Sends content, or keeps it until the peer takes it; see `Stream.queued_bytes`."""
-        if stream.local_ended:
-            return
+    def send_data(self, stream: Stream, data: bytes) -> bool:
+        """Sends content, or keeps it until the peer takes it; see `Stream.queued_bytes`.
+
+        Returns:
+            Whether nothing of the stream waits; if something does, `Handler.on_sent` comes.
+        """
         length = len(data)
         if (
             length <= stream.send_window
-            and length <= self._send_window
+            and length <= self._room
             and length <= self._peer_frame_bytes
             and not stream.queue
-            and not self._paused
+            and not stream.local_ended
         ):
             stream.send_window -= length
-            self._send_window -= length
+            self._room -= length
             self._sent_frames += 1
-            self._out.append(pack_head(length << 8, 0, stream.id))
-            self._out.append(data)
-        elif length:
-            stream.queue.append(data)
+            self._out += (pack_head(length << 8, 0, stream.id), data)
+            return True
+        if not stream.local_ended and length:
+            # In pieces of a frame: what a window cuts off is copied.
+            most = self._peer_frame_bytes
+            stream.queue += (data,) if length <= most else [data[at : at + most] for at in range(0, length, most)]
             stream.queued_bytes += length
             self._push(stream)
+        return not stream.queue
 
     def end(self, stream: Stream, trailers: bytes = b"") -> None:
         """Ends our side after what waits: with trailers, or without.
@@ -201,21 +229,20 @@ class Sending:
         queue, most = stream.queue, self._peer_frame_bytes
         while queue:
             data = queue[0]
-            room = min(stream.send_window, self._send_window, most)
-            if room <= 0 or self._paused:
+            length = min(len(data), stream.send_window, self._room, most)
+            if length <= 0:
                 self._blocked[stream.id] = stream
                 return
-            if len(data) > room:
-                queue[0] = data[room:]
-                data = data[:room]
+            if len(data) > length:
+                queue[0] = data[length:]
+                data = data[:length]
             else:
                 queue.popleft()
-            length = len(data)
             stream.queued_bytes -= length
             stream.send_window -= length
-            self._send_window -= length
+            self._room -= length
             self._sent_frames += 1
-            self._out.append(pack_head(length << 8, 0, stream.id) + data)
+            self._out += (pack_head(length << 8, 0, stream.id), data)
         self._blocked.pop(stream.id, None)
         if stream.ending is not None:
             self._send_end(stream)
@@ -224,7 +251,7 @@ class Sending:
     def _push_all(self) -> None:
         """There is room again: one stream after the other, and who did not come to the end goes last."""
         for stream in list(self._blocked.values()):
-            if self._send_window <= 0 or self._paused:
+            if self._room <= 0:
                 return
             if self._blocked.pop(stream.id, None) is not None:
                 self._push(stream)

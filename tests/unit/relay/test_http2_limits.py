@@ -141,10 +141,28 @@ def test_more_data_than_the_windows() -> None:
     connection.receive(data(1, b"x"), 0.0)
     assert recorder.seen[1].reset == ErrorCode.FLOW_CONTROL_ERROR
     assert connection.fault is None
-    connection.receive(data(3, 16_384 * b"x") + data(3, 16_384 * b"x"), 0.0)
+
+
+def test_a_frame_beyond_the_connections_window() -> None:
+    """Proves that the windows count also where a single frame may be larger than they are."""
+    connection, _ = greeted(Limits(connection_window_bytes=65_535, frame_bytes_max=1 << 20))
+    connection.receive(request(1) + data(1, 65_535 * b"x"), 0.0)
     assert connection.fault is None
-    connection.receive(data(3, 2_000 * b"x"), 0.0)
+    connection.receive(data(1, 65_536 * b"x"), 0.0)
     assert code_of(connection) is ErrorCode.FLOW_CONTROL_ERROR
+
+
+def test_a_stream_that_is_not_read_holds_up_no_other() -> None:
+    """Proves that the connection's window opens again although nothing was consumed."""
+    connection, recorder = greeted(consume=False)
+    for stream_id in (1, 3, 5):
+        connection.receive(request(stream_id), 0.0)
+        for _ in range(4):
+            connection.receive(data(stream_id, 16_000 * b"x"), 0.0)
+    updates = [kind for kind in kinds(connection.take()) if kind[0] == frames.WINDOW_UPDATE]
+    assert {stream_id for _, stream_id, _ in updates} == {0}
+    assert sum(int.from_bytes(payload, "big") for *_, payload in updates) > LIMITS.connection_window_bytes
+    assert len(recorder.seen[5].data) == 64_000
 
 
 def test_what_is_consumed_may_be_sent_again() -> None:
@@ -175,7 +193,11 @@ def test_data_waits_for_a_slow_reader_and_for_the_network() -> None:
     assert [kind[:2] for kind in kinds(connection.take())] == [(frames.DATA, 3)]
     connection.end(slow, encoded(TRAILERS))
     connection.receive(frames.window_update(0, 10_000) + frames.window_update(1, 10_000), 0.0)
-    assert [kind[:2] for kind in kinds(connection.take())][:2] == [(frames.DATA, 1), (frames.HEADERS, 1)]
+    assert [kind[:2] for kind in kinds(connection.take())][:3] == [
+        (frames.DATA, 1),
+        (frames.DATA, 1),
+        (frames.HEADERS, 1),
+    ]
     assert slow.closed
     assert recorder.sent == [3, 1]
 
