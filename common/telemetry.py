@@ -39,7 +39,13 @@ FAIRLEAD_SETTLED_MILLI_MU = "fairlead.settled_milli_mu"
 FAIRLEAD_ATTEMPT = "fairlead.attempt"
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_FIELDS = frozenset({"traceparent", "tracestate"})
+TRACEPARENT = "traceparent"
+TRACE_FIELDS = frozenset({TRACEPARENT, "tracestate"})
+"""Names, in lower case, under which a trace context travels."""
+
+# version-trace id-parent id-flags: https://www.w3.org/TR/trace-context/
+_TRACEPARENT_CHARS = 55
+_TRACESTATE_CHARS_MAX = 512
 
 
 class Telemetry:
@@ -48,14 +54,22 @@ class Telemetry:
     Args:
         service: Service name, becomes service.name "fairlead-{service}".
         config: Where traces go and how many are recorded.
+        drawn_by_hand: The service itself draws the traces that it begins, by `sample_ratio`.
+
+    Attributes:
+        sample_ratio: Share of the traces that begin here and are to be recorded; 0 where nothing is exported.
     """
 
-    def __init__(self, service: str, config: CommonConfig) -> None:
+    def __init__(self, service: str, config: CommonConfig, *, drawn_by_hand: bool = False) -> None:
         self.registry = CollectorRegistry(auto_describe=True)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self._provider = _exporting_provider(service, config) if config.otlp_endpoint else None
+        exports = bool(config.otlp_endpoint)
+        self.sample_ratio = config.trace_sample_ratio if exports else 0.0
+        self._provider = (
+            _exporting_provider(service, config, 1.0 if drawn_by_hand else self.sample_ratio) if exports else None
+        )
         self.tracer = self._provider.get_tracer("fairlead") if self._provider is not None else trace.NoOpTracer()
 
     def shutdown(self) -> None:
@@ -64,7 +78,7 @@ class Telemetry:
             self._provider.shutdown()
 
 
-def _exporting_provider(service: str, config: CommonConfig) -> TracerProvider:
+def _exporting_provider(service: str, config: CommonConfig, ratio: float) -> TracerProvider:
     # Imported here: a fifth of a process's start is spent on these, and most processes export nothing.
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
@@ -73,7 +87,7 @@ def _exporting_provider(service: str, config: CommonConfig) -> TracerProvider:
     from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
     names = {"service.name": f"fairlead-{service}", "service.instance.id": config.instance_id or service}
-    sampler = ParentBased(TraceIdRatioBased(config.trace_sample_ratio))
+    sampler = ParentBased(TraceIdRatioBased(ratio))
     provider = TracerProvider(resource=Resource.create(names), sampler=sampler, shutdown_on_exit=False)
     insecure = not config.otlp_endpoint.startswith("https://")
     exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=insecure, timeout=5)
@@ -91,8 +105,43 @@ def extract(metadata: Iterable[tuple[str, str | bytes]] | Mapping[str, str]) -> 
         A context to start the server span in; empty where there is none.
     """
     pairs = metadata.items() if isinstance(metadata, Mapping) else metadata
-    carrier = {key.lower(): value for key, value in pairs if key.lower() in _FIELDS and isinstance(value, str)}
+    carrier = {key.lower(): value for key, value in pairs if key.lower() in TRACE_FIELDS and isinstance(value, str)}
     return _PROPAGATOR.extract(carrier, Context())
+
+
+def trace_fields(metadata: Iterable[tuple[str, str | bytes]]) -> tuple[tuple[str, str], ...]:
+    """The trace context of incoming metadata or headers, as it came, to be looked at and passed on.
+
+    Args:
+        metadata: Pairs; names are compared in lower case.
+    """
+    return tuple(
+        (name.lower(), value)
+        for name, value in metadata
+        if name.lower() in TRACE_FIELDS
+        and isinstance(value, str)
+        and len(value) <= _TRACESTATE_CHARS_MAX
+        and value.isascii()
+        and value.isprintable()
+    )
+
+
+def is_sampled(metadata: Iterable[tuple[str, str]]) -> bool | None:
+    """Whether a caller records its trace.
+
+    Args:
+        metadata: Pairs, names in lower case.
+
+    Returns:
+        None where it has none, or one that cannot be read.
+    """
+    for name, value in metadata:
+        if name == TRACEPARENT and len(value) == _TRACEPARENT_CHARS:
+            try:
+                return bool(int(value[-2:], 16) & 1)
+            except ValueError:
+                return None
+    return None
 
 
 def inject(span: trace.Span) -> Sequence[tuple[str, str]]:

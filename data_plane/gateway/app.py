@@ -12,11 +12,12 @@ from aiohttp import web
 
 from common.clock import NS_PER_S, Clock
 from common.rpc import as_fairlead_error
-from common.telemetry import extract
+from common.telemetry import trace_fields
 from data_plane.gateway import errors, limits, render, translate
 from data_plane.router.decision_service import Decisions
 from data_plane.router.exchange import Call, Delta, Finished, Receipt
-from data_plane.router.flow import Exchange, Flow
+from data_plane.router.flow import Flow
+from data_plane.router.life import Exchange
 from data_plane.router.tables import Tables
 from fairlead.errors import FairleadError, InternalError, InvalidArgumentError
 from fairlead.inference.v1 import decision_pb2
@@ -107,7 +108,7 @@ class Gateway:
         request[_KNOWN_ID] = self._flow.refuse(error, request.headers.get("Authorization")).request_id
 
     def _open(self, request: web.Request, wanted: pb.GenerateRequest) -> Exchange:
-        call = Call(wanted, request.headers.get("Authorization"), None, extract(request.headers))
+        call = Call(wanted, request.headers.get("Authorization"), None, trace_fields(request.headers.items()))
         exchange = self._flow.open(call)
         request[_KNOWN_ID] = exchange.receipt.request_id
         return exchange

@@ -1,19 +1,16 @@
-"""From an admitted request to a stream of messages: pick a replica, relay, and pick another while that is allowed."""
+"""From an admitted request to its answer: pick a replica, relay, and pick another while that is allowed."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass, field
-
-from opentelemetry.trace import Span, Tracer
 
 from common.clock import Clock
 from common.logs import get_logger
-from data_plane.router import tracing
+from data_plane.relay.grpc import pieces
 from data_plane.router.admission import Order
+from data_plane.router.attempt import Attempt, Client
 from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.batch_gate import full_until_ns
 from data_plane.router.core.continuation import Replay, deterministic
@@ -26,11 +23,12 @@ from data_plane.router.core.retry import (
     may_have_started,
     may_try_again,
 )
-from data_plane.router.engine_messages import engine_request, skipped
-from data_plane.router.exchange import Finished, Receipt, Try
+from data_plane.router.engine_messages import engine_request
+from data_plane.router.exchange import Receipt, Try
 from data_plane.router.giving_up import given_up
 from data_plane.router.routing import Chosen, NoReplicaError, Route, Routing
 from data_plane.router.tables import Tables
+from data_plane.router.tracing import RequestTrace, Tracing
 from data_plane.router.upstream import Upstream
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FailedPreconditionError, FairleadError, QuotaExceededError, Reason, UnavailableError
@@ -43,21 +41,6 @@ log = get_logger(__name__)
 _KNOWN_FULL = QuotaExceededError("the replica's queue is full", reason=Reason.QUEUE_FULL)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer, kept for a repeated request id.
-
-    Attributes:
-        text: All of it.
-        finished: Its end.
-        replica_id: Who gave it.
-    """
-
-    text: str
-    finished: Finished
-    replica_id: str
-
-
 @dataclass(slots=True)
 class Relay:
     """One admitted request and what its attempts leave behind.
@@ -65,35 +48,41 @@ class Relay:
     Attributes:
         order: What to run.
         receipt: Learns the replica.
-        span: Parent of the attempts' spans.
+        trace: Parent of the attempts' spans.
+        client: Who gets the answer.
+        kept: The pieces delivered so far, where the request may be continued or repeated; None where it cannot.
+        attempt: The one that runs, or None.
         route: Where it may go; None before it was found.
         lost: Replicas that were lost while they ran it, in all rounds.
         excluded: Replicas that failed it in this round.
         full: Replicas that batch need not ask in this round.
         attempts: Attempts in this round.
         started_attempts: Attempts that may have cost work, in all rounds.
-        delivered_text: What the client has, kept only where the stream can be continued.
-        delivered_tokens: The tokens the client has.
         cleared: It was found not to be quarantined when it was sent; if it was before, this is its one try.
     """
 
     order: Order
     receipt: Receipt
-    span: Span
+    trace: RequestTrace
+    client: Client
+    kept: list[bytes] | None = None
+    attempt: Attempt | None = None
     route: Route | None = None
     lost: list[str] = field(default_factory=list)
     excluded: set[str] = field(default_factory=set)
     full: set[str] = field(default_factory=set)
     attempts: int = 0
     started_attempts: int = 0
-    delivered_text: list[str] = field(default_factory=list)
-    delivered_tokens: int = 0
     cleared: bool = False
 
     @property
     def batch(self) -> bool:
         """Whether it is one that waits rather than be refused."""
         return self.order.checked.priority == pb.PRIORITY_BATCH
+
+    def text(self) -> bytes:
+        """What was delivered, of a request that is kept."""
+        return b"".join(map(pieces.text_of, self.kept or ()))
 
 
 class Attempts:
@@ -106,9 +95,10 @@ class Attempts:
         quarantine: Prompts that kill replicas.
         upstream: How a replica is reached.
         accounts: Counts retries.
-        tracer: Of this process.
+        tracing: Of this process.
         clock: Monotonic time.
         router_id: This router, as replicas know it from its load streams.
+        token_timeout_s: Longest silence of a replica after its first message.
     """
 
     def __init__(
@@ -120,9 +110,10 @@ class Attempts:
         quarantine: Quarantine,
         upstream: Upstream,
         accounts: Accounts,
-        tracer: Tracer,
+        tracing: Tracing,
         clock: Clock,
         router_id: str,
+        token_timeout_s: float,
     ) -> None:
         self._fleet = fleet
         self._tables = tables
@@ -130,9 +121,10 @@ class Attempts:
         self._quarantine = quarantine
         self._upstream = upstream
         self._accounts = accounts
-        self._tracer = tracer
+        self._tracing = tracing
         self._clock = clock
         self._router_id = router_id
+        self._token_timeout_s = token_timeout_s
         self._budgets: dict[str, RetryBudget] = {}
 
     def settled(self, model_id: str, milli_mu: int, now_ns: int) -> None:
@@ -156,13 +148,10 @@ class Attempts:
                 metadata={"left_s": f"{left_s:.0f}"},
             )
 
-    async def run(self, relay: Relay) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
-        """Streams one request's answer from one replica after another until one finishes it.
+    async def run(self, relay: Relay) -> None:
+        """Relays one request's answer from one replica after another until one has finished it.
 
         That is a round; batch that found no room waits and is admitted to another one.
-
-        Yields:
-            Messages that are new to the client; the last one has a finish reason.
 
         Raises:
             UnavailableError: No replica, or none that finished it: NO_REPLICA, QUEUE_FULL,
@@ -182,9 +171,7 @@ class Attempts:
         while True:
             chosen = await self._choose(relay, relay.route, failure)
             try:
-                async with aclosing(self._attempt(relay, relay.route, chosen)) as messages:
-                    async for message in messages:
-                        yield message
+                await self._attempt(relay, relay.route, chosen)
                 if self._quarantine:
                     self._quarantine.answered(_fingerprint(order))
                 return
@@ -193,14 +180,14 @@ class Attempts:
             self._after_failure(relay, chosen.member, failure)
 
     async def _choose(self, relay: Relay, route: Route, failure: FairleadError | None) -> Chosen:
-        excluded = set(relay.excluded) if relay.delivered_tokens else relay.excluded | relay.full
+        excluded = set(relay.excluded) if relay.receipt.output_tokens else relay.excluded | relay.full
         if relay.lost:
             excluded |= self._quarantine.elsewhere(relay.lost, self._routing.open_to(route, excluded))
         try:
             chosen = await self._routing.choose(route, excluded, may_wait=not relay.attempts and not relay.lost)
         except NoReplicaError:
             raise given_up(
-                relay.order, relay.receipt, relay.delivered_tokens, _KNOWN_FULL if relay.full else failure
+                relay.order, relay.receipt, relay.receipt.output_tokens, _KNOWN_FULL if relay.full else failure
             ) from failure
         if not relay.cleared:
             try:
@@ -224,52 +211,46 @@ class Attempts:
             self._quarantine.try_once(_fingerprint(relay.order), self._clock.monotonic_ns())
         relay.cleared = True
 
-    async def _attempt(
-        self, relay: Relay, route: Route, chosen: Chosen
-    ) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
-        order, member, this = relay.order, chosen.member, relay.receipt.tries[-1]
-        span, metadata = tracing.start_attempt(
-            self._tracer, relay.span, member.record.replica_id, relay.receipt.attempts
-        )
+    async def _attempt(self, relay: Relay, route: Route, chosen: Chosen) -> None:
+        receipt, record = relay.receipt, chosen.member.record
+        span, metadata = self._tracing.attempt(relay.trace, record.replica_id, receipt.attempts)
         failure: BaseException | None = None
-        replay = Replay("".join(relay.delivered_text), relay.delivered_tokens) if relay.delivered_tokens else None
-        keep_text = deterministic(order.request)
-        started = False
+        attempt = relay.attempt = Attempt(
+            relay.client,
+            _Watch(self, relay, chosen),
+            token_timeout_s=self._token_timeout_s,
+            replay=Replay(relay.text().decode(), receipt.output_tokens) if receipt.output_tokens else None,
+            kept=relay.kept,
+        )
         try:
-            stream = self._upstream.generate(
-                member.record,
+            running = self._upstream.start(
+                record,
                 engine_request(route, chosen, self._router_id),
-                deadline_ns=order.deadline_ns,
+                deadline_ns=relay.order.deadline_ns,
                 metadata=metadata,
+                receiver=attempt,
             )
-            async with aclosing(stream):
-                async for message in stream:
-                    if message.HasField("load"):
-                        self._report(message.load)
-                    if not started:
-                        started = True
-                        self._routing.started(chosen)
-                        this.first_token_ns = self._clock.monotonic_ns()
-                        if relay.batch:
-                            self._fleet.served(member.record.replica_id, this.start_ns)
-                    if replay is not None:
-                        message = skipped(replay, message)
-                    relay.delivered_tokens += message.output_tokens
-                    if keep_text:
-                        relay.delivered_text.append(message.text)
-                    yield message
-                    if message.finish_reason:
-                        return
-            raise UnavailableError("the replica ended the stream without finishing it", reason=Reason.REPLICA_LOST)
+            await attempt.run(running)
         except BaseException as error:
             failure = error
-            this.failure_reason = _failure_reason(error)
+            receipt.tries[-1].failure_reason = _failure_reason(error)
             raise
         finally:
+            relay.attempt = None
             self._routing.ended(chosen)
-            tracing.finish_attempt(span, failure)
+            if span is not None:
+                self._tracing.attempt_ended(span, failure)
 
-    def _report(self, load: engine_pb2.LoadReport) -> None:
+    def began(self, relay: Relay, chosen: Chosen) -> None:
+        """The first message of an attempt came."""
+        this = relay.receipt.tries[-1]
+        self._routing.started(chosen)
+        this.first_token_ns = self._clock.monotonic_ns()
+        if relay.batch:
+            self._fleet.served(chosen.member.record.replica_id, this.start_ns)
+
+    def reported(self, load: engine_pb2.LoadReport) -> None:
+        """A replica says how loaded it is."""
         self._fleet.report(load.replica_id, Report.of(load), load.state, self._clock.monotonic_ns())
         member = self._fleet.get(load.replica_id)
         if member is not None:
@@ -296,7 +277,7 @@ class Attempts:
         relay.started_attempts += may_have_started(error.reason)
         allowed = not poison and may_try_again(
             error.reason,
-            resumable=not relay.delivered_tokens or deterministic(order.request),
+            resumable=not relay.receipt.output_tokens or deterministic(order.request),
             attempts=relay.attempts,
             started_attempts=relay.started_attempts,
             milli_mu=order.price.cost.total_milli_mu,
@@ -310,11 +291,11 @@ class Attempts:
             attempt=relay.receipt.attempts,
             reason=error.reason.value,
             error=error.message,
-            output_tokens=relay.delivered_tokens,
+            output_tokens=relay.receipt.output_tokens,
             retried=allowed,
         )
         if not allowed:
-            raise given_up(order, relay.receipt, relay.delivered_tokens, error)
+            raise given_up(order, relay.receipt, relay.receipt.output_tokens, error)
         self._accounts.retries[order.model.model_id, error.reason.value] += 1
 
     def _budget(self, model_id: str) -> RetryBudget:
@@ -322,6 +303,21 @@ class Attempts:
         if budget is None:
             budget = self._budgets[model_id] = RetryBudget(self._clock.monotonic_ns())
         return budget
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """See Watcher: one attempt, and whom it concerns."""
+
+    attempts: Attempts
+    relay: Relay
+    chosen: Chosen
+
+    def started(self) -> None:
+        self.attempts.began(self.relay, self.chosen)
+
+    def reported(self, load: engine_pb2.LoadReport) -> None:
+        self.attempts.reported(load)
 
 
 def _fingerprint(order: Order) -> bytes:

@@ -44,8 +44,8 @@ def engine_request(route: Route, chosen: Chosen, router_id: str) -> engine_pb2.E
     return message
 
 
-def skipped(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> engine_pb2.EngineGenerateResponse:
-    """What of a second run's message is new to the client.
+def skipped(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> tuple[str, int]:
+    """The text and the tokens of a second run's message that are new to the client.
 
     Args:
         replay: What the client has, and how far the second run has repeated it.
@@ -54,10 +54,7 @@ def skipped(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> engin
     Raises:
         UnavailableError: The second run says something else than the first; reason STREAM_BROKEN.
     """
-    text, tokens = replay.feed(message.text, message.output_tokens)
+    fresh = replay.feed(message.text, message.output_tokens)
     if not replay.agrees or (message.finish_reason and not replay.caught_up):
         raise UnavailableError("the second replica's text differs from what was delivered", reason=Reason.STREAM_BROKEN)
-    fresh = engine_pb2.EngineGenerateResponse()
-    fresh.CopyFrom(message)
-    fresh.text, fresh.output_tokens = text, tokens
     return fresh

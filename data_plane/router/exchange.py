@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
-
-from opentelemetry.context import Context
+from typing import Final, Protocol
 
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.holds import BucketView
@@ -27,13 +25,13 @@ class Call:
         request: What is asked, not checked yet.
         authorization: The authorization header's value, or None.
         deadline_ns: Monotonic end of the caller's patience, or None for the platform's ceiling.
-        parent: Trace context of the caller.
+        trace: The caller's traceparent and tracestate, as they came; empty for none.
     """
 
     request: pb.GenerateRequest
     authorization: str | None
     deadline_ns: int | None = None
-    parent: Context = field(default_factory=Context)
+    trace: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -197,3 +195,27 @@ class Finished:
 
 
 Event = Delta | Finished
+
+
+class Sink(Protocol):
+    """Where one request's answer goes. No call may raise; each may cancel the request."""
+
+    def on_piece(self, piece: bytes) -> bool:
+        """Text and tokens that are new to the client.
+
+        Args:
+            piece: See data_plane.relay.grpc.pieces.
+
+        Returns:
+            False where the client does not keep up. The piece was taken all the same, but the replica is held until
+            `Exchange.resume`.
+        """
+        ...
+
+    def on_finished(self, finished: Finished) -> None:
+        """The answer is whole, and the request settled."""
+        ...
+
+    def on_failed(self, error: FairleadError) -> None:
+        """It was refused or failed, and is settled."""
+        ...

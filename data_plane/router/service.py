@@ -7,14 +7,13 @@ from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
-from opentelemetry import trace
-from opentelemetry.context import Context
 
 from common.clock import NS_PER_S, Clock
-from common.telemetry import extract
+from common.telemetry import trace_fields
 from data_plane.router.core.pricing import Pricing
 from data_plane.router.exchange import Call, Delta, Finished, Receipt
-from data_plane.router.flow import Exchange, Flow
+from data_plane.router.flow import Flow
+from data_plane.router.life import Exchange
 from data_plane.router.metadata import authorization
 from data_plane.router.tables import Tables
 from fairlead.inference.v1 import inference_pb2 as pb
@@ -99,14 +98,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     def _open(self, request: pb.GenerateRequest, context: ServicerContext) -> Exchange:
         left_s = context.time_remaining()
         deadline_ns = None if left_s is None else self._clock.monotonic_ns() + int(left_s * NS_PER_S)
-        return self._flow.open(Call(request, authorization(context), deadline_ns, _parent(context)))
-
-
-def _parent(context: ServicerContext) -> Context:
-    current = trace.get_current_span()
-    if current.get_span_context().is_valid:
-        return trace.set_span_in_context(current, Context())
-    return extract(context.invocation_metadata() or ())
+        return self._flow.open(
+            Call(request, authorization(context), deadline_ns, trace_fields(context.invocation_metadata() or ()))
+        )
 
 
 def _trailers(receipt: Receipt) -> tuple[tuple[str, str], ...]:

@@ -1,39 +1,81 @@
-"""The relay seam: how the router reaches a replica. One method, so that a faster relay can take its place."""
+"""The relay seam: how the router reaches a replica, and whom an upstream tells what came.
+
+Everything is pushed: per token there is one plain call. `upstream_pulled` makes an upstream of an async generator.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from fairlead.engine.v1 import engine_pb2
+from fairlead.errors import FairleadError
+
+Metadata = Sequence[tuple[str, str]]
+
+
+class Receiver(Protocol):
+    """Whom an upstream tells. No call raises; each may cancel, pause or resume what runs."""
+
+    def on_piece(self, piece: bytes, tokens: int) -> None:
+        """A message of nothing but text and tokens came.
+
+        Args:
+            piece: Its bytes; see data_plane.relay.grpc.pieces.
+            tokens: What `tokens_of` says of it.
+        """
+        ...
+
+    def on_message(self, message: engine_pb2.EngineGenerateResponse) -> None:
+        """Any other message came: the last one carries a finish reason."""
+        ...
+
+    def on_end(self, failure: FairleadError | None) -> None:
+        """The stream is over, and nothing comes after it.
+
+        Args:
+            failure: None when the replica ended it in order. UnavailableError: it cannot be reached, died or broke off;
+                another may do. QuotaExceededError: its queue is full; another may do. DeadlineExceededError: the
+                deadline passed. Anything else: another replica would answer the same.
+        """
+        ...
+
+
+class Running(Protocol):
+    """A request at a replica."""
+
+    def cancel(self) -> None:
+        """Ends the work there at once; the receiver is told nothing more. Harmless after the end."""
+        ...
+
+    def pause(self) -> None:
+        """The client does not keep up: no more than what is under way is taken from the network."""
+        ...
+
+    def resume(self) -> None:
+        """It does again."""
+        ...
 
 
 class Upstream(Protocol):
-    """Sends one request to one replica."""
+    """Sends requests to replicas."""
 
-    def generate(
+    def start(
         self,
         replica: engine_pb2.Replica,
         request: engine_pb2.EngineGenerateRequest,
         *,
         deadline_ns: int,
-        metadata: Sequence[tuple[str, str]],
-    ) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
-        """Streams a replica's answer. Closing the generator cancels the work there at once.
+        metadata: Metadata,
+        receiver: Receiver,
+    ) -> Running:
+        """Sends one request to one replica. Never raises.
 
         Args:
             replica: Where to.
             request: What.
-            deadline_ns: Monotonic; the call ends by itself then.
+            deadline_ns: Monotonic; the replica is told it, and gives up by itself then.
             metadata: Trace context and the like.
-
-        Returns:
-            The answer's messages; the last one carries a finish reason.
-
-        Raises:
-            UnavailableError: The replica cannot be reached, died, or fell silent in mid-stream; another may do.
-            QuotaExceededError: Its queue is full; another may do.
-            DeadlineExceededError: The deadline passed.
-            FairleadError: Anything else it answers; another replica would answer the same.
+            receiver: Told of the answer, but never before this has returned.
         """
         ...

@@ -1,4 +1,4 @@
-"""The relay on grpc.aio: a few multiplexed channels per replica, a timer between tokens, cancellation at once."""
+"""The reference relay, on grpc.aio: a few multiplexed channels per replica, cancellation at once."""
 
 from __future__ import annotations
 
@@ -67,18 +67,16 @@ class Channels:
 
 
 class GrpcUpstream:
-    """See Upstream.
+    """See PulledUpstream.
 
     Args:
         channels: Connections.
         clock: Monotonic time.
-        token_timeout_s: Longest silence after the first token.
     """
 
-    def __init__(self, channels: Channels, clock: Clock, *, token_timeout_s: float) -> None:
+    def __init__(self, channels: Channels, clock: Clock) -> None:
         self._channels = channels
         self._clock = clock
-        self._token_timeout_s = token_timeout_s
 
     async def generate(
         self,
@@ -88,76 +86,23 @@ class GrpcUpstream:
         deadline_ns: int,
         metadata: Sequence[tuple[str, str]],
     ) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
-        """See Upstream."""
+        """See PulledUpstream."""
         left_s = (deadline_ns - self._clock.monotonic_ns()) / NS_PER_S
         if left_s <= 0:
             raise DeadlineExceededError("the deadline passed before a replica could start")
         stub = engine_pb2_grpc.EngineServiceStub(self._channels.get(replica.address))
         call = stub.Generate(request, timeout=left_s, metadata=tuple(metadata))
-        silence = _SilenceTimer(call, self._token_timeout_s)
         try:
             async for message in call:
-                silence.pause()
                 yield message
-                silence.resume()
         except grpc.aio.AioRpcError as failure:
-            raise _translate(failure, silence.fired) from failure
-        except asyncio.CancelledError:
-            if silence.fired:
-                raise _silent() from None
-            raise
+            raise _translate(failure) from failure
         finally:
-            silence.stop()
             call.cancel()
 
 
-class _SilenceTimer:
-    """Cancels a call that falls silent after its first message.
-
-    It runs only while the relay waits for the replica: a client that reads slowly is not a silent replica. One clock
-    read per message, no timer per message.
-    """
-
-    def __init__(self, call: grpc.aio.Call, timeout_s: float) -> None:
-        self._call = call
-        self._timeout_s = timeout_s
-        self._loop = asyncio.get_running_loop()
-        self._since_s = 0.0
-        self._waiting = False
-        self._handle: asyncio.TimerHandle | None = None
-        self.fired = False
-
-    def pause(self) -> None:
-        self._waiting = False
-
-    def resume(self) -> None:
-        self._since_s = self._loop.time()
-        self._waiting = True
-        if self._handle is None:
-            self._handle = self._loop.call_at(self._since_s + self._timeout_s, self._check)
-
-    def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-
-    def _check(self) -> None:
-        now_s = self._loop.time()
-        due_s = self._since_s + self._timeout_s if self._waiting else now_s + self._timeout_s
-        if now_s >= due_s:
-            self.fired = True
-            self._call.cancel()
-        else:
-            self._handle = self._loop.call_at(due_s, self._check)
-
-
-def _silent() -> UnavailableError:
-    return UnavailableError("the replica fell silent in the middle of the stream", reason=Reason.REPLICA_LOST)
-
-
-def _translate(failure: grpc.aio.AioRpcError, silent: bool) -> FairleadError:
+def _translate(failure: grpc.aio.AioRpcError) -> FairleadError:
     """What a failed call means for the request."""
-    if silent:
-        return _silent()
     error = from_rpc_error(failure)
     if isinstance(error, UnavailableError) and error.reason is Reason.UNSPECIFIED:
         refused = any(sign in error.message.lower() for sign in _NOT_CONNECTED)

@@ -27,8 +27,9 @@ from data_plane.gateway.server import HttpServer
 from data_plane.router.admission import Admission
 from data_plane.router.assignment_exchange import AssignmentExchange
 from data_plane.router.assignment_service import ASSIGNMENT_SERVICE_NAME, AssignmentService
-from data_plane.router.attempts import Answer, Attempts
+from data_plane.router.attempts import Attempts
 from data_plane.router.batch_desk import BatchDesk
+from data_plane.router.books import Answer, Books
 from data_plane.router.config import RouterConfig
 from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.batch_queue import BatchQueue
@@ -44,7 +45,7 @@ from data_plane.router.core.quarantine import Quarantine
 from data_plane.router.core.waiting_line import WAITING_MAX
 from data_plane.router.decision_service import DECISION_SERVICE_NAME, Decisions, DecisionService
 from data_plane.router.exchange import Receipt
-from data_plane.router.flow import Books, Flow
+from data_plane.router.flow import Flow
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.limiter_client import LimiterClient
 from data_plane.router.load import LoadWatch
@@ -55,8 +56,10 @@ from data_plane.router.routing_metrics import RoutingCollector
 from data_plane.router.service import SERVICE_NAME, InferenceService
 from data_plane.router.state import RouterState
 from data_plane.router.tables import Tables
+from data_plane.router.tracing import Tracing
 from data_plane.router.upstream import Upstream
 from data_plane.router.upstream_grpc import Channels, GrpcUpstream
+from data_plane.router.upstream_pulled import Pulled
 from data_plane.router.usage_desk import UsageDesk
 from data_plane.router.usage_journal import UsageJournal
 from data_plane.router.usage_publisher import UsagePublisher
@@ -143,6 +146,7 @@ class Router:
             weighed_max=WEIGHED_MAX if config.decisions_kept_max else 0,
         )
         tables.assignments.on_change(self.waiting.moved)
+        tracing = Tracing(telemetry, random.Random())
         attempts = Attempts(
             fleet=self.fleet,
             tables=tables,
@@ -150,16 +154,27 @@ class Router:
             quarantine=Quarantine(),
             upstream=upstream,
             accounts=self.accounts,
-            tracer=telemetry.tracer,
+            tracing=tracing,
             clock=clock,
             router_id=self.dispatcher_id,
+            token_timeout_s=config.token_timeout_s,
         )
         answers: IdempotencyWindow[Answer] = IdempotencyWindow(answer_bytes_max=config.answers_kept_bytes_max)
         log_: DecisionLog[Receipt] = DecisionLog(config.decisions_kept_max)
         self.usage = UsageDesk(clock, journal)
-        books = Books(self.accounts, self.holds, self.demand, self.pricing, answers, log_, self.usage)
+        books = Books(
+            accounts=self.accounts,
+            holds=self.holds,
+            demand=self.demand,
+            pricing=self.pricing,
+            answers=answers,
+            decisions=log_,
+            usage=self.usage,
+            settled=attempts.settled,
+            clock=clock,
+        )
         self.decisions = Decisions(log_, admission, platform_token(pepper), clock, router_id=router_id, peers=peers)
-        self.flow = Flow(admission=admission, attempts=attempts, books=books, tracer=telemetry.tracer, clock=clock)
+        self.flow = Flow(admission=admission, attempts=attempts, books=books, tracing=tracing, clock=clock)
         self._clock = clock
 
     def _room(self, key: BucketKey) -> Room:
@@ -193,7 +208,11 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         stop: Set to end it.
     """
     pepper = read_pepper(config.key_pepper_file)
-    clock, telemetry, store = SystemClock(), Telemetry(SERVICE, config), EtcdStore(config.etcd_endpoint)
+    clock, telemetry, store = (
+        SystemClock(),
+        Telemetry(SERVICE, config, drawn_by_hand=True),
+        EtcdStore(config.etcd_endpoint),
+    )
     router_id = config.instance_id or f"{SERVICE}-{secrets.token_hex(4)}"
     incarnation_id = secrets.token_hex(8)
     channels = Channels()
@@ -204,7 +223,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     router = Router(
         config,
         tables=state.tables(),
-        upstream=GrpcUpstream(channels, clock, token_timeout_s=config.token_timeout_s),
+        upstream=Pulled(GrpcUpstream(channels, clock)),
         pepper=pepper,
         telemetry=telemetry,
         clock=clock,

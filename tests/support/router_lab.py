@@ -20,7 +20,7 @@ from data_plane.router.core.fleet import Link
 from data_plane.router.core.holds import LeaseTerms
 from data_plane.router.core.loads import Report
 from data_plane.router.tables import Tables
-from data_plane.router.upstream import Upstream
+from data_plane.router.upstream_pulled import Pulled, PulledUpstream
 from data_plane.router.wiring import Router
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
@@ -68,7 +68,7 @@ class Script:
 
 @dataclass
 class FakeUpstream:
-    """Replicas that follow scripts; see Upstream.
+    """Replicas that follow scripts; see PulledUpstream.
 
     Attributes:
         scripts: By replica id.
@@ -90,7 +90,7 @@ class FakeUpstream:
         deadline_ns: int,
         metadata: Sequence[tuple[str, str]],
     ) -> AsyncGenerator[engine_pb2.EngineGenerateResponse, None]:
-        """See Upstream."""
+        """See PulledUpstream."""
         script = self.scripts.setdefault(replica.replica_id, Script())
         copy = engine_pb2.EngineGenerateRequest()
         copy.CopyFrom(request)
@@ -142,7 +142,7 @@ class RouterLab:
         rate: int = 6_000_000,
         burst: int = 3_000_000,
         config: RouterConfig | None = None,
-        upstream: Upstream | None = None,
+        upstream: PulledUpstream | None = None,
     ) -> None:
         self.clock = clock or SystemClock()
         self.keys = {
@@ -170,6 +170,7 @@ class RouterLab:
         provider = TracerProvider(shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.spans))
         self.telemetry.tracer = provider.get_tracer("test")
+        self.telemetry.sample_ratio = 1.0
         self.tables = Tables(
             keys=self.keys,
             tenants=self.tenants,
@@ -181,7 +182,7 @@ class RouterLab:
         self.router = Router(
             self.config,
             tables=self.tables,
-            upstream=upstream or self.upstream,
+            upstream=Pulled(upstream or self.upstream),
             pepper=PEPPER,
             telemetry=self.telemetry,
             clock=self.clock,

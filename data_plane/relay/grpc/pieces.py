@@ -70,14 +70,17 @@ def text_of(piece: bytes) -> bytes:
     """The text of a piece, UTF-8.
 
     Args:
-        piece: One whose `tokens_of` is not -1.
+        piece: As from `piece`, or one whose `tokens_of` is not -1.
     """
     at = PREFIX_BYTES
     if at == len(piece) or piece[at] != _TEXT:
         return b""
     length, at = piece[at + 1], at + 2
     if length >= 0x80:
-        length, at = length & 0x7F | piece[at] << 7, at + 1
+        more = piece[at]
+        if more >= 0x80:
+            return read(piece).text.encode()
+        length, at = length & 0x7F | more << 7, at + 1
     return piece[at : at + length]
 
 

@@ -18,6 +18,7 @@ from data_plane.router.core.fleet import Fleet, Link
 from data_plane.router.exchange import Call
 from data_plane.router.load import LoadWatch
 from data_plane.router.upstream_grpc import Channels
+from data_plane.router.upstream_pulled import Pulled
 from data_plane.router.wiring import Router
 from fairlead.engine.v1 import engine_pb2
 from fairlead.sharding.v1 import sharding_pb2
@@ -214,7 +215,7 @@ async def test_a_router_that_was_restarted_is_another_dispatcher_to_agents() -> 
         lab.router = Router(
             lab.config,
             tables=lab.tables,
-            upstream=lab.upstream,
+            upstream=Pulled(lab.upstream),
             pepper=PEPPER,
             telemetry=lab.telemetry,
             clock=lab.clock,

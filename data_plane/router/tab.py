@@ -1,0 +1,150 @@
+"""The tab of one request: what it holds, what it gets and what it pays."""
+
+from __future__ import annotations
+
+from common.clock import NS_PER_S
+from data_plane.router.admission import Order
+from data_plane.router.books import Books
+from data_plane.router.core import pricing
+from data_plane.router.core.holds import Hold
+from data_plane.router.core.usage import Counts
+from data_plane.router.exchange import Finished, Receipt
+from fairlead.inference.v1 import inference_pb2 as pb
+from model_units.length import next_covered_tokens
+
+
+class Tab:
+    """What one admitted request holds, gets and pays. Its hold ends in exactly one settlement.
+
+    Args:
+        books: Where everything is written down.
+        order: The request.
+        receipt: Learns what was delivered and charged.
+
+    Attributes:
+        hold: What is held; None while nothing is.
+        usage: What was charged for an answer that is whole; None before.
+    """
+
+    def __init__(self, books: Books, order: Order, receipt: Receipt) -> None:
+        self.hold: Hold | None = None
+        self.usage: pb.Usage | None = None
+        self._books = books
+        self._order = order
+        self._receipt = receipt
+        self._covered_tokens = 0
+        self._first_token_ns = 0
+
+    def open(self, hold: Hold) -> None:
+        """The estimate was taken out of the tenant's quota."""
+        self.hold = hold
+        self._covered_tokens = self._order.price.output_tokens
+
+    def deliver(self, tokens: int) -> None:
+        """The client gets more of the answer.
+
+        Args:
+            tokens: How many; 0 for text of tokens that were counted before.
+        """
+        receipt, accounts, order = self._receipt, self._books.accounts, self._order
+        if not self._first_token_ns:
+            self._first_token_ns = self._books.clock.monotonic_ns()
+            accounts.first_token(receipt.model_id, (self._first_token_ns - receipt.arrive_ns) / NS_PER_S)
+        receipt.output_tokens += tokens
+        accounts.output_tokens[order.bucket] += tokens
+        if receipt.output_tokens > self._covered_tokens:
+            self._extend()
+
+    def _extend(self) -> None:
+        """Holds more for a stream that outran its estimate."""
+        assert self.hold is not None
+        order, books = self._order, self._books
+        self._covered_tokens = next_covered_tokens(self._receipt.output_tokens, order.checked.max_tokens)
+        covered = pricing.settled(order.profile, order.price.input_tokens, self._covered_tokens, 0)
+        more = covered.total_milli_mu - self.hold.amount_milli_mu
+        if more > 0:
+            now_ns = books.clock.monotonic_ns()
+            books.holds.extend(self.hold, more, now_ns)
+            self._receipt.held_milli_mu += more
+            books.demand.wanted(order.bucket, more, now_ns)
+
+    def give_back(self) -> None:
+        """The request was not begun, and waits to be admitted anew."""
+        assert self.hold is not None
+        now_ns = self._books.clock.monotonic_ns()
+        self._books.holds.refund(self.hold, now_ns)
+        self.hold = None
+        self._receipt.gave_back(self._books.holds.view(self._order.bucket, now_ns))
+
+    def finish(self, finish_reason: pb.FinishReason.ValueType, counted: pb.Usage) -> Finished:
+        """The answer is whole: it is charged by the engine's own counts.
+
+        Args:
+            finish_reason: Why it ended.
+            counted: By the engine.
+        """
+        receipt, books, order = self._receipt, self._books, self._order
+        usage = pb.Usage(
+            input_tokens=counted.input_tokens or order.price.input_tokens,
+            cached_input_tokens=counted.cached_input_tokens,
+            output_tokens=max(counted.output_tokens, receipt.output_tokens),
+        )
+        self.usage = usage
+        cost = self._settle(usage)
+        now_ns = books.clock.monotonic_ns()
+        books.accounts.input_tokens[order.bucket] += usage.input_tokens
+        if usage.output_tokens > 1 and self._first_token_ns:
+            gap_s = (now_ns - self._first_token_ns) / NS_PER_S / (usage.output_tokens - 1)
+            books.accounts.token_time(receipt.model_id, gap_s)
+        if finish_reason != pb.FINISH_REASON_CANCELLED:
+            self._learn(counted)
+        return Finished(finish_reason, usage, cost)
+
+    def close(self) -> None:
+        """Ends the hold of a request that did not end by itself: what the client got is charged, the rest goes back."""
+        if self.hold is None or not self.hold.open:
+            return
+        if self._receipt.output_tokens:
+            self._settle(
+                pb.Usage(input_tokens=self._order.price.input_tokens, output_tokens=self._receipt.output_tokens)
+            )
+        else:
+            now_ns = self._books.clock.monotonic_ns()
+            self._books.holds.refund(self.hold, now_ns)
+            self._receipt.quota = self._books.holds.view(self._order.bucket, now_ns)
+
+    def _learn(self, counted: pb.Usage) -> None:
+        order = self._order
+        self._books.pricing.observe(
+            order.profile,
+            tenant_id=order.tenant_id,
+            model_id=order.model.model_id,
+            prompt_bytes=order.checked.prompt_bytes,
+            messages=order.checked.messages,
+            input_tokens=counted.input_tokens,
+            output_tokens=counted.output_tokens,
+            runs_to_max=order.request.sampling.ignore_end_token,
+            bytes_per_token_start=order.model.bytes_per_token,
+        )
+
+    def _settle(self, usage: pb.Usage) -> pb.Cost:
+        assert self.hold is not None
+        books, order, receipt = self._books, self._order, self._receipt
+        now_ns = books.clock.monotonic_ns()
+        cost = pricing.settled(order.profile, usage.input_tokens, usage.output_tokens, usage.cached_input_tokens)
+        total = cost.total_milli_mu
+        books.holds.settle(self.hold, total, now_ns)
+        books.demand.used(order.bucket, total, now_ns)
+        books.accounts.settled_milli_mu[order.bucket] += total
+        books.settled(order.model.model_id, total, now_ns)
+        receipt.usage = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens)
+        receipt.cost = cost
+        books.usage.settled(order.bucket, Counts(1, *receipt.usage, cost.prefill_milli_mu, cost.decode_milli_mu))
+        receipt.quota = books.holds.view(order.bucket, now_ns)
+        return pb.Cost(
+            estimated_milli_mu=receipt.estimated_milli_mu,
+            settled_milli_mu=total,
+            prefill_milli_mu=cost.prefill_milli_mu,
+            decode_milli_mu=cost.decode_milli_mu,
+            quota_left_milli_mu=receipt.quota_left_milli_mu,
+        )
