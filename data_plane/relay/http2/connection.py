@@ -145,7 +145,7 @@ class Connection(Guarding):
         """
         if self.fault is not None:
             return
-        self._now_s = now_s
+        self.now_s = now_s
         try:
             self._parse(self._tail + data if self._tail else data)
         except ConnectionFaultError as fault:
@@ -313,7 +313,7 @@ class Connection(Guarding):
         if length is None or response_fault(fields):
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
             return
-        interim = dict(fields)[b":status"][:1] == b"1"
+        interim = (fields.header(b":status") or b"")[:1] == b"1"
         if interim and ended:
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
             return
@@ -333,7 +333,7 @@ class Connection(Guarding):
         if stream is None:
             self._control("resets of streams that are over")
             return
-        if not self._client and not self._resets.spend(self._now_s):
+        if not self._client and not self._resets.spend(self.now_s):
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are opened to be given up")
         self._close(stream)
         self._handler.on_reset(stream, frames.read_u32(payload))

@@ -97,6 +97,14 @@ class Endpoint(asyncio.Protocol):
         """What it writes to; None before it is connected and after it is lost."""
         return self._transport
 
+    @property
+    def peer(self) -> str:
+        """Who is at the other end, as gRPC writes it: "ipv4:192.0.2.1:50000"; empty where that is not known."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        if not isinstance(name, tuple):
+            return f"unix:{name}" if name else ""
+        return f"ipv6:[{name[0]}]:{name[1]}" if ":" in name[0] else f"ipv4:{name[0]}:{name[1]}"
+
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         now_s = self._loop.time()

@@ -38,7 +38,7 @@ class Guarding(Sending):
     def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
         super().__init__(handler, client=client, receive_window=limits.stream_window_bytes)
         self._limits = limits
-        self._now_s = now_s
+        self.now_s = now_s
         self._last_id = 0  # the highest stream that the peer has opened
         self._receive_window = limits.connection_window_bytes
         self._credit_below = limits.connection_window_bytes // 2
@@ -125,7 +125,7 @@ class Guarding(Sending):
 
     def _reset_for_fault(self, stream: Stream, code: ErrorCode, *, told: bool = True) -> None:
         """Ends a stream for the peer's mistake. Making us do so is as cheap for him as giving up himself."""
-        if not self._resets.spend(self._now_s):
+        if not self._resets.spend(self.now_s):
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams end for mistakes")
         self._answer(frames.rst_stream(stream.id, code))
         self._close(stream)
@@ -146,7 +146,7 @@ class Guarding(Sending):
 
     def _control(self, what: str) -> None:
         earned, self._sent_before = self._sent_frames - self._sent_before, self._sent_frames
-        if not self._controls.spend(self._now_s, earned):
+        if not self._controls.spend(self.now_s, earned):
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, f"too many {what}")
 
     def _answer(self, answer: bytes) -> None:

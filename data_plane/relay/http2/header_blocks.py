@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from hpack.exceptions import HPACKDecodingError
 from hpack.huffman_table import decode_huffman
@@ -21,8 +21,31 @@ from hpack.table import HeaderTable
 
 from data_plane.relay.http2.frames import ConnectionFaultError, ErrorCode
 
-Fields = tuple[tuple[bytes, bytes], ...]
-"""Names and values in order."""
+
+class Fields(tuple[tuple[bytes, bytes], ...]):
+    """Names and values in order, with what is known of them: equal blocks give the same object while it is remembered.
+
+    Attributes:
+        as_request: What is wrong with them as headers of a request; None until somebody has looked.
+        as_answer: As headers of an answer.
+        as_trailers: As trailers.
+        content_length: What they say of it, as `message_rules.content_length`; 0 until somebody has looked.
+        memo: Whatever the handler has found out.
+    """
+
+    as_request: str | None = None
+    as_answer: str | None = None
+    as_trailers: str | None = None
+    content_length: int | None = 0
+    memo: Any = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of the first header of that name; None where there is none."""
+        for each, value in self:
+            if each == name:
+                return value
+        return None
+
 
 TABLE_BYTES_MAX: Final = 4_096
 """Size of the peer's table of recent headers, as it is before any SETTINGS."""
@@ -86,7 +109,9 @@ class HeaderDecoder:
             self._blocks.clear()
         if fields is None:
             raise TooLargeError
-        if not changed and len(block) <= _REMEMBERED_BYTES_MAX and len(self._blocks) < BLOCKS_REMEMBERED:
+        if not changed and len(block) <= _REMEMBERED_BYTES_MAX:
+            if len(self._blocks) >= BLOCKS_REMEMBERED:
+                self._blocks.clear()
             self._blocks[block] = fields
         return fields
 
@@ -119,7 +144,7 @@ class HeaderDecoder:
                 fields.append(field)
             elif left < -3 * self._list_bytes_max:
                 raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "a header block grows beyond all measure")
-        return (tuple(fields) if left >= 0 else None), changed
+        return (Fields(fields) if left >= 0 else None), changed
 
     def _indexed(self, index: int) -> tuple[bytes, bytes]:
         if 0 < index <= len(_STATIC):

@@ -18,27 +18,34 @@ _OF_RESPONSES: Final = frozenset({b":status"})
 
 def request_fault(fields: Fields) -> str:
     """What is wrong with the headers of a request; empty when nothing is."""
-    fault = _fault(fields, _OF_REQUESTS)
-    if fault:
-        return fault
-    named = dict(fields)
-    if b":method" not in named or b":scheme" not in named or not named.get(b":path"):
-        return "a request needs :method, :scheme and :path"
-    return ""
+    fault = fields.as_request
+    if fault is None:
+        fault = _fault(fields, _OF_REQUESTS)
+        named = dict(fields)
+        if not fault and not (b":method" in named and b":scheme" in named and named.get(b":path")):
+            fault = "a request needs :method, :scheme and :path"
+        fields.as_request = fault
+    return fault
 
 
 def response_fault(fields: Fields) -> str:
     """What is wrong with the headers of an answer; empty when nothing is."""
-    fault = _fault(fields, _OF_RESPONSES)
-    if fault:
-        return fault
-    status = dict(fields).get(b":status", b"")
-    return "" if len(status) == 3 and status.isdigit() else "an answer needs a :status of three digits"
+    fault = fields.as_answer
+    if fault is None:
+        fault = _fault(fields, _OF_RESPONSES)
+        status = fields.header(b":status") or b""
+        if not fault and not (len(status) == 3 and status.isdigit()):
+            fault = "an answer needs a :status of three digits"
+        fields.as_answer = fault
+    return fault
 
 
 def trailers_fault(fields: Fields) -> str:
     """What is wrong with trailers; empty when nothing is."""
-    return _fault(fields, frozenset())
+    fault = fields.as_trailers
+    if fault is None:
+        fault = fields.as_trailers = _fault(fields, frozenset())
+    return fault
 
 
 def content_length(fields: Fields) -> int | None:
@@ -47,11 +54,15 @@ def content_length(fields: Fields) -> int | None:
     Returns:
         None when what they say is no number, or not one.
     """
-    said = {value for name, value in fields if name == b"content-length"}
-    if not said:
-        return -1
-    value = said.pop()
-    return int(value) if not said and value.isdigit() and len(value) < 19 else None
+    length = fields.content_length
+    if length == 0:
+        said = {value for name, value in fields if name == b"content-length"}
+        length = -1
+        if said:
+            value = said.pop()
+            length = int(value) if not said and value.isdigit() and len(value) < 19 else None
+        fields.content_length = length
+    return length
 
 
 def _fault(fields: Fields, pseudo: frozenset[bytes]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import h2.config
@@ -17,7 +17,7 @@ from data_plane.relay.http2.header_blocks import Fields, encoded
 from data_plane.relay.http2.limits import Limits
 from data_plane.relay.http2.stream import Stream
 
-REQUEST: Fields = (
+REQUEST = (
     (b":method", b"POST"),
     (b":scheme", b"http"),
     (b":path", b"/fairlead.inference.v1.InferenceService/StreamGenerate"),
@@ -25,17 +25,17 @@ REQUEST: Fields = (
     (b"te", b"trailers"),
     (b"content-type", b"application/grpc"),
 )
-ANSWER: Fields = ((b":status", b"200"), (b"content-type", b"application/grpc"))
-TRAILERS: Fields = ((b"grpc-status", b"0"),)
+ANSWER = ((b":status", b"200"), (b"content-type", b"application/grpc"))
+TRAILERS = ((b"grpc-status", b"0"),)
 
 
 @dataclass
 class Seen:
     """What one end saw of a stream."""
 
-    fields: Fields = ()
+    fields: Sequence[tuple[bytes, bytes]] = ()
     data: bytes = b""
-    trailers: Fields = ()
+    trailers: Sequence[tuple[bytes, bytes]] = ()
     ended: bool = False
     reset: int | None = None
 

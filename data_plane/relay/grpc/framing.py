@@ -1,0 +1,82 @@
+"""Messages of gRPC in the content of a stream: one byte for "compressed", four for the length, then the message."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from data_plane.relay.grpc.status import Code, RpcFaultError
+
+PREFIX_BYTES: Final = 5
+
+_prefix = struct.Struct(">BI")
+
+
+def framed(message: bytes) -> bytes:
+    """A message with its prefix."""
+    return _prefix.pack(0, len(message)) + message
+
+
+def is_one_message(data: bytes) -> bool:
+    """Whether bytes are exactly one message, not compressed, as most frames are."""
+    return len(data) >= PREFIX_BYTES and _prefix.unpack_from(data) == (0, len(data) - PREFIX_BYTES)
+
+
+class Cutter:
+    """Cuts a stream's content into messages.
+
+    Args:
+        message_bytes_max: Longest message that is taken, without its prefix.
+
+    Attributes:
+        waiting_bytes: Of a message that has not come whole.
+    """
+
+    __slots__ = ("_message_bytes_max", "_needed", "_parts", "waiting_bytes")
+
+    def __init__(self, message_bytes_max: int) -> None:
+        self._message_bytes_max = message_bytes_max
+        self._parts: list[bytes] = []
+        self._needed = PREFIX_BYTES  # bytes before there is something new to be seen
+        self.waiting_bytes = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Takes content.
+
+        Args:
+            data: Any part of it, in order.
+
+        Returns:
+            The messages that are whole now, with their prefixes.
+
+        Raises:
+            RpcFaultError: A message is too large, or compressed.
+        """
+        if self._parts:
+            self._parts.append(data)
+            self.waiting_bytes += len(data)
+            if self.waiting_bytes < self._needed:
+                return []
+            data = b"".join(self._parts)
+            self._parts.clear()
+        messages, at, end = [], 0, len(data)
+        self._needed = PREFIX_BYTES
+        while end - at >= PREFIX_BYTES:
+            compressed, length = _prefix.unpack_from(data, at)
+            if length > self._message_bytes_max:
+                most = self._message_bytes_max
+                raise RpcFaultError(Code.RESOURCE_EXHAUSTED, f"Received message larger than max ({length} vs. {most})")
+            if compressed:
+                raise RpcFaultError(
+                    Code.UNIMPLEMENTED, "compressed messages are not taken: send grpc-encoding identity"
+                )
+            after = at + PREFIX_BYTES + length
+            if after > end:
+                self._needed = PREFIX_BYTES + length
+                break
+            messages.append(data[at:after])
+            at = after
+        self.waiting_bytes = end - at
+        if at < end:
+            self._parts.append(data[at:] if at else data)
+        return messages
