@@ -1,0 +1,273 @@
+"""Engines that speak OpenAI's API: vLLM, SGLang, llama.cpp, a provider, another Fairlead.
+
+A chunk of text counts as one token when it comes, and the server's own count at the end puts that right: tokens it
+counts and the router did not are told with the last message, so that what was delivered comes to the usage. Where the
+chunks were more than its tokens, the larger number stands, as everywhere in settlement. A server that says its usage
+with every chunk (vLLM's continuous_usage_stats) is counted by that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from common.clock import Clock
+from data_plane.relay.http1.client import Fault, HttpCall, HttpPool, Origin
+from data_plane.router.dialects import openai_messages as messages
+from data_plane.router.dialects.credentials import Credentials, origin_of
+from data_plane.router.dialects.openai_messages import Choice, Chunk, Usage
+from data_plane.router.dialects.running import Running
+from data_plane.router.dialects.sse import EventReader, EventTooLargeError
+from data_plane.router.upstream import Metadata, Receiver
+from fairlead.engine.v1 import engine_pb2
+from fairlead.errors import FairleadError, Reason, UnavailableError
+from fairlead.inference.v1 import inference_pb2 as pb
+
+_DONE: Final = b"[DONE]"
+_REFUSAL_BYTES_MAX: Final = 65_536
+_TARGETS_MAX: Final = 1024
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+class OpenAIUpstream:
+    """See data_plane.router.upstream.Upstream.
+
+    Args:
+        pool: Connections.
+        credentials: For engines that want some.
+        clock: Monotonic time.
+        token_timeout_s: Longest silence after the first token.
+    """
+
+    def __init__(self, pool: HttpPool, credentials: Credentials, clock: Clock, *, token_timeout_s: float) -> None:
+        self._pool = pool
+        self._credentials = credentials
+        self._clock = clock
+        self._token_timeout_s = token_timeout_s
+        self._targets: dict[tuple[str, str], _Target] = {}
+
+    def start(
+        self,
+        replica: engine_pb2.Replica,
+        request: engine_pb2.EngineGenerateRequest,
+        *,
+        deadline_ns: int,
+        metadata: Metadata,
+        receiver: Receiver,
+    ) -> OpenAIRunning:
+        """See Upstream."""
+        running = OpenAIRunning(receiver, self._clock, deadline_ns=deadline_ns, token_timeout_s=self._token_timeout_s)
+        try:
+            target = self._target(replica)
+        except FairleadError as error:
+            failure = UnavailableError(
+                f"the replica's engine cannot be reached: {error.message}", reason=Reason.ENGINE_MISSING
+            )
+            running.fail_soon(failure)
+            return running
+        body = messages.request_body(request.request, replica.engine_model)
+        head = target.head(chat=messages.is_chat(request.request), size=len(body), trace=_traceparent(metadata))
+        running.call = self._pool.send(target.origin, head + body, running)
+        return running
+
+    def _target(self, replica: engine_pb2.Replica) -> _Target:
+        key = (replica.engine_address, replica.engine_credentials)
+        found = self._targets.get(key)
+        if found is None:
+            origin, path = origin_of(replica.engine_address)
+            authorization = b""
+            if replica.engine_credentials:
+                authorization = self._credentials.authorization(replica.engine_credentials, origin)
+            if len(self._targets) >= _TARGETS_MAX:
+                self._targets.clear()
+            found = self._targets[key] = _Target(origin, path, authorization)
+        return found
+
+
+class _Target:
+    """Where an engine is, and what is said to it every time.
+
+    Args:
+        origin: Where.
+        path: Of its API, without a slash at the end.
+        authorization: The header's value, or empty.
+    """
+
+    def __init__(self, origin: Origin, path: str, authorization: bytes) -> None:
+        self.origin = origin
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        if origin.port != (443 if origin.tls else 80):
+            host += f":{origin.port}"
+        rest = f" HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\naccept: text/event-stream\r\n".encode()
+        if authorization:
+            rest += b"authorization: " + authorization + b"\r\n"
+        rest += b"content-length: "
+        self._chat = b"POST " + path.encode() + b"/chat/completions" + rest
+        self._plain = b"POST " + path.encode() + b"/completions" + rest
+
+    def head(self, *, chat: bool, size: int, trace: bytes) -> bytes:
+        """A request's head.
+
+        Args:
+            chat: Of a conversation.
+            size: Of its content, bytes.
+            trace: Further header lines.
+        """
+        return (self._chat if chat else self._plain) + b"%d\r\n%b\r\n" % (size, trace)
+
+
+class OpenAIRunning(Running):
+    """A request at such an engine; told by its HTTP call.
+
+    Attributes:
+        call: The HTTP call, once there is one.
+    """
+
+    __slots__ = ("_body", "_events", "_fields", "_reason", "_status", "_usage", "call")
+
+    def __init__(self, receiver: Receiver, clock: Clock, *, deadline_ns: int, token_timeout_s: float) -> None:
+        super().__init__(receiver, clock, deadline_ns=deadline_ns, token_timeout_s=token_timeout_s)
+        self.call: HttpCall | None = None
+        self._events = EventReader()
+        self._status = 0
+        self._fields: Mapping[bytes, bytes] = {}
+        self._body = b""  # of a refusal
+        self._reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+        self._usage: Usage | None = None
+
+    def fail_soon(self, error: FairleadError) -> None:
+        """It has failed before it was begun; the receiver is told in the loop's next step."""
+        self._loop.call_soon(self.fail, error)
+
+    def pause(self) -> None:
+        """See upstream.Running."""
+        super().pause()
+        if self.call is not None:
+            self.call.pause()
+
+    def resume(self) -> None:
+        """See upstream.Running."""
+        super().resume()
+        if self.call is not None:
+            self.call.resume()
+
+    # --- HttpReceiver
+
+    def on_head(self, status: int, fields: Mapping[bytes, bytes]) -> None:
+        """See HttpReceiver."""
+        if status == 200 and not fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+            self.fail(_garbage("it does not answer with a stream of events"))
+            return
+        self._status, self._fields = status, fields
+
+    def on_body(self, data: bytes) -> None:
+        """See HttpReceiver."""
+        if self.finished:
+            return
+        if self._status != 200:
+            self._body += data
+            if len(self._body) >= _REFUSAL_BYTES_MAX:
+                self._refused()
+            return
+        try:
+            events = self._events.feed(data)
+        except EventTooLargeError:
+            self.fail(_garbage("an event of its stream is too large"))
+            return
+        for event in events:
+            if self.over or self.finished:
+                return
+            self._take(event)
+
+    def on_end(self, fault: Fault | None) -> None:
+        """See HttpReceiver."""
+        if not self.over and not self.finished:
+            if self._reason:
+                # All its text is here; what is missing is at most the usage.
+                self._finish()
+            elif self._status not in (0, 200):
+                self._refused()
+            elif fault is None:
+                self.fail(_unfinished())
+            else:
+                self.fail(_FAULTS[fault]())
+        self.ended()
+
+    # ---
+
+    def _take(self, event: bytes) -> None:
+        if event == _DONE:
+            if self._reason:
+                self._finish()
+            else:
+                self.fail(_unfinished())
+            return
+        try:
+            chunk = messages.read_chunk(event)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self.fail(_garbage("an event of its stream is no chunk of an answer"))
+            return
+        if chunk.error is not None:
+            self.fail(messages.failure_inside(chunk.error))
+            return
+        usage = chunk.usage
+        if usage is not None:
+            self._usage = usage
+        if chunk.choices and not self._reason:
+            self._read(chunk, chunk.choices)
+
+    def _read(self, chunk: Chunk, choices: list[Choice]) -> None:
+        for choice in choices:
+            if choice.index:
+                continue
+            delta = choice.delta
+            text, unsaid = choice.text, False
+            if delta is not None:
+                text, unsaid = delta.content, bool(delta.reasoning_content or delta.reasoning)
+            if text or unsaid:
+                tokens = 1
+                if chunk.usage is not None and chunk.usage.completion_tokens is not None:
+                    tokens = max(0, chunk.usage.completion_tokens - self.tokens)
+                self.piece(text.encode() if text else b"", tokens)
+            if choice.finish_reason is not None:
+                self._reason = messages.FINISH_REASONS.get(choice.finish_reason, pb.FINISH_REASON_STOP)
+
+    def _finish(self) -> None:
+        usage = messages.usage_of(self._usage, self.tokens)
+        self.finish(self._reason, usage, tokens=max(0, usage.output_tokens - self.tokens))
+
+    def _refused(self) -> None:
+        self.fail(messages.refusal(self._status, self._fields, self._body))
+
+    def _close(self) -> None:
+        if self.call is not None:
+            self.call.cancel()
+
+
+def _traceparent(metadata: Metadata) -> bytes:
+    for name, value in metadata:
+        if name == "traceparent" and _TRACEPARENT.fullmatch(value):
+            return f"traceparent: {value}\r\n".encode()
+    return b""
+
+
+def _lost(what: str) -> UnavailableError:
+    return UnavailableError(f"the engine {what}", reason=Reason.REPLICA_LOST)
+
+
+def _unfinished() -> UnavailableError:
+    return _lost("ended the stream without finishing it")
+
+
+def _garbage(what: str) -> UnavailableError:
+    return UnavailableError(f"the engine cannot be understood: {what}", reason=Reason.ENGINE_FAILED)
+
+
+_FAULTS: Final = {
+    Fault.UNREACHABLE: lambda: UnavailableError("the engine cannot be connected to", reason=Reason.NOT_READY),
+    Fault.LOST: lambda: _lost("has broken the connection"),
+    Fault.GARBAGE: lambda: _garbage("it does not speak HTTP"),
+}
