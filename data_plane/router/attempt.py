@@ -11,6 +11,7 @@ from typing import Protocol
 from google.protobuf.message import DecodeError
 
 from data_plane.relay.grpc import pieces
+from data_plane.relay.grpc.framing import PREFIX_BYTES
 from data_plane.router.core.continuation import Replay
 from data_plane.router.engine_messages import skipped
 from data_plane.router.upstream import Running
@@ -167,7 +168,7 @@ class Attempt:
     def _on_first_pieces(self, piece: bytes) -> None:
         """Until it is clear that nothing is to be swallowed."""
         try:
-            message = engine_pb2.EngineGenerateResponse.FromString(piece[pieces.PREFIX_BYTES :])
+            message = engine_pb2.EngineGenerateResponse.FromString(piece[PREFIX_BYTES:])
         except DecodeError:
             self.fail(UnavailableError("the replica sent what is no message", reason=Reason.REPLICA_LOST))
         else:

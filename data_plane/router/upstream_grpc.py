@@ -11,25 +11,14 @@ import grpc.aio
 
 from common.clock import NS_PER_S, Clock
 from common.rpc import channel
+from data_plane.router.upstream_failures import meaning
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
-from fairlead.errors import (
-    DeadlineExceededError,
-    FairleadError,
-    InternalError,
-    InvalidArgumentError,
-    Reason,
-    RequestCancelledError,
-    UnavailableError,
-    from_rpc_error,
-)
+from fairlead.errors import DeadlineExceededError, from_rpc_error
 
 CHANNELS_PER_REPLICA = 2
 
 # Each channel its own connection; without this grpc would share one among them.
 _OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
-
-# What grpc's transport says when the connection could not be made: nothing was started there.
-_NOT_CONNECTED = ("failed to connect", "connection refused", "connections to all backends failing")
 
 
 class Channels:
@@ -96,21 +85,6 @@ class GrpcUpstream:
             async for message in call:
                 yield message
         except grpc.aio.AioRpcError as failure:
-            raise _translate(failure) from failure
+            raise meaning(from_rpc_error(failure)) from failure
         finally:
             call.cancel()
-
-
-def _translate(failure: grpc.aio.AioRpcError) -> FairleadError:
-    """What a failed call means for the request."""
-    error = from_rpc_error(failure)
-    if isinstance(error, UnavailableError) and error.reason is Reason.UNSPECIFIED:
-        refused = any(sign in error.message.lower() for sign in _NOT_CONNECTED)
-        error.reason = Reason.NOT_READY if refused else Reason.REPLICA_LOST
-        return error
-    if isinstance(error, RequestCancelledError):
-        return UnavailableError("the replica cancelled the request", reason=Reason.REPLICA_LOST)
-    if isinstance(error, InvalidArgumentError) and error.reason is Reason.UNSPECIFIED:
-        # grpcio's own limits, not the replica's queue.
-        return InternalError("the message to the replica exceeds a transport limit")
-    return error

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Protocol
 
 from common.rpc import as_fairlead_error
-from data_plane.relay.grpc import pieces
+from data_plane.relay.grpc.framing import framed
 from data_plane.router.upstream import Metadata, Receiver
 from fairlead.engine.v1 import engine_pb2
 
@@ -101,4 +101,4 @@ def _tell(receiver: Receiver, message: engine_pb2.EngineGenerateResponse) -> Non
     if message.finish_reason or message.HasField("usage") or message.HasField("load"):
         receiver.on_message(message)
     else:
-        receiver.on_piece(pieces.framed(message.SerializeToString()), message.output_tokens)
+        receiver.on_piece(framed(message.SerializeToString()), message.output_tokens)

@@ -7,26 +7,16 @@ client gets: it is looked at for its tokens, and not taken apart.
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from data_plane.relay.grpc.framing import PREFIX_BYTES, framed
 from fairlead.inference.v1 import inference_pb2 as pb
-
-PREFIX_BYTES: Final = 5
-"""Before every message of gRPC: a flag for compression and the length, four bytes."""
-
-_prefix: Final = struct.Struct(">BI").pack
 
 # The fields' tags: number << 3 | wire type.
 _TEXT: Final = pb.StreamGenerateResponse.TEXT_FIELD_NUMBER << 3 | 2
 _TOKENS: Final = pb.StreamGenerateResponse.OUTPUT_TOKENS_FIELD_NUMBER << 3
-
-
-def framed(message: bytes) -> bytes:
-    """A message with its prefix."""
-    return _prefix(0, len(message)) + message
 
 
 def piece(text: bytes, tokens: int) -> bytes:
