@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from common.config import CommonConfig, setting
+from common.tickets import TICKET_LIFE_S_MAX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,9 @@ class RouterConfig(CommonConfig):
     request_timeout_s_max: float = setting(600.0, "longest life of a request, seconds", minimum=1, maximum=86400)
     token_timeout_s: float = setting(
         60.0, "longest silence of a replica after its first token, seconds", minimum=1, maximum=3600
+    )
+    ticket_life_s: float = setting(
+        10.0, "how long a ticket to a replica may be redeemed, seconds", minimum=1, maximum=TICKET_LIFE_S_MAX
     )
     prompt_bytes_max: int = setting(3_500_000, "longest prompt, UTF-8 bytes", minimum=1, maximum=4_000_000)
     body_bytes_max: int = setting(8_000_000, "largest HTTP body, bytes", minimum=1_000, maximum=64_000_000)

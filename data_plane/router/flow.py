@@ -16,6 +16,7 @@ from data_plane.router.exchange import Call, Receipt
 from data_plane.router.life import Exchange
 from data_plane.router.tracing import Tracing
 from fairlead.errors import FairleadError
+from fairlead.inference.v1 import inference_pb2 as pb
 
 _ID_BYTES: Final = 12
 
@@ -42,12 +43,9 @@ class Flow:
 
     def open(self, call: Call) -> Exchange:
         """Prepares a request; nothing happens before it is started."""
-        named = call.request.request_id
-        # An id that will be refused is neither repeated nor kept.
-        receipt = Receipt(named if named and is_request_id(named) else _drawn_id())
         return Exchange(
             call,
-            receipt,
+            Receipt(receipt_id(call.request)),
             admission=self.admission,
             attempts=self.attempts,
             books=self.books,
@@ -74,6 +72,12 @@ class Flow:
         self.books.accounts.finish("", "", Outcome.REFUSED, error.reason.value)
         self.books.decisions.remember(receipt)
         return receipt
+
+
+def receipt_id(request: pb.GenerateRequest) -> str:
+    """What a request is called: as its client named it, or drawn. An id that will be refused is not repeated."""
+    named = request.request_id
+    return named if named and is_request_id(named) else _drawn_id()
 
 
 def _drawn_id() -> str:

@@ -13,9 +13,9 @@ from common.telemetry import trace_fields
 from data_plane.router.core.pricing import Pricing
 from data_plane.router.exchange import Call, Delta, Finished, Receipt
 from data_plane.router.flow import Flow
-from data_plane.router.life import Exchange
 from data_plane.router.metadata import authorization
 from data_plane.router.tables import Tables
+from data_plane.router.ticket_desk import TicketDesk
 from fairlead.inference.v1 import inference_pb2 as pb
 from fairlead.inference.v1 import inference_pb2_grpc
 
@@ -32,17 +32,19 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         tables: For ListModels.
         pricing: For the bytes per token a client may estimate with.
         clock: Monotonic time.
+        tickets: Issues tickets.
     """
 
-    def __init__(self, flow: Flow, tables: Tables, pricing: Pricing, clock: Clock) -> None:
+    def __init__(self, flow: Flow, tables: Tables, pricing: Pricing, clock: Clock, tickets: TicketDesk) -> None:
         self._flow = flow
+        self._tickets = tickets
         self._tables = tables
         self._pricing = pricing
         self._clock = clock
 
     async def Generate(self, request: pb.GenerateRequest, context: ServicerContext) -> pb.GenerateResponse:
         """See inference.proto."""
-        exchange = self._open(request, context)
+        exchange = self._flow.open(self._call(request, context))
         texts: list[str] = []
         response = pb.GenerateResponse()
         try:
@@ -60,7 +62,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.GenerateRequest, context: ServicerContext
     ) -> AsyncIterator[pb.StreamGenerateResponse]:
         """See inference.proto."""
-        exchange = self._open(request, context)
+        exchange = self._flow.open(self._call(request, context))
         first = True
         try:
             async with aclosing(exchange.events()) as events:
@@ -79,6 +81,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         finally:
             context.set_trailing_metadata(_trailers(exchange.receipt))
 
+    async def IssueTicket(self, request: pb.GenerateRequest, context: ServicerContext) -> pb.Ticket:
+        """See inference.proto."""
+        return await self._tickets.issue(self._call(request, context))
+
+    async def ReturnTicket(self, request: pb.ReturnTicketRequest, context: ServicerContext) -> pb.ReturnTicketResponse:
+        """See inference.proto."""
+        self._tickets.give_back(request.token, authorization(context))
+        return pb.ReturnTicketResponse()
+
     async def ListModels(self, request: pb.ListModelsRequest, context: ServicerContext) -> pb.ListModelsResponse:
         """See inference.proto."""
         caller = self._flow.admission.authenticate(authorization(context))
@@ -95,12 +106,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             ]
         )
 
-    def _open(self, request: pb.GenerateRequest, context: ServicerContext) -> Exchange:
+    def _call(self, request: pb.GenerateRequest, context: ServicerContext) -> Call:
         left_s = context.time_remaining()
         deadline_ns = None if left_s is None else self._clock.monotonic_ns() + int(left_s * NS_PER_S)
-        return self._flow.open(
-            Call(request, authorization(context), deadline_ns, trace_fields(context.invocation_metadata() or ()))
-        )
+        return Call(request, authorization(context), deadline_ns, trace_fields(context.invocation_metadata() or ()))
 
 
 def _trailers(receipt: Receipt) -> tuple[tuple[str, str], ...]:

@@ -38,7 +38,6 @@ from data_plane.router.core.demand import Demand
 from data_plane.router.core.fleet import Fleet, Room
 from data_plane.router.core.holds import BucketKey, Hold, Holds
 from data_plane.router.core.idempotency import IdempotencyWindow
-from data_plane.router.core.keys import PEPPER_BYTES_MIN
 from data_plane.router.core.policies.policy import WEIGHED_MAX
 from data_plane.router.core.pricing import Pricing
 from data_plane.router.core.quarantine import Quarantine
@@ -51,11 +50,15 @@ from data_plane.router.limiter_client import LimiterClient
 from data_plane.router.load import LoadWatch
 from data_plane.router.metrics import RouterCollector
 from data_plane.router.peers import Peers
+from data_plane.router.pepper import read_pepper
 from data_plane.router.routing import Found, Routing
 from data_plane.router.routing_metrics import RoutingCollector
 from data_plane.router.service import SERVICE_NAME, InferenceService
 from data_plane.router.state import RouterState
 from data_plane.router.tables import Tables
+from data_plane.router.ticket_desk import TicketDesk
+from data_plane.router.ticket_links import TicketLinks
+from data_plane.router.ticket_metrics import TicketCollector
 from data_plane.router.tracing import Tracing
 from data_plane.router.upstream import Upstream
 from data_plane.router.upstream_grpc import Channels, GrpcUpstream
@@ -65,7 +68,6 @@ from data_plane.router.usage_journal import UsageJournal
 from data_plane.router.usage_publisher import UsagePublisher
 from data_plane.router.waiting_desk import WaitingDesk
 from fairlead.admin.v1 import admin_pb2
-from fairlead.errors import InvalidArgumentError
 from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2_grpc
 from model_units.length import OutputLengthEstimator
@@ -147,11 +149,12 @@ class Router:
         )
         tables.assignments.on_change(self.waiting.moved)
         tracing = Tracing(telemetry, random.Random())
+        quarantine = Quarantine()
         attempts = Attempts(
             fleet=self.fleet,
             tables=tables,
             routing=self.routing,
-            quarantine=Quarantine(),
+            quarantine=quarantine,
             upstream=upstream,
             accounts=self.accounts,
             tracing=tracing,
@@ -175,29 +178,15 @@ class Router:
         )
         self.decisions = Decisions(log_, admission, platform_token(pepper), clock, router_id=router_id, peers=peers)
         self.flow = Flow(admission=admission, attempts=attempts, books=books, tracing=tracing, clock=clock)
+        self.tickets = TicketDesk(
+            self.flow, routing=self.routing, fleet=self.fleet, quarantine=quarantine, life_s=config.ticket_life_s
+        )
         self._clock = clock
 
     def _room(self, key: BucketKey) -> Room:
         """Whether a replica takes a workload's requests now: batch waits for one."""
         tenant_id, model_id = key
         return self.fleet.room(model_id, self.tables.subset_of(model_id, tenant_id), self._clock.monotonic_ns())
-
-
-def read_pepper(path: str) -> bytes:
-    """Reads the platform's pepper.
-
-    Raises:
-        InvalidArgumentError: There is none, or it is too short.
-    """
-    if not path:
-        raise InvalidArgumentError("key_pepper_file must name the file that the control plane uses too")
-    try:
-        pepper = Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidArgumentError(f"key_pepper_file {path}: {error.strerror}") from error
-    if len(pepper) < PEPPER_BYTES_MIN:
-        raise InvalidArgumentError(f"key_pepper_file {path} must hold at least {PEPPER_BYTES_MIN} random bytes")
-    return pepper
 
 
 async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
@@ -253,6 +242,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         freed=router.routing.freed,
         exchange=exchange,
     )
+    links = TicketLinks(router.tickets, router.fleet, channels, clock, router_id=router.dispatcher_id)
     leases = LeaseDesk(router.holds, clock, router_id=router_id, incarnation_id=incarnation_id)
     state.feed_fleet(router.fleet, watch.update)
     state.feed_leases(leases)
@@ -281,12 +271,14 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         )
     )
     telemetry.registry.register(RoutingCollector(router.routing.counts, router.waiting, state.assignments))
+    telemetry.registry.register(TicketCollector(router.tickets.ledger))
     doors = FrontDoors(config, router, telemetry, clock, state.missing, token=platform_token(pepper))
     try:
         async with asyncio.TaskGroup() as tasks:
-            parts = (state, routers, watch, exchange, router.desk, router.waiting, limiter, publisher)
+            parts = (state, routers, watch, exchange, links, router.desk, router.waiting, limiter, publisher)
             background = [tasks.create_task(part.run()) for part in parts]
             await doors.serve(stop, store, router_id, leases=leases, exchange=exchange, tasks=tasks)
+            await _until(lambda: not len(router.tickets.ledger.book), asyncio.Event(), config.drain_grace_s)
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -327,7 +319,7 @@ class FrontDoors:
         self._opened = False
         self._draining = False
         self._grpc = GrpcServer(config, telemetry, reuse_port=True, own_port=True)
-        servicer = InferenceService(router.flow, router.tables, router.pricing, clock)
+        servicer = InferenceService(router.flow, router.tables, router.pricing, clock, router.tickets)
         self._grpc.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
         explainer = DecisionService(router.decisions)
         self._grpc.add(decision_pb2_grpc.add_DecisionServiceServicer_to_server, explainer, DECISION_SERVICE_NAME)
