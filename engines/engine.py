@@ -6,60 +6,13 @@ queue, admission, probes, the progress watchdog, registration and load reports.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from common.generation import Finish, Prompt, Sampling, TokenBatch
 
-class Finish(enum.Enum):
-    """Why generation ended; the wire's FinishReason without the unset value."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are drawn; None means the model's default.
-
-    Attributes:
-        max_tokens: Most output tokens, 1 or more. The router has filled in the model's default.
-        temperature: 0 (greedy) to 2.
-        top_p: Above 0 up to 1.
-        top_k: 1 or more.
-        seed: Any unsigned 64-bit number.
-        stop: Generation ends before any of these.
-        presence_penalty: -2 to 2.
-        frequency_penalty: -2 to 2.
-        repetition_penalty: Above 0 up to 2.
-        ignore_end_token: Run to max_tokens.
-    """
-
-    max_tokens: int
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    ignore_end_token: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What to continue: plain text, or a conversation that the adapter renders with the model's chat template.
-
-    Attributes:
-        text: Plain text; empty when messages are given.
-        messages: (role, content) pairs, oldest first; empty when text is given.
-    """
-
-    text: str = ""
-    messages: tuple[tuple[str, str], ...] = ()
+__all__ = ["Engine", "EngineDescription", "EngineRequest", "Finish", "Prompt", "Sampling", "TokenBatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +32,6 @@ class EngineRequest:
     sampling: Sampling
     priority: int = 2
     traceparent: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenBatch:
-    """What an engine produced since the previous batch of the same request.
-
-    Attributes:
-        text: New text, UTF-8 clean; may be empty while a character is incomplete.
-        output_tokens: New tokens, 0 or more.
-        finish: Set on the last batch only.
-        input_tokens: Tokens of the rendered prompt; set on the last batch.
-        cached_input_tokens: The part found in the prefix cache; set on the last batch where the engine tells.
-    """
-
-    text: str
-    output_tokens: int
-    finish: Finish | None = None
-    input_tokens: int = 0
-    cached_input_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

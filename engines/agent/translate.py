@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Final
 
+from common.generation import FINISH_REASONS, prompt_of, sampling_of
 from engines.agent.core.prefix_cache import BLOCKS_MAX
 from engines.agent.core.queue import Priority
 from engines.agent.core.replica_load import Origin
-from engines.engine import EngineRequest, Finish, Prompt, Sampling
+from engines.engine import EngineRequest
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import InvalidArgumentError, NotFoundError, Reason
 from fairlead.inference.v1 import inference_pb2
+
+__all__ = ["FINISH_REASONS", "engine_request", "origin", "priority"]
 
 _PRIORITIES: Final = {
     inference_pb2.PRIORITY_UNSPECIFIED: Priority.INTERACTIVE,
@@ -18,13 +21,6 @@ _PRIORITIES: Final = {
     inference_pb2.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
     inference_pb2.PRIORITY_SYSTEM: Priority.SYSTEM,
 }
-
-FINISH_REASONS: Final = {
-    Finish.STOP: inference_pb2.FINISH_REASON_STOP,
-    Finish.LENGTH: inference_pb2.FINISH_REASON_LENGTH,
-    Finish.CANCELLED: inference_pb2.FINISH_REASON_CANCELLED,
-}
-"""The wire's finish reasons."""
 
 
 def priority(request: engine_pb2.EngineGenerateRequest) -> Priority:
@@ -51,8 +47,8 @@ def engine_request(request: engine_pb2.EngineGenerateRequest, model_id: str, tra
         raise NotFoundError(f"this replica serves {model_id!r}, not {inner.model!r}", reason=Reason.UNKNOWN_MODEL)
     return EngineRequest(
         request_id=request.request_id,
-        prompt=_prompt(inner),
-        sampling=_sampling(inner.sampling),
+        prompt=prompt_of(inner),
+        sampling=sampling_of(inner.sampling),
         priority=priority(request),
         traceparent=traceparent,
     )
@@ -65,33 +61,4 @@ def origin(request: engine_pb2.EngineGenerateRequest) -> Origin:
         dispatch_number=request.dispatch_number,
         shard_key=request.shard_key,
         prefix_blocks=tuple(request.prefix_blocks[:BLOCKS_MAX]),
-    )
-
-
-def _prompt(request: inference_pb2.GenerateRequest) -> Prompt:
-    if request.WhichOneof("input") == "prompt":
-        return Prompt(text=request.prompt)
-    if not request.chat.messages:
-        raise InvalidArgumentError("a request needs a prompt or at least one chat message", field="request.input")
-    return Prompt(messages=tuple((message.role, message.content) for message in request.chat.messages))
-
-
-def _sampling(sampling: inference_pb2.SamplingParameters) -> Sampling:
-    if sampling.max_tokens < 1:
-        raise InvalidArgumentError("max_tokens must be 1 or more", field="request.sampling.max_tokens")
-
-    def given(name: str) -> bool:
-        return sampling.HasField(name)  # type: ignore[arg-type]  # the stubs want each name spelled out
-
-    return Sampling(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature if given("temperature") else None,
-        top_p=sampling.top_p if given("top_p") else None,
-        top_k=sampling.top_k if given("top_k") else None,
-        seed=sampling.seed if given("seed") else None,
-        stop=tuple(sampling.stop),
-        presence_penalty=sampling.presence_penalty if given("presence_penalty") else None,
-        frequency_penalty=sampling.frequency_penalty if given("frequency_penalty") else None,
-        repetition_penalty=sampling.repetition_penalty if given("repetition_penalty") else None,
-        ignore_end_token=sampling.ignore_end_token,
     )

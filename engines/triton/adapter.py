@@ -17,13 +17,14 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from common.triton.chat import ChatTemplate
+from common.triton.wire import Reading, ServedModel, failure
 from engines.engine import EngineDescription, EngineRequest, TokenBatch
-from engines.triton.chat import ChatTemplate
 from engines.triton.environment import default_directory
+from engines.triton.messages import encode
 from engines.triton.repository import ModelSpec, write_repository
 from engines.triton.server import ServerSettings, TritonServer
 from engines.triton.tensors import KNOWN_MODELS, Dialect
-from engines.triton.wire import Reading, ServedModel, encode, failure
 from fairlead.errors import FairleadError, Reason, UnavailableError
 
 TINY_MODEL = Path(__file__).resolve().parent / "models" / "tiny-llama"

@@ -14,15 +14,11 @@ and the models' sources beside them.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
+from common.triton.wire import Dialect
 
-class Dialect(enum.Enum):
-    """Which names a model's tensors have."""
-
-    ENSEMBLE = "ensemble"
-    LLMAPI = "llmapi"
+__all__ = ["INPUTS", "KNOWN_MODELS", "MODEL_NAMES", "OUTPUTS", "Dialect", "Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +90,7 @@ LLMAPI_OUTPUTS = (
 
 INPUTS = {Dialect.ENSEMBLE: ENSEMBLE_INPUTS, Dialect.LLMAPI: LLMAPI_INPUTS}
 OUTPUTS = {Dialect.ENSEMBLE: ENSEMBLE_OUTPUTS, Dialect.LLMAPI: LLMAPI_OUTPUTS}
-# The name NVIDIA gives the model of each dialect, and how the adapter tells them apart.
+# The name NVIDIA gives the model of each dialect.
 MODEL_NAMES = {Dialect.ENSEMBLE: "ensemble", Dialect.LLMAPI: "tensorrt_llm"}
-TELLTALE_INPUTS = {Dialect.ENSEMBLE: "max_tokens", Dialect.LLMAPI: "sampling_param_max_tokens"}
 # Models looked for, in this order, on a server whose model nobody named.
 KNOWN_MODELS = ("ensemble", "tensorrt_llm_bls", "tensorrt_llm")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from common.triton.chat import ChatTemplate
 from engines.triton.adapter import TINY_MODEL
-from engines.triton.chat import ChatTemplate
 from fairlead.errors import InvalidArgumentError, UnavailableError
 
 TURNS = (("system", "Be brief."), ("user", "Hi <s> {{ 7 }}"))

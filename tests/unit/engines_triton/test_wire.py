@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2, service_pb2
 
+from common.triton.wire import Reading, ServedModel, failure
 from engines.engine import EngineRequest, Finish, Prompt, Sampling, TokenBatch
 from engines.triton.backend import dialects
+from engines.triton.messages import encode
 from engines.triton.tensors import INPUTS, MODEL_NAMES, OUTPUTS, Dialect
-from engines.triton.wire import Reading, ServedModel, encode, failure
 from fairlead.errors import InvalidArgumentError, Reason, UnavailableError
 
 _WIRE = {"STRING": "BYTES"}

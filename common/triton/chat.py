@@ -25,6 +25,10 @@ class ChatTemplate:
         source: Jinja text; empty where the model has none.
         tokens: Special tokens the template may name: "bos_token", "eos_token".
 
+    Attributes:
+        source: As given.
+        tokens: As given.
+
     Raises:
         UnavailableError: The template is not valid Jinja.
     """
@@ -35,7 +39,7 @@ class ChatTemplate:
         )
         environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
         environment.filters["tojson"] = _to_json
-        self._tokens = tokens or {}
+        self.source, self.tokens = source, dict(tokens or {})
         try:
             self._template = environment.from_string(source) if source else None
         except jinja2.TemplateError as error:
@@ -68,7 +72,7 @@ class ChatTemplate:
             raise InvalidArgumentError("This model has no chat template; send plain text instead.", field="messages")
         turns = [{"role": role, "content": content} for role, content in messages]
         try:
-            return self._template.render(messages=turns, add_generation_prompt=True, **self._tokens)
+            return self._template.render(messages=turns, add_generation_prompt=True, **self.tokens)
         except jinja2.TemplateError as error:
             message = f"The model's chat template refuses this conversation: {error}"
             raise InvalidArgumentError(message, field="messages") from error

@@ -1,17 +1,19 @@
-"""The adapter's pure half: what a server says of its model, requests into tensors, responses into token batches."""
+"""TensorRT-LLM's tensors: what a server says of its model, requests into tensors, responses into token batches.
+
+Pure, and without Triton's own packages: replica agents and routers carry the tensors in messages, each in their way.
+"""
 
 from __future__ import annotations
 
+import enum
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2
 
-from engines.engine import EngineRequest, Finish, Sampling, TokenBatch
-from engines.triton.tensors import TELLTALE_INPUTS, Dialect
+from common.generation import Finish, Sampling, TokenBatch
 from fairlead.errors import FairleadError, InvalidArgumentError, Reason, UnavailableError
 
 _FINISHES = {"stop": Finish.STOP, "length": Finish.LENGTH, "cancelled": Finish.CANCELLED, "timeout": Finish.CANCELLED}
@@ -22,6 +24,24 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 REQUEST_TO_BLAME = "[INVALID_ARG] "
 _TOO_LONG = ("exceeds maximum input length", "exceeds max_seq_len", "should not exceed max_num_tokens")
 _MESSAGE_CHARACTERS_MAX = 300
+
+
+class Dialect(enum.Enum):
+    """Which names a model's tensors have; see engines.triton.tensors."""
+
+    ENSEMBLE = "ensemble"
+    LLMAPI = "llmapi"
+
+
+TELLTALE_INPUTS = {Dialect.ENSEMBLE: "max_tokens", Dialect.LLMAPI: "sampling_param_max_tokens"}
+"""How they are told apart."""
+
+
+def dialect_of(inputs: Mapping[str, tuple[str, int]]) -> Dialect | None:
+    """The dialect of a model with these inputs, or None."""
+    if "text_input" not in inputs:
+        return None
+    return next((dialect for dialect, name in TELLTALE_INPUTS.items() if name in inputs), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +75,8 @@ class ServedModel:
             UnavailableError: The tensors are of no known dialect, or the model does not stream.
         """
         inputs = {tensor.name: (tensor.datatype, len(tensor.shape)) for tensor in metadata.inputs}
-        dialect = next((dialect for dialect, name in TELLTALE_INPUTS.items() if name in inputs), None)
-        if dialect is None or "text_input" not in inputs:
+        dialect = dialect_of(inputs)
+        if dialect is None:
             raise UnavailableError(
                 f"The model {metadata.name!r} has the tensors of neither TensorRT-LLM dialect (its inputs are "
                 f"{', '.join(sorted(inputs))}); serve `ensemble`, `tensorrt_llm_bls` or the LLM API's `tensorrt_llm`.",
@@ -77,29 +97,36 @@ class ServedModel:
         return cls(metadata.name, dialect, inputs, outputs, limits)
 
 
-def encode(model: ServedModel, request: EngineRequest, prompt: str) -> Any:
-    """Turns a request into Triton's.
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """A request in tensors.
+
+    Attributes:
+        inputs: Name, datatype, shape and bytes of each.
+        outputs: Names of what is wanted back.
+    """
+
+    inputs: list[tuple[str, str, list[int], bytes]] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+
+def tensors_of(model: ServedModel, sampling: Sampling, prompt: str) -> Tensors:
+    """Turns a request into tensors.
 
     Args:
         model: Whom it is for.
-        request: The request.
-        prompt: Its prompt as plain text.
-
-    Returns:
-        A ModelInferRequest.
+        sampling: How tokens are drawn.
+        prompt: Plain text.
 
     Raises:
         InvalidArgumentError: The request sets something that this model has no tensor for.
     """
-    message = service_pb2.ModelInferRequest(model_name=model.name, id=request.request_id)
-    # Without it the end of a stream whose last response came before the end was known would be silent.
-    message.parameters["triton_enable_empty_final_response"].bool_param = True
-    writer = _Writer(model, message)
+    writer = _Writer(model, Tensors())
     if model.dialect is Dialect.ENSEMBLE:
-        _encode_ensemble(writer, request.sampling, prompt)
+        _encode_ensemble(writer, sampling, prompt)
     else:
-        _encode_llmapi(writer, request.sampling, prompt)
-    return message
+        _encode_llmapi(writer, sampling, prompt)
+    return writer.tensors
 
 
 def _encode_ensemble(writer: _Writer, sampling: Sampling, prompt: str) -> None:
@@ -157,11 +184,11 @@ def _encode_sampling(writer: _Writer, prefix: str, sampling: Sampling) -> None:
 
 
 class _Writer:
-    """Appends tensors to a ModelInferRequest, shaped as the model declares them."""
+    """Collects tensors, shaped as the model declares them."""
 
-    def __init__(self, model: ServedModel, message: Any) -> None:
+    def __init__(self, model: ServedModel, tensors: Tensors) -> None:
         self._model = model
-        self._message = message
+        self.tensors = tensors
 
     def offers(self, name: str) -> bool:
         return name in self._model.inputs
@@ -178,7 +205,7 @@ class _Writer:
 
     def output(self, name: str) -> None:
         if name in self._model.outputs:
-            self._message.outputs.add(name=name)
+            self.tensors.outputs.append(name)
 
     def _rank(self, name: str) -> tuple[str, int]:
         found = self._model.inputs.get(name)
@@ -189,8 +216,7 @@ class _Writer:
 
     def _append(self, name: str, size: int, raw: bytes) -> None:
         datatype, rank = self._rank(name)
-        self._message.inputs.add(name=name, datatype=datatype, shape=[1] * (rank - 1) + [size])
-        self._message.raw_input_contents.append(raw)
+        self.tensors.inputs.append((name, datatype, [1] * (rank - 1) + [size], raw))
 
 
 class Reading:
@@ -222,14 +248,21 @@ class Reading:
             FairleadError: The response is an error.
         """
         if message.error_message:
-            blame = message.error_message.startswith(REQUEST_TO_BLAME)
-            code = grpc.StatusCode.INVALID_ARGUMENT if blame else grpc.StatusCode.UNKNOWN
-            raise failure(code, message.error_message.removeprefix(REQUEST_TO_BLAME))
+            raise failure_inside(message.error_message)
         response = message.infer_response
         tensors = dict(zip((tensor.name for tensor in response.outputs), response.raw_output_contents, strict=False))
-        self.ended = response.parameters["triton_final_response"].bool_param
+        return self.read(tensors, ended=response.parameters["triton_final_response"].bool_param)
+
+    def read(self, tensors: Mapping[str, bytes], *, ended: bool) -> TokenBatch | None:
+        """Reads the tensors of a response.
+
+        Args:
+            tensors: By name.
+            ended: Whether the server says that it is the last.
+        """
+        self.ended = ended
         if "text_output" not in tensors:
-            return self.end() if self.ended else None
+            return self.end() if ended else None
         reason = _first_text(tensors.get("finish_reason", b""))
         self._finish = _FINISHES.get(reason)
         tokens = _first_int(tensors["num_output_tokens"]) if "num_output_tokens" in tensors else 1
@@ -261,6 +294,13 @@ class Reading:
         full = self.output_tokens >= self._max_tokens
         out_of_context = 0 < self._context_tokens <= self.input_tokens + self.output_tokens
         return Finish.LENGTH if full or out_of_context else Finish.STOP
+
+
+def failure_inside(text: str) -> FairleadError:
+    """Turns an error that stands in a stream, without a status, into ours."""
+    blame = text.startswith(REQUEST_TO_BLAME)
+    code = grpc.StatusCode.INVALID_ARGUMENT if blame else grpc.StatusCode.UNKNOWN
+    return failure(code, text.removeprefix(REQUEST_TO_BLAME))
 
 
 def failure(code: grpc.StatusCode, text: str) -> FairleadError:
