@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from data_plane.relay.http1.client import Origin
+from data_plane.relay.http1.client_calls import Origin
 from fairlead.errors import InvalidArgumentError
 
 _KEYS: Final = {"origin", "key_file"}

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 
 from common.clock import Clock
-from data_plane.relay.http1.client import Fault, HttpCall, HttpPool, Origin
+from data_plane.relay.http1.client import HttpPool
+from data_plane.relay.http1.client_calls import Fault, HttpCall, Origin
 from data_plane.router.dialects import openai_messages as messages
 from data_plane.router.dialects.credentials import Credentials, origin_of
 from data_plane.router.dialects.openai_messages import Choice, Chunk, Usage
@@ -39,14 +40,12 @@ class OpenAIUpstream:
         pool: Connections.
         credentials: For engines that want some.
         clock: Monotonic time.
-        token_timeout_s: Longest silence after the first token.
     """
 
-    def __init__(self, pool: HttpPool, credentials: Credentials, clock: Clock, *, token_timeout_s: float) -> None:
+    def __init__(self, pool: HttpPool, credentials: Credentials, clock: Clock) -> None:
         self._pool = pool
         self._credentials = credentials
         self._clock = clock
-        self._token_timeout_s = token_timeout_s
         self._targets: dict[tuple[str, str], _Target] = {}
 
     def start(
@@ -59,7 +58,7 @@ class OpenAIUpstream:
         receiver: Receiver,
     ) -> OpenAIRunning:
         """See Upstream."""
-        running = OpenAIRunning(receiver, self._clock, deadline_ns=deadline_ns, token_timeout_s=self._token_timeout_s)
+        running = OpenAIRunning(receiver, self._clock, deadline_ns)
         try:
             target = self._target(replica)
         except FairleadError as error:
@@ -128,8 +127,8 @@ class OpenAIRunning(Running):
 
     __slots__ = ("_body", "_events", "_fields", "_reason", "_status", "_usage", "call")
 
-    def __init__(self, receiver: Receiver, clock: Clock, *, deadline_ns: int, token_timeout_s: float) -> None:
-        super().__init__(receiver, clock, deadline_ns=deadline_ns, token_timeout_s=token_timeout_s)
+    def __init__(self, receiver: Receiver, clock: Clock, deadline_ns: int) -> None:
+        super().__init__(receiver, clock, deadline_ns)
         self.call: HttpCall | None = None
         self._events = EventReader()
         self._status = 0
@@ -144,13 +143,11 @@ class OpenAIRunning(Running):
 
     def pause(self) -> None:
         """See upstream.Running."""
-        super().pause()
         if self.call is not None:
             self.call.pause()
 
     def resume(self) -> None:
         """See upstream.Running."""
-        super().resume()
         if self.call is not None:
             self.call.resume()
 

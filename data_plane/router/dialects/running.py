@@ -1,4 +1,4 @@
-"""What requests have in common in every dialect: one end, and how long an engine is waited for."""
+"""What requests have in common in every dialect: one end, and no life beyond their deadline."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from common.clock import NS_PER_S, Clock
 from data_plane.relay.grpc import pieces
 from data_plane.router.upstream import Receiver
 from fairlead.engine.v1 import engine_pb2
-from fairlead.errors import DeadlineExceededError, FairleadError, Reason, UnavailableError
+from fairlead.errors import DeadlineExceededError, FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
 
 ENDING_S: Final = 5.0
@@ -33,7 +33,6 @@ class Running:
         receiver: Whom it tells.
         clock: Monotonic time.
         deadline_ns: Its end.
-        token_timeout_s: Longest silence after the first token.
 
     Attributes:
         finished: The answer came whole.
@@ -42,29 +41,21 @@ class Running:
     """
 
     __slots__ = (
-        "_deadline_s",
-        "_heard_s",
         "_loop",
-        "_paused",
         "_receiver",
         "_timer",
-        "_token_timeout_s",
         "finished",
         "over",
         "tokens",
     )
 
-    def __init__(self, receiver: Receiver, clock: Clock, *, deadline_ns: int, token_timeout_s: float) -> None:
+    def __init__(self, receiver: Receiver, clock: Clock, deadline_ns: int) -> None:
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
-        self._token_timeout_s = token_timeout_s
-        self._paused = False
         self.finished = self.over = False
         self.tokens = 0
-        self._heard_s = self._loop.time()
         left_s = max(0.0, (deadline_ns - clock.monotonic_ns()) / NS_PER_S)
-        self._deadline_s = self._heard_s + left_s
-        self._timer = self._loop.call_later(min(left_s, token_timeout_s), self._check)
+        self._timer = self._loop.call_later(left_s, self._late)
 
     # --- of the request itself
 
@@ -76,7 +67,6 @@ class Running:
             tokens: What it stands for.
         """
         self.tokens += tokens
-        self._heard_s = self._loop.time()
         self._receiver.on_piece(piece_of(text, tokens), tokens)
 
     def finish(self, reason: pb.FinishReason.ValueType, usage: pb.Usage, text: str = "", tokens: int = 0) -> None:
@@ -125,28 +115,16 @@ class Running:
 
     def pause(self) -> None:
         """See upstream.Running."""
-        self._paused = True
+        raise NotImplementedError
 
     def resume(self) -> None:
         """See upstream.Running."""
-        self._paused = False
-        self._heard_s = self._loop.time()
+        raise NotImplementedError
 
     def _stop(self) -> None:
         self.over = True
         self._timer.cancel()
         self._close()
 
-    def _check(self) -> None:
-        """Looks whether the deadline has passed, or the engine is silent; a client that reads slowly is no silence."""
-        now_s = self._loop.time()
-        silent_s = now_s - self._heard_s if self.tokens and not self._paused else 0.0
-        if now_s >= self._deadline_s:
-            self.fail(DeadlineExceededError("the deadline passed while a replica was working on the request"))
-        elif silent_s >= self._token_timeout_s:
-            self.fail(
-                UnavailableError("the replica fell silent in the middle of the stream", reason=Reason.REPLICA_LOST)
-            )
-        else:
-            wait_s = min(self._deadline_s - now_s, self._token_timeout_s - silent_s)
-            self._timer = self._loop.call_later(wait_s, self._check)
+    def _late(self) -> None:
+        self.fail(DeadlineExceededError("the deadline passed while a replica was working on the request"))

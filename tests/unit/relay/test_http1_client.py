@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 import trustme
 
-from data_plane.relay.http1.client import ALPN, Fault, HttpCall, HttpLimits, HttpPool, Origin
+from data_plane.relay.http1.client import ALPN, HttpPool
+from data_plane.relay.http1.client_calls import Fault, HttpCall, HttpLimits, Origin
 from tests.support.ports import free_port
 from tests.support.scripted_http import HEAD, LAST, Conversation, Script, ScriptedServer, chunked
 from tests.support.waiting import eventually
