@@ -15,6 +15,9 @@ TESTS ?= tests
 TRACES ?=
 PHASES ?=
 DURATION_S ?= 180
+TARGET ?=
+MINUTES ?= 1
+KEEP ?=
 
 BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
 WITH_TESTS = $(PYTHON) deploy/bootstrap.py --tests
@@ -23,7 +26,7 @@ PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_p
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-faults lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota bench-routing image up down clean
+.PHONY: help run test test-unit test-faults fuzz lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota bench-routing image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -42,6 +45,9 @@ test-unit: ## The tests that take seconds
 
 test-faults: ## The whole chain while something dies, hangs, is cut off or runs full; root for cuts and full disks
 	@$(BOOTSTRAP) --tests -- -m pytest -n 2 --dist loadfile -ra tests/faults
+
+fuzz: ## Any bytes at the relay's parsers: TARGET=name MINUTES=n; KEEP=1 keeps what reaches most code for the tests
+	@$(BOOTSTRAP) --tests -- -m tests.fuzz $(if $(TARGET),"$(TARGET)",--help) --minutes "$(MINUTES)" $(if $(KEEP),--keep)
 
 lint: ## Style, imports, likely mistakes
 	@$(WITH_TESTS)
