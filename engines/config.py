@@ -34,6 +34,10 @@ class EngineConfig(CommonConfig):
     capacity_milli_mu_per_minute: int = setting(
         int(REPLICA_CAPACITY), "what it serves at its latency objective, mMU per minute", minimum=1, maximum=10**12
     )
+    tickets: bool = setting(
+        False, "take tickets: clients that routers send here stream from this replica itself, through ticket_port"
+    )
+    ticket_port: int = setting(0, "port for clients with tickets; 0 takes a free one", minimum=0, maximum=65535)
     sequences_max: int = setting(0, "most sequences at once; 0 means the engine's default", minimum=0, maximum=2048)
     queued_max: int = setting(512, "most requests that wait in the agent", minimum=0, maximum=1_000_000)
     stall_floor_s: float = setting(

@@ -25,9 +25,11 @@ from engines.agent.notices import Notices
 from engines.agent.observed import Observer
 from engines.agent.record import ReplicaIdentity, ReplicaRecord
 from engines.agent.reports import LoadReporter
+from engines.agent.requests import Requests
 from engines.agent.service import SERVICE as ENGINE_SERVICE
 from engines.agent.service import EngineServicer
 from engines.agent.supervisor import Supervisor, SupervisorLimits
+from engines.agent.ticket_door import TicketDoor
 from engines.config import SERVICE, SIMULATED, EngineConfig
 from engines.engine import Engine
 from engines.simulated.engine import PIECE_TOKENS, SimulatedEngine
@@ -156,17 +158,21 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         window_s=config.drift_window_s,
         smoothing_s=config.drift_smoothing_s,
     )
-    servicer = EngineServicer(
+    requests = Requests(
         model_id=config.model_id,
+        dispatcher=dispatcher,
+        observer=Observer(record.replica_id, telemetry.tracer, metrics, clock),
+        assignments=assignments,
+        metrics=metrics,
+    )
+    servicer = EngineServicer(
+        requests=requests,
         dispatcher=dispatcher,
         reporter=LoadReporter(record, dispatcher, engine, assignments, clock),
         supervisor=supervisor,
         record=record,
-        observer=Observer(record.replica_id, telemetry.tracer, metrics, clock),
         changed=changed,
         bench=bench,
-        assignments=assignments,
-        metrics=metrics,
     )
     _watch_gauges(metrics, dispatcher, engine)
     metrics.gauge(
@@ -179,11 +185,14 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
     )
     if isinstance(engine, SimulatedEngine):
         server.add(engine_pb2_grpc.add_FaultServiceServicer_to_server, FaultServicer(engine), FAULT_SERVICE)
+    tickets = TicketDoor(
+        config, telemetry, record=record, requests=requests, metrics=metrics, clock=clock, inner=server
+    )
     ops = OpsServer(
         config, telemetry.registry, lambda: None if dispatcher.refusal is None else dispatcher.refusal.message
     )
     try:
-        record.set_addresses(await server.start(), await ops.start())
+        record.set_addresses(await server.start(), await ops.start(), await tickets.start())
         async with asyncio.TaskGroup() as tasks:
             registering = tasks.create_task(record.run())
             supervising = tasks.create_task(supervisor.run())
@@ -192,6 +201,7 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
             await stop.wait()
             supervisor.drain()
             await asyncio.gather(_finish(dispatcher, config.drain_grace_s), _release(assignments, config.drain_grace_s))
+            await tickets.stop(_LAST_CALLS_S)
             servicer.close()
             await server.drain_and_stop(_LAST_CALLS_S)
             following.cancel()
@@ -199,6 +209,7 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
             supervising.cancel()
             registering.cancel()
     finally:
+        await tickets.stop(0.0)
         await server.drain_and_stop(0.0)
         await ops.stop()
         await store.close()

@@ -106,15 +106,17 @@ class ReplicaRecord:
         copy.CopyFrom(self._replica)
         return copy
 
-    def set_addresses(self, address: str, ops_address: str) -> None:
+    def set_addresses(self, address: str, ops_address: str, ticket_address: str = "") -> None:
         """Says where the agent listens; to be known before `run`.
 
         Args:
             address: host:port of its gRPC server.
             ops_address: host:port of its ops server.
+            ticket_address: host:port for clients with tickets; empty where it takes none.
         """
         self._replica.address = address
         self._replica.ops_address = ops_address
+        self._replica.ticket_address = ticket_address
 
     async def run(self) -> None:
         """Keeps the record in the store until cancelled, then removes it."""

@@ -8,24 +8,18 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final
 
+from common.generation import FINISH_REASONS
 from common.logs import get_logger
-from common.shard_map import Generation
 from common.telemetry import extract
-from engines.agent.assignments import AssignmentHolder
 from engines.agent.calibrate import Bench
 from engines.agent.dispatcher import Dispatcher
-from engines.agent.job import Job
-from engines.agent.metrics import AgentMetrics
 from engines.agent.notices import Notices
-from engines.agent.observed import ObservedRequest, Observer
 from engines.agent.record import ReplicaRecord
 from engines.agent.reports import LoadReporter
+from engines.agent.requests import Produced, Requests
 from engines.agent.supervisor import Supervisor
-from engines.agent.translate import FINISH_REASONS, engine_request, origin, priority
-from engines.engine import TokenBatch
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
 from fairlead.errors import InvalidArgumentError, NotFoundError, Reason
-from fairlead.inference.v1 import inference_pb2
 
 log = get_logger(__name__)
 
@@ -42,83 +36,51 @@ class EngineServicer(engine_pb2_grpc.EngineServiceServicer):
     """Translates between gRPC and the agent.
 
     Args:
-        model_id: The model this replica serves.
-        dispatcher: Runs requests.
+        requests: Serves requests.
+        dispatcher: Knows what is in flight.
         reporter: Makes load reports.
         supervisor: Drains.
         record: Who this replica is.
-        observer: Records each request.
         changed: Notable changes of the load or state.
         bench: Calibrations of this replica.
-        assignments: The assignment held.
-        metrics: Counts requests that belong elsewhere.
     """
 
     def __init__(
         self,
         *,
-        model_id: str,
+        requests: Requests,
         dispatcher: Dispatcher,
         reporter: LoadReporter,
         supervisor: Supervisor,
         record: ReplicaRecord,
-        observer: Observer,
         changed: Notices,
         bench: Bench,
-        assignments: AssignmentHolder,
-        metrics: AgentMetrics,
     ) -> None:
-        self._model_id = model_id
+        self._requests = requests
         self._dispatcher = dispatcher
         self._reporter = reporter
         self._supervisor = supervisor
         self._record = record
-        self._observer = observer
         self._changed = changed
         self._bench = bench
-        self._assignments = assignments
-        self._metrics = metrics
         self._closing = asyncio.Event()
 
     async def Generate(
         self, request: engine_pb2.EngineGenerateRequest, context: Any
     ) -> AsyncIterator[engine_pb2.EngineGenerateResponse]:
         """See EngineService. Nothing, not even headers, is sent before the first token."""
-        self._count_misrouted(request)
         parent = extract(context.invocation_metadata() or ())
-        with self._observer.observe(request, priority(request), parent) as notes:
-            job = Job(
-                engine_request(request, self._model_id, notes.traceparent),
-                tenant_id=request.tenant_id,
-                prefill_milli_mu=request.prefill_milli_mu,
-                decode_milli_mu=request.decode_milli_mu,
-                weight=request.weight,
-                origin=origin(request),
-                on_admitted=notes.admitted,
-            )
-            async with aclosing(self._dispatcher.run(job)) as stream:
-                async for batch in stream:
-                    yield self._response(batch, notes, request.router_id)
+        async with aclosing(self._requests.serve(request, parent)) as pieces:
+            async for piece in pieces:
+                yield self._response(piece, request.router_id)
 
-    def _count_misrouted(self, request: engine_pb2.EngineGenerateRequest) -> None:
-        generation = Generation.of(request.assignment) if request.HasField("assignment") else None
-        why = self._assignments.misrouting(request.shard_key, generation)
-        if why is not None:
-            self._metrics.misrouted.labels(why).inc()
-
-    def _response(self, batch: TokenBatch, notes: ObservedRequest, router_id: str) -> engine_pb2.EngineGenerateResponse:
-        first = notes.batch(batch)
+    def _response(self, piece: Produced, router_id: str) -> engine_pb2.EngineGenerateResponse:
+        batch = piece.batch
         response = engine_pb2.EngineGenerateResponse(text=batch.text, output_tokens=batch.output_tokens)
         if batch.finish is not None:
             response.finish_reason = FINISH_REASONS[batch.finish]
-            response.usage.CopyFrom(
-                inference_pb2.Usage(
-                    input_tokens=batch.input_tokens,
-                    cached_input_tokens=batch.cached_input_tokens,
-                    output_tokens=notes.output_tokens,
-                )
-            )
-        if first or batch.finish is not None:
+            response.usage.CopyFrom(piece.usage)
+        if piece.first or batch.finish is not None:
             response.load.CopyFrom(self._reporter.report(router_id))
         return response
 
