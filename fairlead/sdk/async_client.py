@@ -19,7 +19,7 @@ from fairlead.sdk.decisions import Explanation
 from fairlead.sdk.requests import MessageLike, RequestOptions, build_request, deadline_from
 from fairlead.sdk.results import Generation, ModelInfo, Piece
 from fairlead.sdk.retries import RetryPolicy
-from fairlead.sdk.settings import DEFAULT_DEADLINE_S, Tls, addresses_from, api_key_from, tls_from
+from fairlead.sdk.settings import DEFAULT_DEADLINE_S, Tls, addresses_from, api_key_from, tls_beside, tls_from
 from fairlead.sdk.steps import Deliver, Open, Send, StreamSteps, UnarySteps, Wait
 from fairlead.sdk.tracing import Tracing
 from fairlead.sdk.transport import StreamResponse, UnaryResponse
@@ -44,6 +44,9 @@ class AsyncClient:
         tls: True, or a `Tls`, to encrypt; False for plain text. FAIRLEAD_TLS and FAIRLEAD_TLS_CA_FILE when left out.
         retries: How often and how patiently to try again.
         deadline_s: Seconds one request may take over all its tries, where it names none; None for no limit.
+        tickets: Streams come from the replicas themselves: the router only admits the request and says where. For
+            clients in the replicas' own network; everything else goes through the router as ever. Not with TLS, which
+            replicas do not speak.
         tracer_provider: Where spans go; OpenTelemetry's global provider when left out.
         transport: For tests: used instead of the network.
 
@@ -60,6 +63,7 @@ class AsyncClient:
         tls: bool | Tls | None = None,
         retries: RetryPolicy | None = None,
         deadline_s: float | None = DEFAULT_DEADLINE_S,
+        tickets: bool = False,
         tracer_provider: TracerProvider | None = None,
         transport: AsyncTransport | None = None,
     ) -> None:
@@ -70,9 +74,10 @@ class AsyncClient:
             Tracing(tracer_provider),
             time.monotonic,
             random.random,
+            tickets=tickets,
         )
         self._deadline_s = deadline_from({}, deadline_s)
-        self._transport = transport or GrpcAsyncTransport(tls_from(tls))
+        self._transport = transport or GrpcAsyncTransport(tls_beside(tickets, tls_from(tls)))
 
     async def generate(self, prompt: str, *, model: str, **options: Unpack[RequestOptions]) -> Generation:
         """Continues a text and returns everything at once; see `Client.generate`."""
@@ -181,7 +186,7 @@ class AsyncStream(AsyncIterator[Piece]):
         return self.result
 
     async def __anext__(self) -> Piece:
-        reply: StreamResponse | None = None
+        reply: StreamResponse | UnaryResponse | None = None
         error: FairleadError | None = None
         while True:
             try:
@@ -195,6 +200,11 @@ class AsyncStream(AsyncIterator[Piece]):
                     return piece
                 case Wait(seconds):
                     await self._or_close(asyncio.sleep(seconds))
+                case Send(outgoing):
+                    try:
+                        reply = await self._or_close(self._transport.unary(outgoing))
+                    except FairleadError as failure:
+                        error = failure
                 case Open(outgoing):
                     self._messages = self._transport.stream(outgoing)
                 case _:

@@ -17,7 +17,7 @@ from fairlead.sdk.decisions import Explanation
 from fairlead.sdk.requests import MessageLike, RequestOptions, build_request, deadline_from
 from fairlead.sdk.results import Generation, ModelInfo, Piece
 from fairlead.sdk.retries import RetryPolicy
-from fairlead.sdk.settings import DEFAULT_DEADLINE_S, Tls, addresses_from, api_key_from, tls_from
+from fairlead.sdk.settings import DEFAULT_DEADLINE_S, Tls, addresses_from, api_key_from, tls_beside, tls_from
 from fairlead.sdk.steps import Deliver, Open, Send, StreamSteps, UnarySteps, Wait
 from fairlead.sdk.tracing import Tracing
 from fairlead.sdk.transport import GrpcTransport, MessageStream, StreamResponse, Transport, UnaryResponse
@@ -39,6 +39,9 @@ class Client:
         tls: True, or a `Tls`, to encrypt; False for plain text. FAIRLEAD_TLS and FAIRLEAD_TLS_CA_FILE when left out.
         retries: How often and how patiently to try again.
         deadline_s: Seconds one request may take over all its tries, where it names none; None for no limit.
+        tickets: Streams come from the replicas themselves: the router only admits the request and says where. For
+            clients in the replicas' own network; everything else goes through the router as ever. Not with TLS, which
+            replicas do not speak.
         tracer_provider: Where spans go; OpenTelemetry's global provider when left out.
         transport: For tests: used instead of the network.
 
@@ -55,6 +58,7 @@ class Client:
         tls: bool | Tls | None = None,
         retries: RetryPolicy | None = None,
         deadline_s: float | None = DEFAULT_DEADLINE_S,
+        tickets: bool = False,
         tracer_provider: TracerProvider | None = None,
         transport: Transport | None = None,
     ) -> None:
@@ -65,9 +69,10 @@ class Client:
             Tracing(tracer_provider),
             time.monotonic,
             random.random,
+            tickets=tickets,
         )
         self._deadline_s = deadline_from({}, deadline_s)
-        self._transport = transport or GrpcTransport(tls_from(tls))
+        self._transport = transport or GrpcTransport(tls_beside(tickets, tls_from(tls)))
 
     def generate(self, prompt: str, *, model: str, **options: Unpack[RequestOptions]) -> Generation:
         """Continues a text and returns everything at once.
@@ -223,7 +228,7 @@ class Stream(Iterator[Piece]):
         return self.result
 
     def __next__(self) -> Piece:
-        reply: StreamResponse | None = None
+        reply: StreamResponse | UnaryResponse | None = None
         error: FairleadError | None = None
         while True:
             try:
@@ -237,6 +242,11 @@ class Stream(Iterator[Piece]):
                     return piece
                 case Wait(seconds):
                     time.sleep(seconds)
+                case Send(outgoing):
+                    try:
+                        reply = self._transport.unary(outgoing)
+                    except FairleadError as failure:
+                        error = failure
                 case Open(outgoing):
                     self._messages = self._transport.stream(outgoing)
                 case _:

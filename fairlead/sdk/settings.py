@@ -86,6 +86,19 @@ def tls_from(tls: bool | Tls | None, environment: Mapping[str, str] = os.environ
     return Tls(ca_file=ca_file) if tls else None
 
 
+def tls_beside(tickets: bool, tls: Tls | None) -> Tls | None:
+    """Checks that tickets and encryption are not asked for together: a replica is never spoken to in the clear instead.
+
+    Raises:
+        InvalidArgumentError: They are.
+    """
+    if tickets and tls is not None:
+        raise InvalidArgumentError(
+            "tickets=True needs plain text: replicas do not speak TLS. Leave out one of them", field="tickets"
+        )
+    return tls
+
+
 def channel_options(tls: Tls | None) -> list[tuple[str, str | int]]:
     """The options of every channel the SDK and the CLI open."""
     options: list[tuple[str, str | int]] = [

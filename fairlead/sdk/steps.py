@@ -46,4 +46,5 @@ class Deliver:
 
 
 UnarySteps = Generator[Send | Wait, UnaryResponse | None, Result]
-StreamSteps = Generator[Open | Read | Wait | Deliver, StreamResponse | None, Generation]
+StreamStep = Send | Open | Read | Wait | Deliver
+StreamSteps = Generator[StreamStep, StreamResponse | UnaryResponse | None, Generation]

@@ -14,14 +14,27 @@ from typing import Any, Literal, Protocol
 import grpc
 
 from fairlead.errors import FairleadError, RpcFailure, from_rpc_error
-from fairlead.inference.v1 import decision_pb2, inference_pb2
+from fairlead.inference.v1 import decision_pb2, inference_pb2, ticket_pb2
 from fairlead.inference.v1.decision_pb2_grpc import DecisionServiceStub
 from fairlead.inference.v1.inference_pb2_grpc import InferenceServiceStub
+from fairlead.inference.v1.ticket_pb2_grpc import TicketServiceStub
 from fairlead.sdk.settings import Tls, channel_options
 
-Method = Literal["Generate", "ListModels", "StreamGenerate", "GetDecision"]
-Request = inference_pb2.GenerateRequest | inference_pb2.ListModelsRequest | decision_pb2.GetDecisionRequest
-UnaryResponse = inference_pb2.GenerateResponse | inference_pb2.ListModelsResponse | decision_pb2.GetDecisionResponse
+Method = Literal["Generate", "ListModels", "StreamGenerate", "GetDecision", "IssueTicket", "ReturnTicket", "Redeem"]
+Request = (
+    inference_pb2.GenerateRequest
+    | inference_pb2.ListModelsRequest
+    | inference_pb2.ReturnTicketRequest
+    | ticket_pb2.RedeemRequest
+    | decision_pb2.GetDecisionRequest
+)
+UnaryResponse = (
+    inference_pb2.GenerateResponse
+    | inference_pb2.ListModelsResponse
+    | inference_pb2.Ticket
+    | inference_pb2.ReturnTicketResponse
+    | decision_pb2.GetDecisionResponse
+)
 StreamResponse = inference_pb2.StreamGenerateResponse
 
 TRAILER_PREFIX = "fairlead-"
@@ -32,9 +45,9 @@ class Outgoing:
     """One try, ready to be sent."""
 
     address: str
-    """host:port of the router."""
+    """host:port of the router, or of a replica for "Redeem"."""
     method: Method
-    """Method of InferenceService, or of DecisionService."""
+    """Method of InferenceService or of DecisionService; "Redeem" is TicketService.StreamGenerate."""
     request: Request
     """The message."""
     metadata: tuple[tuple[str, str], ...]
@@ -44,7 +57,7 @@ class Outgoing:
 
 
 class Methods:
-    """The methods of a router's services on one channel, by name.
+    """The methods of a router's or replica's services on one channel, by name.
 
     Args:
         channel: Of grpcio, synchronous or not.
@@ -57,6 +70,9 @@ class Methods:
             "ListModels": inference.ListModels,
             "StreamGenerate": inference.StreamGenerate,
             "GetDecision": decisions.GetDecision,
+            "IssueTicket": inference.IssueTicket,
+            "ReturnTicket": inference.ReturnTicket,
+            "Redeem": TicketServiceStub(channel).StreamGenerate,
         }
 
     def __getitem__(self, name: Method) -> Any:
