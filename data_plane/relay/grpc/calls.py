@@ -227,7 +227,9 @@ class Route:
     Attributes:
         method: Serves them.
         streams_requests: Whether a client sends any number of messages, over any time; else exactly one.
+        standing: Its calls last as long as the client likes: a server that drains does not wait for them.
     """
 
     method: Method
     streams_requests: bool = False
+    standing: bool = False

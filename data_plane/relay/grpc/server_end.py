@@ -45,7 +45,7 @@ class _Asked:
     timeout_s: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ServerEnd:
     """See the module. It is the handler of its connection.
 
@@ -171,6 +171,26 @@ class ServerEnd:
         for stream in list(self.endpoint.connection.streams.values()):
             if stream.context is not None and not stream.context.over:
                 self._break(stream.context, error)
+
+    @property
+    def calls_to_wait_for(self) -> bool:
+        """Whether calls go on that are not standing."""
+        for stream in self.endpoint.connection.streams.values():
+            if stream.context is not None and not stream.context.fields.memo.route.standing:
+                return True
+        return False
+
+    def drain(self) -> None:
+        """Takes no new calls."""
+        if not self.endpoint.connection.leaving:
+            self.endpoint.connection.drain()
+            self.endpoint.touch()
+
+    def leave(self, error: FairleadError) -> None:
+        """Ends all calls and the connection."""
+        self.end_calls(error)
+        self.endpoint.connection.fail(ErrorCode.NO_ERROR, "the process is ending")
+        self.endpoint.touch()
 
     # --- parts of these
 

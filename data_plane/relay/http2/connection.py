@@ -110,6 +110,11 @@ class Connection(Guarding):
             self.leaving and not self.streams and (self._client or self._last_served < STREAM_MAX)
         )
 
+    @property
+    def heard_out(self) -> bool:
+        """Whether a server that drains knows the last request that it serves."""
+        return self._last_served < STREAM_MAX
+
     def drain(self) -> None:
         """Takes no new streams, those that are open go on. A server hears the client out for one round trip first, so
         that no request is lost on its way."""

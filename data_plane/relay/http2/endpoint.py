@@ -119,6 +119,11 @@ class Endpoint(asyncio.Protocol):
         if self._client:
             self._slow_down(now_s)
 
+    def abort(self) -> None:
+        """Ends the connection at once, whatever waits to be written."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def touch(self) -> None:
         """The connection was told to send something: it will be written soon."""
         self._outbox.touch(self)
