@@ -111,7 +111,7 @@ class Admission:
             FairleadError: The request cannot run.
         """
         now_ns = self._clock.monotonic_ns()
-        receipt.tenant_id = self.authenticate(call.authorization).tenant_id
+        receipt.tenant_id = (call.caller or self.authenticate(call.authorization)).tenant_id
         request = call.request
         validate.check_form(request)
         model = self._tables.model(receipt.tenant_id, request.model)

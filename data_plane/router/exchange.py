@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.holds import BucketView
+from data_plane.router.core.keys import Caller
 from data_plane.router.core.policies.policy import Pick
 from data_plane.router.core.pricing import Price
 from fairlead.errors import FairleadError
@@ -26,12 +27,14 @@ class Call:
         authorization: The authorization header's value, or None.
         deadline_ns: Monotonic end of the caller's patience, or None for the platform's ceiling.
         trace: The caller's traceparent and tracestate, as they came; empty for none.
+        caller: Whose key it is, where that was checked already.
     """
 
     request: pb.GenerateRequest
     authorization: str | None
     deadline_ns: int | None = None
     trace: tuple[tuple[str, str], ...] = ()
+    caller: Caller | None = None
 
 
 @dataclass(slots=True)

@@ -10,8 +10,9 @@ import grpc.aio
 
 from common.clock import NS_PER_S, Clock
 from common.telemetry import trace_fields
+from data_plane.router.answers import last_message, receipt_metadata, whole_message
 from data_plane.router.core.pricing import Pricing
-from data_plane.router.exchange import Call, Delta, Finished, Receipt
+from data_plane.router.exchange import Call, Delta
 from data_plane.router.flow import Flow
 from data_plane.router.metadata import authorization
 from data_plane.router.tables import Tables
@@ -53,9 +54,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     if isinstance(event, Delta):
                         texts.append(event.text)
                     else:
-                        response = _whole(exchange.receipt, "".join(texts), event)
+                        response = whole_message(exchange.receipt, "".join(texts), event)
         finally:
-            context.set_trailing_metadata(_trailers(exchange.receipt))
+            context.set_trailing_metadata(receipt_metadata(exchange.receipt))
         return response
 
     async def StreamGenerate(
@@ -76,10 +77,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                         yield message
                     else:
                         # Trailers before the last message: a client may stop reading after it.
-                        context.set_trailing_metadata(_trailers(exchange.receipt))
-                        yield _last(exchange.receipt, event)
+                        context.set_trailing_metadata(receipt_metadata(exchange.receipt))
+                        yield last_message(exchange.receipt, event)
         finally:
-            context.set_trailing_metadata(_trailers(exchange.receipt))
+            context.set_trailing_metadata(receipt_metadata(exchange.receipt))
 
     async def IssueTicket(self, request: pb.GenerateRequest, context: ServicerContext) -> pb.Ticket:
         """See inference.proto."""
@@ -110,35 +111,3 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         left_s = context.time_remaining()
         deadline_ns = None if left_s is None else self._clock.monotonic_ns() + int(left_s * NS_PER_S)
         return Call(request, authorization(context), deadline_ns, trace_fields(context.invocation_metadata() or ()))
-
-
-def _trailers(receipt: Receipt) -> tuple[tuple[str, str], ...]:
-    return (
-        ("fairlead-request-id", receipt.request_id),
-        ("fairlead-replica", receipt.replica_id),
-        ("fairlead-estimated-milli-mu", str(receipt.estimated_milli_mu)),
-        ("fairlead-settled-milli-mu", str(receipt.settled_milli_mu)),
-        ("fairlead-quota-left-milli-mu", str(receipt.quota_left_milli_mu)),
-    )
-
-
-def _whole(receipt: Receipt, text: str, finished: Finished) -> pb.GenerateResponse:
-    return pb.GenerateResponse(
-        request_id=receipt.request_id,
-        model=receipt.model_id,
-        text=text,
-        finish_reason=finished.finish_reason,
-        usage=finished.usage,
-        cost=finished.cost,
-        replica_id=receipt.replica_id,
-    )
-
-
-def _last(receipt: Receipt, finished: Finished) -> pb.StreamGenerateResponse:
-    return pb.StreamGenerateResponse(
-        request_id=receipt.request_id,
-        finish_reason=finished.finish_reason,
-        usage=finished.usage,
-        cost=finished.cost,
-        replica_id=receipt.replica_id,
-    )

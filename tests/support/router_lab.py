@@ -19,9 +19,9 @@ from data_plane.router.config import RouterConfig
 from data_plane.router.core.fleet import Link
 from data_plane.router.core.holds import LeaseTerms
 from data_plane.router.core.loads import Report
+from data_plane.router.router import Router
 from data_plane.router.tables import Tables
 from data_plane.router.upstream_pulled import Pulled, PulledUpstream
-from data_plane.router.wiring import Router
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError

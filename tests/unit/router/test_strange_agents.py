@@ -17,9 +17,9 @@ from data_plane.router.assignments import Assignments
 from data_plane.router.core.fleet import Fleet, Link
 from data_plane.router.exchange import Call
 from data_plane.router.load import LoadWatch
+from data_plane.router.router import Router
 from data_plane.router.upstream_grpc import Channels
 from data_plane.router.upstream_pulled import Pulled
-from data_plane.router.wiring import Router
 from fairlead.engine.v1 import engine_pb2
 from fairlead.sharding.v1 import sharding_pb2
 from tests.support.router_lab import KEY, MODEL, PEPPER, RouterLab, prompt_request

@@ -1,0 +1,142 @@
+"""The front doors of one router: opened when it can serve, drained before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+from collections.abc import Callable
+
+from common import keys
+from common.clock import Clock
+from common.logs import get_logger
+from common.ops import OpsServer
+from common.registration import Registration
+from common.rpc import GrpcServer
+from common.store import Store
+from common.telemetry import Telemetry
+from data_plane.gateway.app import Gateway
+from data_plane.gateway.server import HttpServer
+from data_plane.router.assignment_exchange import AssignmentExchange
+from data_plane.router.assignment_service import ASSIGNMENT_SERVICE_NAME, AssignmentService
+from data_plane.router.config import RouterConfig
+from data_plane.router.decision_service import DECISION_SERVICE_NAME, DecisionService
+from data_plane.router.lease_desk import LeaseDesk
+from data_plane.router.router import SERVICE, Router
+from data_plane.router.service import SERVICE_NAME, InferenceService
+from fairlead.admin.v1 import admin_pb2
+from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
+from fairlead.sharding.v1 import sharding_pb2_grpc
+
+_FIRST_LEASE_WAIT_S = 3.0
+
+log = get_logger(__name__)
+
+
+class FrontDoors:
+    """The gRPC and HTTP servers of one router: opened when it can serve, drained before it ends.
+
+    Args:
+        config: The settings.
+        router: What they serve.
+        telemetry: Tracer and registry.
+        clock: Time.
+        missing: Says what the router still waits for.
+        token: The platform's own.
+    """
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        router: Router,
+        telemetry: Telemetry,
+        clock: Clock,
+        missing: Callable[[], str | None],
+        *,
+        token: str,
+    ) -> None:
+        self._config = config
+        self._missing = missing
+        self._opened = False
+        self._draining = False
+        self._grpc = GrpcServer(config, telemetry, reuse_port=True, own_port=True)
+        servicer = InferenceService(router.flow, router.tables, router.pricing, clock, router.tickets)
+        self._grpc.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
+        explainer = DecisionService(router.decisions)
+        self._grpc.add(decision_pb2_grpc.add_DecisionServiceServicer_to_server, explainer, DECISION_SERVICE_NAME)
+        passes_on = AssignmentService(router.tables.assignments, token)
+        self._grpc.add(sharding_pb2_grpc.add_AssignmentServiceServicer_to_server, passes_on, ASSIGNMENT_SERVICE_NAME)
+        gateway = Gateway(
+            router.flow,
+            router.tables,
+            clock,
+            decisions=router.decisions,
+            body_bytes_max=config.body_bytes_max,
+        )
+        self._http = HttpServer(
+            gateway, host=config.bind_host, port=config.http_port, reuse_port=True, grace_s=config.drain_grace_s
+        )
+        self._ops = OpsServer(config, telemetry.registry, self._readiness)
+
+    async def serve(
+        self,
+        stop: asyncio.Event,
+        store: Store,
+        router_id: str,
+        *,
+        leases: LeaseDesk,
+        exchange: AssignmentExchange,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        """Opens the doors, registers, waits for `stop`, drains."""
+        ops_address = await self._ops.start()
+        try:
+            await until(lambda: self._missing() is None, stop, None)
+            await until(lambda: leases.usable and exchange.asked, stop, _FIRST_LEASE_WAIT_S)
+            if stop.is_set():
+                return
+            grpc_address, http_port = await self._grpc.start(), await self._http.start()
+            self._opened = True
+            me = admin_pb2.ServiceInstance(
+                service=SERVICE,
+                instance_id=router_id,
+                address=self._grpc.own_address,
+                ops_address=ops_address,
+                pid=os.getpid(),
+            )
+            me.start_time.GetCurrentTime()
+            registration = Registration(store, keys.service(SERVICE, router_id), me.SerializeToString)
+            registered = tasks.create_task(registration.run())
+            # What lives until the end need not be looked at by every collection.
+            gc.collect()
+            gc.freeze()
+            log.info("serving", grpc=grpc_address, http_port=http_port, ops=ops_address, router_id=router_id)
+            await stop.wait()
+            self._draining = True
+            registered.cancel()
+            log.info("draining", grace_s=self._config.drain_grace_s)
+            await asyncio.gather(self._grpc.drain_and_stop(self._config.drain_grace_s), self._http.drain_and_stop())
+        finally:
+            await self._ops.stop()
+
+    def _readiness(self) -> str | None:
+        if self._draining:
+            return "draining"
+        return self._missing() or (None if self._opened else "waiting for the first leases")
+
+
+async def until(done: Callable[[], bool], stop: asyncio.Event, timeout_s: float | None) -> None:
+    """Waits for a condition that no event announces.
+
+    Args:
+        done: The condition.
+        stop: Ends the wait.
+        timeout_s: Seconds; None for ever.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while not done() and not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.02):
+                        await stop.wait()
