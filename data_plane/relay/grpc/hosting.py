@@ -154,6 +154,9 @@ class _Hosted:
         except RpcFaultError as error:
             call.fail(error)
         except Exception as error:  # noqa: BLE001  # the boundary: nothing may leak, everything is logged
+            if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
+                call.end(context.status())  # the generated servicer's own word for a method that nobody wrote
+                return
             call.fail(as_fairlead_error(error, call.method), context.trailers())
         else:
             call.end(context.status())

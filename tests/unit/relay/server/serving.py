@@ -122,7 +122,7 @@ async def failed(call: Any) -> grpc.aio.AioRpcError:
     """How a call of grpcio failed."""
     try:
         if isinstance(call, grpc.aio.UnaryStreamCall | grpc.aio.StreamStreamCall):
-            async for _ in call:
+            while await call.read() is not grpc.aio.EOF:
                 pass
         else:
             await call
