@@ -32,11 +32,11 @@ class Cutter:
         waiting_bytes: Of a message that has not come whole.
     """
 
-    __slots__ = ("_message_bytes_max", "_needed", "_parts", "waiting_bytes")
+    __slots__ = ("_message_bytes_max", "_needed", "_waiting", "waiting_bytes")
 
     def __init__(self, message_bytes_max: int) -> None:
         self._message_bytes_max = message_bytes_max
-        self._parts: list[bytes] = []
+        self._waiting = bytearray()  # not a list: parts may be of a byte each
         self._needed = PREFIX_BYTES  # bytes before there is something new to be seen
         self.waiting_bytes = 0
 
@@ -52,13 +52,13 @@ class Cutter:
         Raises:
             RpcFaultError: A message is too large, or compressed.
         """
-        if self._parts:
-            self._parts.append(data)
+        if self._waiting:
+            self._waiting += data
             self.waiting_bytes += len(data)
             if self.waiting_bytes < self._needed:
                 return []
-            data = b"".join(self._parts)
-            self._parts.clear()
+            data = bytes(self._waiting)
+            self._waiting = bytearray()
         messages, at, end = [], 0, len(data)
         self._needed = PREFIX_BYTES
         while end - at >= PREFIX_BYTES:
@@ -78,5 +78,5 @@ class Cutter:
             at = after
         self.waiting_bytes = end - at
         if at < end:
-            self._parts.append(data[at:] if at else data)
+            self._waiting += data[at:] if at else data
         return messages
