@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,6 +77,12 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             message = f"The model's chat template refuses this conversation: {error}"
             raise InvalidArgumentError(message, field="messages") from error
+
+
+@lru_cache(maxsize=64)
+def template_of(source: str, tokens: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    """The template of these, made once. Arguments as of ChatTemplate."""
+    return ChatTemplate(source, dict(tokens))
 
 
 def _refuse(message: str) -> NoReturn:

@@ -226,10 +226,16 @@ class Reading:
         model: Who answers.
         max_tokens: The request's.
         context_tokens: Longest prompt plus output; 0 where nobody knows.
+
+    Attributes:
+        deltas: Each response holds the new text, and not all of it.
+        input_tokens: Of the prompt, as far as the server has told.
+        output_tokens: So far.
+        ended: The last response came.
     """
 
     def __init__(self, model: ServedModel, max_tokens: int, context_tokens: int) -> None:
-        self._cumulative = model.dialect is Dialect.LLMAPI
+        self.deltas = model.dialect is not Dialect.LLMAPI
         self._max_tokens = max_tokens
         self._context_tokens = context_tokens
         self._text_length = 0
@@ -278,7 +284,7 @@ class Reading:
         return self._last("", 0)
 
     def _new_text(self, text: str) -> str:
-        if not self._cumulative:
+        if self.deltas:
             return text
         # The whole text so far: its end may still change while a character is incomplete.
         stable = text if self.ended else text.rstrip(_REPLACEMENT)

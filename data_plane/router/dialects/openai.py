@@ -137,10 +137,6 @@ class OpenAIRunning(Running):
         self._reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
         self._usage: Usage | None = None
 
-    def fail_soon(self, error: FairleadError) -> None:
-        """It has failed before it was begun; the receiver is told in the loop's next step."""
-        self._loop.call_soon(self.fail, error)
-
     def pause(self) -> None:
         """See upstream.Running."""
         if self.call is not None:

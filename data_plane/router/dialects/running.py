@@ -16,14 +16,9 @@ ENDING_S: Final = 5.0
 """How long an engine's stream may outlive the answer that has come whole, before it is closed."""
 
 # Pieces of one token: their first bytes by the length of their text, as far as one byte tells it.
+_QUICK_BYTES: Final = 124
 _ONE: Final = b"\x18\x01"
-_HEADS: Final = (b"\0\0\0\0\2", *(bytes((0, 0, 0, 0, size + 4, 0x12, size)) for size in range(1, 124)))
-
-
-def piece_of(text: bytes, tokens: int) -> bytes:
-    """The same as pieces.piece, quicker for the usual token."""
-    size = len(text)
-    return _HEADS[size] + text + _ONE if tokens == 1 and size < 124 else pieces.piece(text, tokens)
+_HEADS: Final = (b"\0\0\0\0\2", *(bytes((0, 0, 0, 0, size + 4, 0x12, size)) for size in range(1, _QUICK_BYTES)))
 
 
 class Running:
@@ -67,7 +62,11 @@ class Running:
             tokens: What it stands for.
         """
         self.tokens += tokens
-        self._receiver.on_piece(piece_of(text, tokens), tokens)
+        size = len(text)
+        if tokens == 1 and size < _QUICK_BYTES:
+            self._receiver.on_piece(_HEADS[size] + text + _ONE, 1)
+        else:
+            self._slow_piece(text, tokens)
 
     def finish(self, reason: pb.FinishReason.ValueType, usage: pb.Usage, text: str = "", tokens: int = 0) -> None:
         """The answer is whole. Its stream is left to end by itself.
@@ -87,14 +86,27 @@ class Running:
         if not self.over:
             self.over = True
             self._receiver.on_end(None)
-        self._timer.cancel()
-        self._timer = self._loop.call_later(ENDING_S, self._close)
+        self._await_end()
 
-    def fail(self, error: FairleadError) -> None:
-        """It has failed; nothing more is expected of the engine."""
-        if not self.over:
+    def fail(self, error: FairleadError, *, ending: bool = False) -> None:
+        """It has failed.
+
+        Args:
+            error: Why.
+            ending: The engine's stream is left to end by itself; else it is closed at once.
+        """
+        if self.over:
+            return
+        if ending:
+            self.over = self.finished = True
+            self._await_end()
+        else:
             self._stop()
-            self._receiver.on_end(error)
+        self._receiver.on_end(error)
+
+    def fail_soon(self, error: FairleadError) -> None:
+        """It has failed before it was begun; the receiver is told in the loop's next step."""
+        self._loop.call_soon(self.fail, error)
 
     def ended(self) -> None:
         """The engine's stream has ended by itself."""
@@ -120,6 +132,17 @@ class Running:
     def resume(self) -> None:
         """See upstream.Running."""
         raise NotImplementedError
+
+    def _slow_piece(self, text: bytes, tokens: int) -> None:
+        piece = pieces.piece(text, tokens)
+        if pieces.tokens_of(piece) == tokens:
+            self._receiver.on_piece(piece, tokens)
+        else:  # larger than pieces are
+            self._receiver.on_message(engine_pb2.EngineGenerateResponse(text=text.decode(), output_tokens=tokens))
+
+    def _await_end(self) -> None:
+        self._timer.cancel()
+        self._timer = self._loop.call_later(ENDING_S, self._close)
 
     def _stop(self) -> None:
         self.over = True

@@ -821,8 +821,13 @@ class TritonModel(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     TEMPLATE_TOKENS_FIELD_NUMBER: _builtins.int
+    STATUS_ERRORS_FIELD_NUMBER: _builtins.int
     chat_template: _builtins.str
     """The chat template, Jinja; empty where it has none, so that conversations are refused."""
+    status_errors: _builtins.bool
+    """Its server is to end streams that fail with a status (triton_grpc_error). Triton before 25.05 can crash on that way,
+    so the CPU server that comes with Fairlead, whose errors say whom to blame, is not asked for it.
+    """
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TritonInput]:
         """The tensors it takes."""
@@ -842,10 +847,11 @@ class TritonModel(_message.Message):
         outputs: _abc.Iterable[_builtins.str] | None = ...,
         chat_template: _builtins.str = ...,
         template_tokens: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        status_errors: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "inputs", b"inputs", "outputs", b"outputs", "template_tokens", b"template_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_template", b"chat_template", "inputs", b"inputs", "outputs", b"outputs", "status_errors", b"status_errors", "template_tokens", b"template_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,7 +19,6 @@ from data_plane.relay.http1.client import HttpPool
 from data_plane.router.dialects import openai_messages as messages
 from data_plane.router.dialects.credentials import Credentials, origin_of
 from data_plane.router.dialects.openai import OpenAIRunning, OpenAIUpstream
-from data_plane.router.dialects.running import piece_of
 from data_plane.router.dialects.sse import EVENT_BYTES_MAX, EventReader, EventTooLargeError
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import (
@@ -551,11 +550,25 @@ def test_lines_of_data_are_joined_and_endless_ones_refused() -> None:
                 fed += len(endless)
 
 
-@given(text=st.text(max_size=200), tokens=st.integers(0, 200))
-def test_the_quick_piece_is_the_piece(text: str, tokens: int) -> None:
-    """Proves that the shortcut for one token makes the same bytes."""
-    assert piece_of(text.encode(), tokens) == pieces.piece(text.encode(), tokens)
-    assert piece_of(text.encode(), 1) == pieces.piece(text.encode(), 1)
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=200) | st.just("é" * 10_000), tokens=st.integers(1, 200) | st.just(1))
+def test_quick_and_large_pieces_are_what_the_relay_would_make(text: str, tokens: int) -> None:
+    """Proves that the shortcut for one token makes the same bytes, and that what no piece holds goes as a message."""
+
+    class Raw(Noted):
+        def on_piece(self, piece: bytes, tokens: int) -> None:
+            super().on_piece(piece, tokens)
+            assert piece == pieces.piece(text.encode(), tokens)
+
+    async def run() -> None:
+        noted = Raw()
+        noted.running = running = OpenAIRunning(noted, SystemClock(), SystemClock().monotonic_ns() + 10**12)
+        running.piece(text.encode(), tokens)
+        assert (noted.text, noted.tokens) == (text, tokens)
+        assert bool(noted.messages) == (tokens > 127 or len(text.encode()) > 16_383)
+        running.cancel()
+
+    asyncio.run(run())
 
 
 def test_a_request_never_tells_before_it_was_returned() -> None:

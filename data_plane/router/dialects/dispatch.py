@@ -1,0 +1,37 @@
+"""The upstream that sends every request the way its replica's record says: by the agent, or past it to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from data_plane.router.upstream import Metadata, Receiver, Running, Upstream
+from fairlead.engine.v1 import engine_pb2
+
+
+class DispatchingUpstream:
+    """See data_plane.router.upstream.Upstream.
+
+    A record with a dialect that this router does not know is older or newer than it: its agent takes requests in any
+    case.
+
+    Args:
+        agents: Reaches agents.
+        engines: Reaches engines, by the dialect they speak.
+    """
+
+    def __init__(self, agents: Upstream, engines: Mapping[engine_pb2.Dialect.ValueType, Upstream]) -> None:
+        self._agents = agents
+        self._engines = dict(engines)
+
+    def start(
+        self,
+        replica: engine_pb2.Replica,
+        request: engine_pb2.EngineGenerateRequest,
+        *,
+        deadline_ns: int,
+        metadata: Metadata,
+        receiver: Receiver,
+    ) -> Running:
+        """See Upstream."""
+        upstream = self._engines.get(replica.dialect, self._agents) if replica.dialect else self._agents
+        return upstream.start(replica, request, deadline_ns=deadline_ns, metadata=metadata, receiver=receiver)
