@@ -18,7 +18,8 @@ class Limits:
     Attributes:
         streams_max: Streams that a client may have open at once.
         frame_bytes_max: Longest payload that the peer may send, 16,384 or more.
-        header_block_bytes_max: Longest header block as sent, over all its frames.
+        header_block_bytes_max: Longest header block as sent, over all its frames: what is too long for one request is
+            still to be decoded, for the sake of the others on its connection.
         header_list_bytes_max: All headers of a block together, decoded, each with 32 bytes more.
         continuations_max: Frames by which a header block may go on.
         stream_window_bytes: What the peer may send on a stream before it was consumed, 65,535 or more.
@@ -35,7 +36,7 @@ class Limits:
 
     streams_max: int = 1_000
     frame_bytes_max: int = FRAME_BYTES_START
-    header_block_bytes_max: int = 16_384
+    header_block_bytes_max: int = 131_072
     header_list_bytes_max: int = 32_768
     continuations_max: int = 8
     stream_window_bytes: int = 1 << 18
