@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -18,12 +18,21 @@ class OpsServer:
         config: Where to listen.
         registry: The process's metrics.
         readiness: Says why the process is not ready, or None when it is. Liveness is that this server answers.
+        page: Makes the metrics page, where it holds more than the registry.
     """
 
-    def __init__(self, config: CommonConfig, registry: CollectorRegistry, readiness: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        config: CommonConfig,
+        registry: CollectorRegistry,
+        readiness: Callable[[], str | None],
+        *,
+        page: Callable[[], Awaitable[bytes]] | None = None,
+    ) -> None:
         self._config = config
         self._registry = registry
         self._readiness = readiness
+        self._page = page
         app = web.Application()
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
@@ -64,4 +73,5 @@ class OpsServer:
         return web.Response(text=f"{why_not or 'ok'}\n", status=503 if why_not else 200)
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        body = generate_latest(self._registry) if self._page is None else await self._page()
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,12 +1,25 @@
-"""`python -m data_plane.router`: a router and its HTTP gateway."""
+"""`python -m data_plane.router`: a router and its HTTP gateway, or a supervisor with several of them."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 from common.service import run_service
 from data_plane.router.config import RouterConfig
-from data_plane.router.wiring import SERVICE, serve
+
+
+async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
+    """Runs what the settings ask for until `stop` is set; a supervisor does without most of a router's modules."""
+    if config.workers > 1:
+        from data_plane.supervisor.service import supervise
+
+        await supervise(config, stop)
+    else:
+        from data_plane.router.wiring import serve as route
+
+        await route(config, stop)
+
 
 if __name__ == "__main__":
-    sys.exit(run_service(SERVICE, RouterConfig, serve))
+    sys.exit(run_service("router", RouterConfig, serve))

@@ -39,3 +39,12 @@ class RouterConfig(CommonConfig):
         minimum=0,
         maximum=1_000_000,
     )
+    workers: int = setting(
+        1, "router processes that share the ports; more than 1 run under a supervisor", minimum=1, maximum=64
+    )
+    worker_start_s: float = setting(
+        60.0, "with several workers: seconds for a replacement to become ready", minimum=1, maximum=3600
+    )
+    worker_hang_s: float = setting(
+        15.0, "with several workers: silence after which one is killed and replaced, seconds", minimum=3, maximum=3600
+    )
