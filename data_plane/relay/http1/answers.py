@@ -1,0 +1,67 @@
+"""Heads of answers."""
+
+from __future__ import annotations
+
+import http
+import time
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import Final
+
+import httptools
+
+_REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
+
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class _Date:
+    """The header of the date, made once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = ""
+
+    def line(self) -> str:
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._text = second, f"Date: {formatdate(second, usegmt=True)}\r\n"
+        return self._text
+
+
+_date: Final = _Date()
+
+
+def head(status: int, headers: Mapping[str, str], framing: str) -> bytes:
+    """The head of an answer.
+
+    Args:
+        status: HTTP status.
+        headers: Names and values.
+        framing: Lines that say how long the answer is and what becomes of the connection.
+
+    Raises:
+        ValueError: A header has a line break in it.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+        raise ValueError("a header has a line break in it")
+    text = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{_date.line()}{lines}{framing}\r\n"
+    return text.encode("latin-1", "replace")
+
+
+def path_of(target: bytes) -> str:
+    """The path of a request's target, as sent.
+
+    Args:
+        target: A path with or without a query, a whole URL, or `*`.
+
+    Returns:
+        The path; empty where there is none.
+    """
+    if not target.startswith(b"/"):
+        try:
+            target = httptools.parse_url(target).path or b""
+        except httptools.HttpParserInvalidURLError:
+            return ""
+    return target.partition(b"?")[0].partition(b"#")[0].decode("latin-1")

@@ -1,0 +1,145 @@
+"""One request and its answer, as those see it who serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from data_plane.relay.http1 import answers
+from data_plane.relay.http1.requests import Fault, Request
+
+
+class Served(Protocol):
+    """What serves one request. None of it may block or raise, and none is called after the answer's end."""
+
+    def on_body(self, body: bytes) -> None:
+        """The request is whole."""
+        ...
+
+    def on_fault(self, fault: Fault) -> None:
+        """The request will never be whole: to be answered at once with that status."""
+        ...
+
+    def on_gone(self) -> None:
+        """The client is gone: nothing can be sent any more."""
+        ...
+
+    def on_writable(self) -> None:
+        """`blocked` has become False."""
+        ...
+
+
+class Application(Protocol):
+    """Serves requests. Nothing here may block or raise."""
+
+    def serve(self, call: HttpCall) -> Served:
+        """A request's head has come; it may be answered before its body, which is then not kept."""
+        ...
+
+    def malformed(self, fault: Fault) -> tuple[Mapping[str, str], bytes]:
+        """Headers and body of the answer to what is no request."""
+        ...
+
+
+class Line(Protocol):
+    """The connection of a call."""
+
+    blocked: bool
+    call: HttpCall | None
+
+    def say(self, data: bytes) -> None:
+        """Sends, at the end of this step of the loop."""
+        ...
+
+    def stream(self, data: bytes) -> None:
+        """The same, but a client that lets too much wait is given up."""
+        ...
+
+    def closes(self, request: Request) -> bool:
+        """Whether the connection ends with this request's answer."""
+        ...
+
+    def ended(self, *, closes: bool) -> None:
+        """The answer under way is complete."""
+        ...
+
+
+class HttpCall:
+    """One request at the server. What is told to one that has been answered, or whose client is gone, is ignored.
+
+    Args:
+        line: Its connection.
+        request: The request.
+
+    Attributes:
+        method: Upper case.
+        path: As sent, without the query.
+        headers: By name in lower case; the first of a name.
+    """
+
+    __slots__ = ("_closes", "_line", "_request", "_whole", "headers", "method", "path")
+
+    def __init__(self, line: Line, request: Request) -> None:
+        self._line = line
+        self._request = request
+        self._closes = False
+        self._whole = True
+        self.method = request.method
+        self.path = answers.path_of(request.target)
+        self.headers: Mapping[bytes, bytes] = request.headers
+
+    @property
+    def whole(self) -> bool:
+        """The whole request is here: `on_body` comes next."""
+        return self._request.whole
+
+    @property
+    def blocked(self) -> bool:
+        """What was sent waits for the client: send no more than what is under way until `on_writable`."""
+        return self._line.blocked
+
+    def respond(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """The whole answer.
+
+        Args:
+            status: HTTP status.
+            headers: All but those of the connection and the length.
+            body: May be empty.
+        """
+        line = self._line
+        if line.call is not self:
+            return
+        closes = line.closes(self._request)
+        head = answers.head(status, headers, f"Content-Length: {len(body)}\r\n" + self._connection(closes))
+        line.say(head if self.method == "HEAD" else head + body)
+        line.ended(closes=closes)
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """The head of an answer whose body comes piece by piece."""
+        line, request = self._line, self._request
+        if line.call is not self:
+            return
+        self._whole = request.old
+        self._closes = line.closes(request) or request.old
+        framing = "" if request.old else "Transfer-Encoding: chunked\r\n"
+        line.say(answers.head(status, headers, framing + self._connection(self._closes)))
+
+    def write(self, data: bytes) -> None:
+        """A piece of the body, as one chunk."""
+        line = self._line
+        if line.call is self and data:
+            line.stream(data if self._whole else b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end(self) -> None:
+        """The end of an answer that has begun."""
+        line = self._line
+        if line.call is not self:
+            return
+        if not self._whole:
+            line.say(b"0\r\n\r\n")
+        line.ended(closes=self._closes)
+
+    def _connection(self, closes: bool) -> str:
+        if closes:
+            return "Connection: close\r\n"
+        return "Connection: keep-alive\r\n" if self._request.old else ""

@@ -1,0 +1,369 @@
+"""A connection of HTTP/1.1 on an asyncio transport: requests one after the other, answers in order, nobody waited for
+for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from dataclasses import dataclass, field
+from typing import Final
+
+from data_plane.relay.http1 import answers
+from data_plane.relay.http1.calls import Application, HttpCall, Served
+from data_plane.relay.http1.limits import BodyRoom, Limits, Patience
+from data_plane.relay.http1.requests import Fault, Reader, Request
+from data_plane.relay.outbox import Outbox
+
+WRITE_BYTES_MAX: Final = 64 << 10
+"""Bytes that wait for the network before those who answer are told to stop."""
+
+UNREAD_BYTES_MAX: Final = 64 << 10
+"""A body that nobody wants is read to its end if no more of it is to come; otherwise the connection ends."""
+
+UNSENT_BYTES_MAX: Final = 128 << 10
+"""Bytes that wait in the kernel; it would take megabytes, which nobody could count or take back."""
+
+_int: Final = struct.Struct("i")
+_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+
+
+@dataclass(slots=True)
+class Shared:
+    """What all connections of a server share.
+
+    Attributes:
+        application: Serves the requests.
+        limits: What clients may cost.
+        patience: How long they are waited for.
+        room: For bodies.
+        outbox: Of the event loop.
+        open: The connections there are.
+        emptied: The last of them was lost.
+        draining: Every connection ends with the answer under way.
+    """
+
+    application: Application
+    limits: Limits
+    patience: Patience
+    room: BodyRoom
+    outbox: Outbox
+    open: set[Connection] = field(default_factory=set)
+    emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: bool = False
+
+
+class Connection(asyncio.Protocol):
+    """One connection.
+
+    Args:
+        shared: See Shared.
+
+    Attributes:
+        blocked: What was sent waits for the client.
+        call: What is served, or None.
+        touched: See Outbox.
+        transport: Its transport, or None before and after.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport | None = None
+        self._reader = Reader(shared.limits, shared.room)
+        self._input, self._input_at = b"", 0
+        self._pending: list[bytes] = []
+        self._request: Request | None = None
+        self._served: Served | None = None
+        self._told = False
+        self._over = False
+        self._pumping = False
+        self._paused = False
+        self._written = self._taken = self._begun = 0
+        self._stuck_since_s: float | None = None
+        self._since_s = self._loop.time()
+        self.call: HttpCall | None = None
+        self.blocked = False
+        self.touched = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream socket
+        """See asyncio.Protocol."""
+        shared = self._shared
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BYTES_MAX)
+        _tune(transport, shared.patience)
+        if len(shared.open) >= shared.limits.connections_max:
+            self._over = True
+            transport.write(self._malformed(Fault(503, "too many connections; try again")))
+            transport.close()
+        else:
+            shared.open.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        if self._over:
+            return
+        outbox = self._shared.outbox
+        outbox.reading = True
+        try:
+            self._input, self._input_at = (self._input[self._input_at :] + data if self._input else data), 0
+            self._pump()
+        finally:
+            outbox.flush()
+        if not self._paused and self._waiting_bytes > self._shared.limits.ahead_bytes_max and self.transport:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """See asyncio.Protocol. A client that half closes is gone, as everywhere: the transport closes by itself."""
+        if self.call is not None:
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        shared = self._shared
+        shared.open.discard(self)
+        if not shared.open:
+            shared.emptied.set()
+        self.transport = None
+        self._over = True
+        self._input, self._input_at = b"", 0
+        self._pending.clear()
+        self._reader.close()
+        served, self._served, self.call = self._served, None, None
+        if served is not None:
+            served.on_gone()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.blocked = True
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.blocked = False
+        if self._served is not None:
+            self._served.on_writable()
+        self._pump()
+
+    def flush(self) -> None:
+        """See Writer."""
+        pending, transport = self._pending, self.transport
+        if transport is None or not pending:
+            return
+        data = pending[0] if len(pending) == 1 else b"".join(pending)
+        pending.clear()
+        self._written += len(data)
+        transport.write(data)
+
+    def say(self, data: bytes) -> None:
+        """See Line."""
+        if not self._over:
+            self._pending.append(data)
+            self._shared.outbox.touch(self)
+
+    def stream(self, data: bytes) -> None:
+        """See Line."""
+        if self.blocked and self.queued_bytes + len(data) > self._shared.limits.answer_bytes_max:
+            self.abort()
+        self.say(data)
+
+    def closes(self, request: Request) -> bool:
+        """See Line."""
+        if not request.keeps or request.fault is not None or self._shared.draining:
+            return True
+        if request.whole:
+            return False
+        if request.length is None or (request.expects and not request.received):
+            return True
+        return request.length - request.received > UNREAD_BYTES_MAX
+
+    def ended(self, *, closes: bool) -> None:
+        """See Line."""
+        request, self._request = self._request, None
+        self._served = self.call = None
+        self._since_s = self._loop.time()
+        if request is not None and not request.whole:
+            self._reader.body(request)
+        if closes or self._shared.draining:
+            self._finish()
+        else:
+            self._pump()
+
+    def check(self, now_s: float) -> None:
+        """Looks whether anybody is waited for for too long; to be called now and then.
+
+        Args:
+            now_s: The loop's time.
+        """
+        transport, patience = self.transport, self._shared.patience
+        if transport is None:
+            return
+        waited_s = now_s - self._since_s
+        if self._stuck(transport, now_s):
+            self.abort()
+        elif self._over:
+            if waited_s >= patience.linger_s and not transport.get_write_buffer_size():
+                transport.close()
+        elif self._reader.partial and (self._request is None or not self._request.whole):
+            if waited_s >= patience.request_s:
+                self._reader.give_up(Fault(408, f"the request was not whole within {patience.request_s:g} s"))
+                self._pump()
+        elif self.call is None and not self.queued_bytes and waited_s >= patience.idle_s:
+            self._over = True
+            transport.close()
+
+    def drain(self) -> None:
+        """The server ends: closes the connection unless something is under way."""
+        if self.call is None and not self._reader.partial and not self._reader.arrived and self.transport is not None:
+            self._finish()
+
+    def abort(self) -> None:
+        """Ends it now; who serves is told in the loop's next step."""
+        self._over = True
+        self._input, self._input_at = b"", 0
+        self._pending.clear()
+        if self.transport is not None:
+            self.transport.abort()
+
+    @property
+    def _waiting_bytes(self) -> int:
+        return len(self._input) - self._input_at
+
+    @property
+    def queued_bytes(self) -> int:
+        """What was said and the network has not taken."""
+        return sum(map(len, self._pending)) + (self.transport.get_write_buffer_size() if self.transport else 0)
+
+    def _pump(self) -> None:
+        """Does all that can be done now; what it calls may call it again."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while not self._over and self._step():
+                pass
+        finally:
+            self._pumping = False
+        if self._paused and self.transport is not None and self._waiting_bytes <= self._shared.limits.ahead_bytes_max:
+            self._paused = False
+            self.transport.resume_reading()
+
+    def _step(self) -> bool:
+        """Does one thing of what can be done.
+
+        Returns:
+            Whether there was one.
+        """
+        request, served, reader = self._request, self._served, self._reader
+        if request is None:
+            if self.blocked:
+                return False
+            if reader.arrived:
+                self._begin(reader.arrived.popleft())
+                return True
+            if reader.broken:  # within a body that nobody waits for
+                self._finish()
+                return False
+        elif request.whole or request.fault is not None:
+            if self._told or served is None:
+                return False
+            self._told = True
+            if request.fault is not None:
+                served.on_fault(request.fault)
+            else:
+                served.on_body(reader.body(request))
+            return True
+        if not self._waiting_bytes:
+            return False
+        self._feed()
+        return True
+
+    def _feed(self) -> None:
+        data, at, reader = self._input, self._input_at, self._reader
+        end = at + reader.appetite
+        if at == 0 and end >= len(data):
+            self._input = b""
+            reader.feed(data)
+        else:
+            self._input_at = end
+            reader.feed(data[at:end])
+            if end >= len(data):
+                self._input, self._input_at = b"", 0
+        if reader.begun != self._begun:
+            self._begun = reader.begun
+            self._since_s = self._loop.time()
+
+    def _begin(self, request: Request) -> None:
+        if not request.method:
+            assert request.fault is not None
+            self._pending.append(self._malformed(request.fault))
+            self._finish()
+            return
+        self._request, self._told = request, False
+        call = self.call = HttpCall(self, request)
+        served = self._shared.application.serve(call)
+        if self.call is call:
+            self._served = served
+            if request.expects and not request.received and not request.whole and request.fault is None:
+                self.say(answers.CONTINUE)
+
+    def _malformed(self, fault: Fault) -> bytes:
+        headers, body = self._shared.application.malformed(fault)
+        return answers.head(fault.status, headers, f"Content-Length: {len(body)}\r\nConnection: close\r\n") + body
+
+    def _finish(self) -> None:
+        """Ends the connection after what was said; the client gets a moment to read it and to close.
+
+        Closing at once while something of it is still unread would make the kernel throw the answer away.
+        """
+        transport = self.transport
+        if transport is None or self._over:
+            return
+        unread = self._reader.partial or self._reader.broken
+        self._over = True
+        self._since_s = self._loop.time()
+        self._input, self._input_at = b"", 0
+        self._reader.close()
+        self.flush()
+        if self._paused:
+            self._paused = False
+            transport.resume_reading()
+        if transport.can_write_eof():
+            transport.write_eof()
+        elif not unread:
+            transport.close()
+
+    def _stuck(self, transport: asyncio.Transport, now_s: float) -> bool:
+        """Whether the network took nothing of what waits for it for too long."""
+        waiting = transport.get_write_buffer_size()
+        if not waiting:
+            self._stuck_since_s = None
+            return False
+        taken = self._written - waiting - _unread_bytes(transport)
+        if self._stuck_since_s is None or taken != self._taken:
+            self._taken, self._stuck_since_s = taken, now_s
+        return now_s - self._stuck_since_s >= self._shared.patience.stuck_s
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """What of that which the kernel took the client's machine has not confirmed."""
+    plain = transport.get_extra_info("socket")
+    if plain is None or plain.fileno() < 0:
+        return 0
+    (count,) = _int.unpack(fcntl.ioctl(plain.fileno(), termios.TIOCOUTQ, bytes(_int.size)))
+    return int(count)
+
+
+def _tune(transport: asyncio.Transport, patience: Patience) -> None:
+    """Small answers at once, and a peer whose machine is gone is noticed."""
+    plain = transport.get_extra_info("socket")
+    if plain is None or plain.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        plain.setsockopt(socket.IPPROTO_TCP, option, value)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(patience.stuck_s * 1000)))

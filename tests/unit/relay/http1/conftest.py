@@ -1,0 +1,13 @@
+"""Every test here runs on both event loops: asyncio's own, and uvloop, which the services run on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import uvloop
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """See pytest-asyncio."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
