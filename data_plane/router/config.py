@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.config import CommonConfig, setting
+from common.config import setting
 from common.tickets import TICKET_LIFE_S_MAX
+from data_plane.router.door_config import DoorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RouterConfig(CommonConfig):
+class RouterConfig(DoorConfig):
     """What a router process needs to know."""
 
     http_port: int = setting(0, "port of the OpenAI-compatible HTTP API; 0 takes a free one", minimum=0, maximum=65535)

@@ -13,6 +13,7 @@ from common.clock import Clock
 from common.logs import get_logger
 from common.ops import OpsServer
 from common.registration import Registration
+from common.rpc import GrpcServer
 from common.store import Store
 from common.telemetry import Telemetry
 from data_plane.gateway.app import Gateway
@@ -22,6 +23,7 @@ from data_plane.router.assignment_exchange import AssignmentExchange
 from data_plane.router.assignment_service import ASSIGNMENT_SERVICE_NAME, AssignmentService
 from data_plane.router.config import RouterConfig
 from data_plane.router.decision_service import DECISION_SERVICE_NAME, DecisionService
+from data_plane.router.door_limits import server_limits, tls
 from data_plane.router.grpc_door import GrpcDoor
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.router import SERVICE, Router
@@ -61,8 +63,14 @@ class FrontDoors:
         self._missing = missing
         self._opened = False
         self._draining = False
-        self._grpc = RelayServer(config, telemetry, reuse_port=True, own_port=True)
-        self._grpc.serve(SERVICE_NAME, GrpcDoor(router.flow, clock).methods())
+        self._grpc: RelayServer | GrpcServer
+        if config.grpc_transport == "relay":
+            self._grpc = RelayServer(
+                config, telemetry, reuse_port=True, own_port=True, tls=tls(config, "h2"), limits=server_limits(config)
+            )
+            self._grpc.serve(SERVICE_NAME, GrpcDoor(router.flow, clock).methods())
+        else:
+            self._grpc = GrpcServer(config, telemetry, reuse_port=True, own_port=True)
         servicer = InferenceService(router.flow, router.tables, router.pricing, clock, router.tickets)
         self._grpc.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
         explainer = DecisionService(router.decisions)

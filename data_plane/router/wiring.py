@@ -29,7 +29,9 @@ from data_plane.router.routing_metrics import RoutingCollector
 from data_plane.router.state import RouterState
 from data_plane.router.ticket_links import TicketLinks
 from data_plane.router.ticket_metrics import TicketCollector
-from data_plane.router.upstream_grpc import Channels
+from data_plane.router.upstream import Upstream
+from data_plane.router.upstream_grpc import Channels, GrpcUpstream
+from data_plane.router.upstream_pulled import Pulled
 from data_plane.router.upstream_relay import RelayUpstream
 from data_plane.router.usage_journal import UsageJournal
 from data_plane.router.usage_publisher import UsagePublisher
@@ -54,6 +56,9 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     router_id = config.instance_id or f"{SERVICE}-{secrets.token_hex(4)}"
     incarnation_id = secrets.token_hex(8)
     channels, pool = Channels(), Pool()
+    upstream: Upstream = RelayUpstream(pool, clock)
+    if config.grpc_transport == "grpcio":
+        upstream = Pulled(GrpcUpstream(channels, clock))
     state_dir = Path(config.state_dir) if config.state_dir else None
     state = RouterState(store, router_id=router_id, state_dir=state_dir, clock=clock)
     journal = UsageJournal(state_dir, router_id=router_id, incarnation_id=incarnation_id) if state_dir else None
@@ -61,7 +66,7 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     router = Router(
         config,
         tables=state.tables(),
-        upstream=RelayUpstream(pool, clock),
+        upstream=upstream,
         pepper=pepper,
         telemetry=telemetry,
         clock=clock,
