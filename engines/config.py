@@ -77,12 +77,19 @@ class EngineConfig(CommonConfig):
         False, "Triton: a running server reuses the KV cache of prompts that begin alike (enable_kv_cache_reuse)"
     )
     threads: int = setting(1, "Triton: inference threads of our own server", minimum=1, maximum=1024)
+    direct: bool = setting(
+        False, "routers stream from the engine itself; the agent keeps its health, load reports and life cycle"
+    )
+    direct_address: str = setting("", "with direct: where routers find the engine; empty means where the agent does")
+    direct_credentials: str = setting("", "with direct: name of the routers' credentials that the engine wants")
     otlp_traces_url: str = setting("", "Triton: OTLP/HTTP URL for our own server's spans; empty for none")
 
     def __post_init__(self) -> None:
         if not self.model_id:
             raise InvalidArgumentError("model_id is required: --model-id names the model this replica serves")
         self.cold_start_s(0.0)
+        if self.direct and self.engine == SIMULATED:
+            raise InvalidArgumentError("a simulated engine has no address: direct goes with triton", field="direct")
 
     @property
     def hardware_label(self) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from common.generation import Finish, Prompt, Sampling, TokenBatch
+from fairlead.engine.v1 import engine_pb2
 
-__all__ = ["Engine", "EngineDescription", "EngineRequest", "Finish", "Prompt", "Sampling", "TokenBatch"]
+__all__ = ["DirectWay", "Engine", "EngineDescription", "EngineRequest", "Finish", "Prompt", "Sampling", "TokenBatch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,23 @@ class EngineRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectWay:
+    """How requests can be sent past the agent.
+
+    Attributes:
+        dialect: What the engine speaks.
+        address: Where it is, as Replica.engine_address.
+        model: The model's name there.
+        triton: What of a Triton's model is to be known; None for other dialects.
+    """
+
+    dialect: engine_pb2.Dialect.ValueType
+    address: str
+    model: str
+    triton: engine_pb2.TritonModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EngineDescription:
     """What an engine says of itself once it serves.
 
@@ -45,6 +63,7 @@ class EngineDescription:
         kv_capacity_tokens: KV cache, tokens.
         context_tokens: Longest prompt plus output, tokens.
         prefix_cache: Whether it keeps the prefixes of prompts it has computed; False where nobody knows.
+        direct: The way past the agent; None where there is none.
     """
 
     engine: str
@@ -53,6 +72,7 @@ class EngineDescription:
     kv_capacity_tokens: int
     context_tokens: int
     prefix_cache: bool = False
+    direct: DirectWay | None = None
 
 
 class Engine(Protocol):

@@ -23,7 +23,7 @@ from engines.agent.experiment import LiveExperiments
 from engines.agent.metrics import AgentMetrics
 from engines.agent.notices import Notices
 from engines.agent.observed import Observer
-from engines.agent.record import ReplicaIdentity, ReplicaRecord
+from engines.agent.record import Direct, ReplicaIdentity, ReplicaRecord
 from engines.agent.reports import LoadReporter
 from engines.agent.requests import Requests
 from engines.agent.service import SERVICE as ENGINE_SERVICE
@@ -127,8 +127,9 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         engine_failed=lambda: supervisor.engine_failed(),
         displaced=lambda why: metrics.displaced.labels(why).inc(),
     )
+    direct = Direct(config.direct_address, config.direct_credentials) if config.direct else None
     identity = ReplicaIdentity(
-        config.model_id, config.hardware_label, config.engine, config.slot, config.rack, capacity
+        config.model_id, config.hardware_label, config.engine, config.slot, config.rack, capacity, direct
     )
     record = ReplicaRecord(store, identity, clock=clock, changed=changed)
     assignments = AssignmentHolder(store, model_id=config.model_id, replica_id=record.replica_id, changed=changed)

@@ -12,11 +12,24 @@ from common.clock import Clock
 from common.registration import Registration
 from common.store import Store
 from engines.agent.notices import Notices
-from engines.engine import EngineDescription
+from engines.engine import DirectWay, EngineDescription
 from fairlead.engine.v1 import engine_pb2
 from model_units.units import MilliModelUnitsPerMinute
 
 State = engine_pb2.ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """That routers are to send requests to the engine itself.
+
+    Attributes:
+        address: Its address for them; empty for the one the agent uses.
+        credentials: Names the credentials at the routers; empty for none.
+    """
+
+    address: str = ""
+    credentials: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +43,7 @@ class ReplicaIdentity:
         slot: The seat it was started for, or empty.
         rack: Failure domain, or empty.
         capacity: What it serves at its latency objective, mMU per minute.
+        direct: Requests go past the agent; None where they do not.
     """
 
     model_id: str
@@ -38,6 +52,7 @@ class ReplicaIdentity:
     slot: str
     rack: str
     capacity: MilliModelUnitsPerMinute
+    direct: Direct | None = None
 
 
 class ReplicaRecord:
@@ -59,6 +74,7 @@ class ReplicaRecord:
         changed: Notices,
     ) -> None:
         self._changed = changed
+        self._direct = identity.direct
         self._replica = engine_pb2.Replica(
             replica_id=f"{identity.model_id}-{secrets.token_hex(4)}",
             model_id=identity.model_id,
@@ -150,6 +166,7 @@ class ReplicaRecord:
         self._replica.context_tokens = description.context_tokens
         self._replica.prefix_cache = description.prefix_cache
         self._replica.engine_pid = process_id
+        self._set_way(description.direct)
         self._publish()
 
     def count_restart(self) -> None:
@@ -169,6 +186,17 @@ class ReplicaRecord:
         self._replica.drift_profile_id = profile_id
         self._replica.drift_tokens = tokens
         self._registration.update()
+
+    def _set_way(self, way: DirectWay | None) -> None:
+        if self._direct is None or way is None:
+            return
+        self._replica.dialect = way.dialect
+        self._replica.engine_address = self._direct.address or way.address
+        self._replica.engine_model = way.model
+        self._replica.engine_credentials = self._direct.credentials
+        self._replica.ClearField("triton")
+        if way.triton is not None:
+            self._replica.triton.CopyFrom(way.triton)
 
     def _publish(self) -> None:
         self._registration.update()

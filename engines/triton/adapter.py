@@ -19,12 +19,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from common.triton.chat import ChatTemplate
 from common.triton.wire import Reading, ServedModel, failure
-from engines.engine import EngineDescription, EngineRequest, TokenBatch
+from engines.engine import DirectWay, EngineDescription, EngineRequest, TokenBatch
 from engines.triton.environment import default_directory
-from engines.triton.messages import encode
+from engines.triton.messages import described, encode
 from engines.triton.repository import ModelSpec, write_repository
 from engines.triton.server import ServerSettings, TritonServer
 from engines.triton.tensors import KNOWN_MODELS, Dialect
+from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError, Reason, UnavailableError
 
 TINY_MODEL = Path(__file__).resolve().parent / "models" / "tiny-llama"
@@ -249,6 +250,12 @@ class TritonEngine:
             kv_capacity_tokens=limits.get("kv_capacity_tokens", settings.kv_capacity_tokens),
             context_tokens=self._context_tokens,
             prefix_cache=self._server is not None or settings.prefix_cache,
+            direct=DirectWay(
+                engine_pb2.DIALECT_TRITON,
+                self.address,
+                self._model.name,
+                described(self._model, self._template, status_errors=self._server is None),
+            ),
         )
 
     async def _find_model(self) -> str:

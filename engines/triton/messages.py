@@ -1,4 +1,4 @@
-"""Requests as the messages of Triton's own client package."""
+"""Messages of the agent's: requests as Triton's own client package has them, and a model as routers want to know it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
+from common.triton.chat import ChatTemplate
 from common.triton.wire import ServedModel, tensors_of
 from engines.engine import EngineRequest
+from fairlead.engine.v1 import engine_pb2
 
 
 def encode(model: ServedModel, request: EngineRequest, prompt: str) -> Any:
@@ -33,4 +35,23 @@ def encode(model: ServedModel, request: EngineRequest, prompt: str) -> Any:
         message.raw_input_contents.append(raw)
     for name in tensors.outputs:
         message.outputs.add(name=name)
+    return message
+
+
+def described(model: ServedModel, template: ChatTemplate, *, status_errors: bool) -> engine_pb2.TritonModel:
+    """What routers must know of a model that they talk to themselves.
+
+    Args:
+        model: The model.
+        template: Its chat template.
+        status_errors: Whether streams that fail are to end with a status.
+    """
+    message = engine_pb2.TritonModel(
+        outputs=sorted(model.outputs),
+        chat_template=template.source,
+        template_tokens=template.tokens,
+        status_errors=status_errors,
+    )
+    for name, (datatype, rank) in model.inputs.items():
+        message.inputs.add(name=name, datatype=datatype, rank=rank)
     return message

@@ -100,6 +100,19 @@ class Report:
             cache=cache,
         )
 
+    def blind(self) -> Report:
+        """The same of an agent that requests go past: what it says of work is about none of them, so it is not said."""
+        return replace(
+            self,
+            pending_prefill_milli_mu=-1,
+            decode_milli_mu=-1,
+            queued_decode_milli_mu=0,
+            requests=0,
+            kv_used_tokens=0,
+            dispatches_seen=0,
+            cache=None,
+        )
+
 
 class Dispatch:
     """One request sent to one replica, until it ends.
@@ -295,17 +308,19 @@ class ReplicaLoad(Candidate):
         # per request, so comparisons stand in place of calls.
         report, absurd, unseen_prefill = self._report, self._absurd, self._unseen_prefill
         said = report.pending_prefill_milli_mu
-        if not 0 <= said < absurd:
+        if 0 <= said < absurd:
+            said -= self._gone_prefill
+        else:
             said = self._waiting - unseen_prefill
-        said -= self._gone_prefill
         known = said + unseen_prefill if said > 0 else unseen_prefill
         least = self._waiting - self._largest
         self._least = least = least if least > 0 else 0
         self._known = known if known > least else least
         said = report.decode_milli_mu
-        if not 0 <= said < absurd:
+        if 0 <= said < absurd:
+            said -= self._gone_decode
+        else:
             said = self._own_decode - self._unseen_decode
-        said -= self._gone_decode
         self._decode_left = said if said > 0 else 0
         said = report.queued_decode_milli_mu
         self._queued = said if 0 <= said < absurd else 0
