@@ -61,8 +61,6 @@ class ServerCall:
         due_s: When what the client has begun to say must be there; infinite while it has begun nothing.
         served: What serves it; None before and after.
         messages: So many came.
-        held: Content that came is not credited to the client.
-        owed_bytes: So much of it.
     """
 
     __slots__ = (
@@ -75,11 +73,9 @@ class ServerCall:
         "deadline_s",
         "due_s",
         "fields",
-        "held",
         "messages",
         "method",
         "over",
-        "owed_bytes",
         "served",
         "stream",
     )
@@ -105,9 +101,9 @@ class ServerCall:
         self.method = method
         self.deadline_s = deadline_s
         self.due_s = due_s
-        self.blocked = self.over = self.held = False
+        self.blocked = self.over = False
         self.served: Served | None = None
-        self.messages = self.owed_bytes = 0
+        self.messages = 0
 
     @property
     def peer(self) -> str:
@@ -205,15 +201,12 @@ class ServerCall:
 
     def hold(self) -> None:
         """Takes no more of the request from the network than is under way."""
-        self.held = True
+        self._connection.hold(self.stream)
 
     def release(self) -> None:
         """Takes more of it."""
-        self.held = False
-        if self.owed_bytes:
-            self._connection.consumed(self.stream, self.owed_bytes)
-            self.owed_bytes = 0
-            self._endpoint.touch()
+        self._connection.release(self.stream)
+        self._endpoint.touch()
 
 
 Method = Callable[[ServerCall], Served]

@@ -48,11 +48,9 @@ class ClientCall:
         reply: As given; None after the end.
         stream: Its stream; None before it is sent.
         cutter: Of its content; None while each frame was one message.
-        held: Content that came is not credited to the server.
-        owed_bytes: So much of it.
     """
 
-    __slots__ = ("_end", "body", "cutter", "head", "held", "owed_bytes", "reply", "stream")
+    __slots__ = ("_end", "body", "cutter", "head", "reply", "stream")
 
     def __init__(self, head: bytes, body: bytes, reply: Reply) -> None:
         self.head = head
@@ -60,8 +58,6 @@ class ClientCall:
         self.reply: Reply | None = reply
         self.stream: Stream | None = None
         self.cutter: Cutter | None = None
-        self.held = False
-        self.owed_bytes = 0
         self._end: ClientEnd | None = None
 
     def begin(self, end: ClientEnd) -> None:
@@ -89,14 +85,13 @@ class ClientCall:
 
     def pause(self) -> None:
         """Takes no more from the network than is under way."""
-        self.held = True
+        if self.stream is not None and self._end is not None:
+            self._end.endpoint.connection.hold(self.stream)
 
     def resume(self) -> None:
         """Takes more."""
-        self.held = False
-        if self.owed_bytes and self.stream is not None and self._end is not None:
-            self._end.endpoint.connection.consumed(self.stream, self.owed_bytes)
-            self.owed_bytes = 0
+        if self.stream is not None and self._end is not None:
+            self._end.endpoint.connection.release(self.stream)
             self._end.endpoint.touch()
 
     def over(self, failure: FairleadError | None) -> None:
@@ -154,10 +149,6 @@ class ClientEnd:
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
         """See http2.Handler."""
         call: ClientCall = stream.context
-        if call.held:
-            call.owed_bytes += len(data)
-        else:
-            self.endpoint.connection.consumed(stream, len(data))
         if call.cutter is None and is_one_message(data) and len(data) - PREFIX_BYTES <= self._message_bytes_max:
             if call.reply is not None:
                 call.reply.on_message(data)

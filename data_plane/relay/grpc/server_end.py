@@ -103,14 +103,8 @@ class ServerEnd:
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
         """See http2.Handler."""
         call: ServerCall | None = stream.context
-        connection = self.endpoint.connection
         if call is None or call.served is None:
-            connection.consumed(stream, len(data))
             return
-        if call.held:
-            call.owed_bytes += len(data)
-        elif not ended:
-            connection.consumed(stream, len(data))
         served, route = call.served, call.fields.memo.route
         most = self.limits.message_bytes_max
         try:

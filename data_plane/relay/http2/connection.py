@@ -1,13 +1,13 @@
 """One connection of HTTP/2, at either end, without I/O.
 
     what came  -> receive() -> calls of the handler
-    what to do -> open(), send_head(), send_data(), end(), reset(), consumed() ... -> take() -> what is to be sent
+    what to do -> open(), send_head(), send_data(), end(), reset(), hold() ... -> take() -> what is to be sent
 
 Nothing here waits or looks at a clock. Whoever owns the connection writes what `take` returns, as soon as the network
 accepts it, and closes when `finished` says so.
 
-A stream's data is credited to the peer only when the handler has `consumed` it, so a slow reader holds up its own
-sender and nobody else: the connection's window opens again as soon as data came.
+Data is credited to the peer as it comes, unless the handler holds the stream: then the peer may send what the stream's
+window has room for, so a slow reader holds up its own sender and nobody else.
 
 A peer's mistake on a stream ends that stream (RST_STREAM), one on the connection ends that (GOAWAY); what is allowed
 but only makes work is counted (`Limits`), and too much of it is a mistake.
@@ -163,26 +163,54 @@ class Connection(Guarding):
             if data[:at] != self._preface_left[:at]:
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
             self._preface_left = self._preface_left[at:]
-        frame_bytes_max = self._limits.frame_bytes_max
+        frame_bytes_max, credit_below = self._limits.frame_bytes_max, self._stream_credit_below
+        streams, on_data = self.streams, self._handler.on_data
+        count = came = 0  # data that went the short way
+        whole = self._block is None
         while end - at >= HEAD_BYTES:
             kind, flags, stream_id = unpack_head(data, at)
             length = kind >> 8
-            if length > frame_bytes_max:
-                raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
             begin = at + HEAD_BYTES
             after = begin + length
-            if after > end:
+            if after > end or length > frame_bytes_max:
+                if length > frame_bytes_max:
+                    raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
                 break
+            at = after
+            if whole and not flags and not kind & 0xFF:
+                stream = streams.get(stream_id)
+                if stream is not None and stream.quick and 0 < length <= stream.receive_window:
+                    count += 1
+                    came += length
+                    stream.receive_window -= length
+                    if stream.receive_window < credit_below:
+                        self._credit_stream(stream)
+                    on_data(stream, data[begin:after], False)
+                    continue
+            if self.fault is not None:
+                return
+            if came:
+                self._came(count, came)
+                count = came = 0
             kind &= 0xFF
-            if kind == DATA and self._block is None:
-                self.data_frames += 1
+            if kind == DATA and whole:
                 self._on_data(flags, stream_id & STREAM_MAX, data[begin:after])
             else:
                 self._on_frame(kind, flags, stream_id & STREAM_MAX, data[begin:after])
-            if self.fault is not None:
-                return
-            at = after
-        self._tail = data[at:] if at < end else b""
+                whole = self._block is None
+        if came:
+            self._came(count, came)
+        if self.fault is None:
+            self._tail = data[at:] if at < end else b""
+
+    def _came(self, count: int, length: int) -> None:
+        """So many frames of data came, of so many bytes."""
+        self.data_frames += count
+        if length > self._receive_window:
+            raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+        self._receive_window -= length
+        if self._receive_window < self._credit_below:
+            self._credit()
 
     def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if not self.greeted:
@@ -199,11 +227,7 @@ class Connection(Guarding):
 
     def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
         length = len(payload)
-        if length > self._receive_window:
-            raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
-        self._receive_window -= length
-        if self._receive_window < self._credit_below:
-            self._credit()
+        self._came(1, length)
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
@@ -221,7 +245,6 @@ class Connection(Guarding):
             if padding > length:
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
             payload = payload[1 : length - padding + 1]
-            self.consumed(stream, padding)
         ended = flags & END_STREAM != 0
         if stream.content_left >= 0:
             stream.content_left -= len(payload)
@@ -230,7 +253,9 @@ class Connection(Guarding):
                 return
         if ended:
             self._remote_end(stream)
-        elif not payload:
+        elif not stream.held and stream.receive_window < self._stream_credit_below:
+            self._credit_stream(stream)
+        if not payload and not ended:
             self._control("data frames without data")
             return
         self._handler.on_data(stream, payload, ended)
@@ -311,6 +336,7 @@ class Connection(Guarding):
         self.streams[stream_id] = stream
         stream.headed, stream.content_left = True, length
         stream.remote_ended = ended
+        stream.quick = length < 0 and not ended
         self._handler.on_head(stream, fields, ended)
 
     def _on_answer(self, stream: Stream, fields: Fields, ended: bool) -> None:
@@ -326,6 +352,7 @@ class Connection(Guarding):
             self._control("interim answers")
         else:
             stream.headed, stream.content_left = True, length if not ended else -1
+            stream.quick = length < 0 and not ended and not stream.held
         if ended:
             self._remote_end(stream)
         self._handler.on_head(stream, fields, ended)
@@ -380,6 +407,7 @@ class Connection(Guarding):
 
     def _remote_end(self, stream: Stream) -> None:
         stream.remote_ended = True
+        stream.quick = False
         if stream.local_ended and stream.ending is None:
             self._close(stream)
 

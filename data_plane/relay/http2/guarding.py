@@ -41,20 +41,23 @@ class Guarding(Sending):
         self.now_s = now_s
         self._last_id = 0  # the highest stream that the peer has opened
         self._receive_window = limits.connection_window_bytes
-        self._credit_below = limits.connection_window_bytes // 2
+        self._credit_below = limits.connection_window_bytes // 2 + 1
+        self._stream_credit_below = limits.stream_window_bytes // 2 + 1
         self._updates = self._sent_before = 0
         self._resets = Allowance(limits.resets_burst, limits.resets_per_s, now_s)
         self._controls = Allowance(limits.controls_burst, limits.controls_per_s, now_s)
 
-    def consumed(self, stream: Stream, length: int) -> None:
-        """The handler is done with so much of a stream's content: the peer may send as much again."""
-        if stream.remote_ended:
-            return
-        stream.uncredited += length
-        if 2 * stream.uncredited >= self._limits.stream_window_bytes:
-            self._out.append(frames.window_update(stream.id, stream.uncredited))
-            stream.receive_window += stream.uncredited
-            stream.uncredited = 0
+    def hold(self, stream: Stream) -> None:
+        """The peer may send no more on a stream than its window is open now."""
+        stream.held = True
+        stream.quick = False
+
+    def release(self, stream: Stream) -> None:
+        """And now it may again."""
+        stream.held = False
+        stream.quick = stream.headed and not stream.remote_ended and stream.content_left < 0
+        if not stream.remote_ended and stream.receive_window < self._stream_credit_below:
+            self._credit_stream(stream)
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
@@ -143,6 +146,11 @@ class Guarding(Sending):
         used = self._limits.connection_window_bytes - self._receive_window
         self._out.append(frames.window_update(0, used))
         self._receive_window += used
+
+    def _credit_stream(self, stream: Stream) -> None:
+        used = self._limits.stream_window_bytes - stream.receive_window
+        self._out.append(frames.window_update(stream.id, used))
+        stream.receive_window += used
 
     def _control(self, what: str) -> None:
         earned, self._sent_before = self._sent_frames - self._sent_before, self._sent_frames

@@ -22,7 +22,8 @@ class Limits:
             still to be decoded, for the sake of the others on its connection.
         header_list_bytes_max: All headers of a block together, decoded, each with 32 bytes more.
         continuations_max: Frames by which a header block may go on.
-        stream_window_bytes: What the peer may send on a stream before it was consumed, 65,535 or more.
+        stream_window_bytes: What the peer may send on a stream that is held, or before it hears of more, 65,535 or
+            more.
         connection_window_bytes: The same on all streams together.
         resets_burst: Streams that a client may give up, or have given up for its mistakes, at once. Source: nghttp2.
         resets_per_s: And for how long it goes on like that. Source: nghttp2.

@@ -35,7 +35,7 @@ class Handler(Protocol):
         ...
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
-        """Content came, empty only at the end. It is to be `consumed`."""
+        """Content came, empty only at the end."""
         ...
 
     def on_trailers(self, stream: Stream, fields: Fields) -> None:
@@ -165,7 +165,9 @@ class Sending:
             stream.send_window -= length
             self._room -= length
             self._sent_frames += 1
-            self._out += (pack_head(length << 8, 0, stream.id), data)
+            out = self._out
+            out.append(pack_head(length << 8, 0, stream.id))
+            out.append(data)
             return True
         if not stream.local_ended and length:
             # In pieces of a frame: what a window cuts off is copied.
@@ -258,6 +260,7 @@ class Sending:
 
     def _close(self, stream: Stream) -> None:
         stream.closed = stream.local_ended = stream.remote_ended = True
+        stream.quick = False
         stream.ending = None
         stream.queue.clear()
         stream.queued_bytes = 0

@@ -17,7 +17,9 @@ class Stream:
         queued_bytes: All of that.
         ending: The header block that ends our side after the queue; empty bytes for none but the end.
         receive_window: Bytes that the peer may send on it still.
-        uncredited: Bytes consumed here that the peer was not told of.
+        held: What comes is not credited to the peer.
+        quick: The next data is neither the first nor the last, is not counted against a promised length, and is
+            credited as it comes.
         headed: The peer's first header block came.
         remote_ended: The peer has said all.
         local_ended: We have said all, or it waits in `ending`.
@@ -31,14 +33,15 @@ class Stream:
         "context",
         "ending",
         "headed",
+        "held",
         "id",
         "local_ended",
         "queue",
         "queued_bytes",
+        "quick",
         "receive_window",
         "remote_ended",
         "send_window",
-        "uncredited",
     )
 
     def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
@@ -49,6 +52,6 @@ class Stream:
         self.queue: deque[bytes] = deque()
         self.queued_bytes = 0
         self.ending: bytes | None = None
-        self.uncredited = 0
         self.content_left = -1
+        self.held = self.quick = False
         self.headed = self.remote_ended = self.local_ended = self.closed = False

@@ -49,7 +49,7 @@ class Recorder:
         streams: The streams, by id.
         sent: Streams whose waiting data went out.
         pongs: Answers to pings.
-        consume: Whether data is consumed as it comes.
+        consume: Whether more data may come than the windows are open at the beginning.
     """
 
     consume: bool = True
@@ -66,14 +66,14 @@ class Recorder:
     def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
         seen = self.of(stream)
         seen.fields, seen.ended = fields, ended
+        if not self.consume and self.connection is not None:
+            self.connection.hold(stream)
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
         seen = self.of(stream)
         assert not seen.ended
         seen.data += data
         seen.ended = ended
-        if self.consume and self.connection is not None:
-            self.connection.consumed(stream, len(data))
 
     def on_trailers(self, stream: Stream, fields: Fields) -> None:
         seen = self.of(stream)

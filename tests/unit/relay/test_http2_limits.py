@@ -153,7 +153,7 @@ def test_a_frame_beyond_the_connections_window() -> None:
 
 
 def test_a_stream_that_is_not_read_holds_up_no_other() -> None:
-    """Proves that the connection's window opens again although nothing was consumed."""
+    """Proves that the connection's window opens again although its streams are held."""
     connection, recorder = greeted(consume=False)
     for stream_id in (1, 3, 5):
         connection.receive(request(stream_id), 0.0)
@@ -165,14 +165,31 @@ def test_a_stream_that_is_not_read_holds_up_no_other() -> None:
     assert len(recorder.seen[5].data) == 64_000
 
 
-def test_what_is_consumed_may_be_sent_again() -> None:
+def test_a_stream_that_is_held_takes_what_its_window_has_room_for() -> None:
+    """Proves that nothing is credited while a stream is held, and all of it once it is released."""
     connection, recorder = greeted(consume=False)
     connection.receive(request(1) + data(1, 16_384 * b"x") + data(1, 16_384 * b"x"), 0.0)
-    stream = recorder.streams[1]
-    connection.consumed(stream, 32_767)
     assert connection.take() == b""
-    connection.consumed(stream, 1)
+    stream = recorder.streams[1]
+    connection.release(stream)
     assert kinds(connection.take()) == [(frames.WINDOW_UPDATE, 1, (32_768).to_bytes(4, "big"))]
+    connection.receive(data(1, 16_384 * b"x") + data(1, 16_384 * b"x"), 0.0)
+    assert (frames.WINDOW_UPDATE, 1, (32_768).to_bytes(4, "big")) in kinds(connection.take())
+    assert len(recorder.seen[1].data) == 65_536
+
+
+@pytest.mark.parametrize("said", [b"", b"x"])
+def test_padding_counts_for_the_windows(said: bytes) -> None:
+    """Proves that padding, which no handler sees, is credited like data."""
+    connection, recorder = greeted()
+    connection.receive(request(1), 0.0)
+    for _ in range(300):
+        connection.receive(data(1, bytes([255]) + said + 255 * b"\0", frames.PADDED), 0.0)
+        connection.send_data(recorder.streams[1], b"token")
+        connection.take()
+    assert connection.fault is None
+    assert recorder.seen[1].data == 300 * said
+    assert 2 * recorder.streams[1].receive_window >= LIMITS.stream_window_bytes
 
 
 def test_data_waits_for_a_slow_reader_and_for_the_network() -> None:
