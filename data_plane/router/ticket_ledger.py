@@ -156,17 +156,19 @@ class TicketLedger:
         return ends
 
     def sweep(self) -> None:
-        """Gives up replicas that are gone. To be called about once a second."""
+        """Gives up replicas that are not heard any more. To be called about once a second."""
         for replica_id in self.book.replicas():
-            if self._fleet.get(replica_id) is None or self.silent_s(replica_id) > LOST_AFTER_S:
+            if self.silent_s(replica_id) > LOST_AFTER_S:
                 self.lost(replica_id)
-        for replica_id in [each for each in self._heard_ns if self._fleet.get(each) is None]:
+        for replica_id in [each for each in self._heard_ns if self.silent_s(each) > LOST_AFTER_S]:
             del self._heard_ns[replica_id]
 
     def lost(self, replica_id: str) -> None:
         """A replica is given up: what it reported is charged, the rest goes back."""
-        log.warning("a replica with open tickets is given up", replica_id=replica_id)
-        for ticket in self.book.lost(replica_id):
+        tickets = self.book.lost(replica_id)
+        if tickets:
+            log.warning("a replica with open tickets is given up", replica_id=replica_id, tickets=len(tickets))
+        for ticket in tickets:
             held = ticket.held
             self.counts.lost += 1
             if not ticket.redeemed:

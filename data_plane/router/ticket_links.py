@@ -17,6 +17,7 @@ from data_plane.router.core.fleet import Fleet
 from data_plane.router.ticket_desk import TicketDesk
 from data_plane.router.upstream_grpc import Channels
 from fairlead.engine.v1 import ticket_pb2, ticket_pb2_grpc
+from fairlead.errors import Reason, from_rpc_error
 
 log = get_logger(__name__)
 
@@ -80,9 +81,10 @@ class TicketLinks:
             link.news.set()
 
     def _match(self, streams: asyncio.TaskGroup) -> None:
-        """Starts a stream for every new replica that takes tickets and ends those of replicas that are forgotten."""
+        """Starts a stream for every new replica that takes tickets; ends those of forgotten ones that hold none."""
         members = {each.record.replica_id: each.record for each in self._fleet if each.record.ticket_address}
-        for replica_id in [each for each in self._streams if each not in members]:
+        needed = {*members, *self._desk.ledger.book.replicas()}
+        for replica_id in [each for each in self._streams if each not in needed]:
             self._streams.pop(replica_id).cancel()
             self._desk.unlinked(replica_id)
         for replica_id, record in members.items():
@@ -107,7 +109,8 @@ class TicketLinks:
                     self._desk.linked(replica_id)
                     delay_s = _RECONNECT_S_MIN
             except grpc.aio.AioRpcError as failure:
-                log.debug("ticket link lost", replica_id=replica_id, error=failure.details())
+                if _is_gone(failure):
+                    self._desk.ledger.lost(replica_id)
             except grpc.aio.UsageError as failure:  # the channel was closed under the call
                 log.warning("ticket link not opened", replica_id=replica_id, error=str(failure))
             finally:
@@ -135,3 +138,8 @@ class TicketLinks:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SAY_S):
                     await link.news.wait()
+
+
+def _is_gone(failure: grpc.aio.AioRpcError) -> bool:
+    """Whether the replica's process has ended: nothing listens at its address, or another one."""
+    return "refused" in (failure.details() or "").lower() or from_rpc_error(failure).reason is Reason.UNKNOWN_REPLICA

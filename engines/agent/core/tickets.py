@@ -155,7 +155,7 @@ class TicketRegister:
             now_ns: The router's time now.
         """
         self._forget(now_ns)
-        if number in self._used:
+        if number in self._used or number in self._states:
             return
         self._use_up(number, now_ns + _LIFE_NS_MAX)
         self._states[number] = TicketState(number, end=End.UNUSED)
