@@ -15,6 +15,7 @@ _TYPES: Final = {
     401: "authentication_error",
     403: "permission_error",
     404: "invalid_request_error",
+    408: "timeout_error",
     409: "conflict_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
@@ -35,6 +36,9 @@ _CODES: Final = {
     Reason.QUOTA_HELD: "rate_limit_exceeded",
     Reason.QUOTA_TOO_SMALL: "insufficient_quota",
 }
+
+# Of requests that cannot be read to their end; all others are malformed.
+_FAULTS: Final = {408: "request_timeout", 413: "body_too_large", 503: "overloaded"}
 
 # Trying again cannot help, although the status says so to every HTTP client.
 _FINAL: Final = frozenset({Reason.QUOTA_TOO_SMALL})
@@ -70,6 +74,19 @@ def body(error: FairleadError, *, request_id: str | None) -> bytes:
         reason=error.reason.value,
         request_id=request_id,
     )
+
+
+def of_fault(status: int, message: str, *, request_id: str | None) -> bytes:
+    """The JSON body of the answer to a request that could not be read to its end.
+
+    Args:
+        status: HTTP status.
+        message: For a person.
+        request_id: As in `body`.
+    """
+    code = _FAULTS.get(status, "malformed_http")
+    reason = Reason.QUEUE_FULL if status == 503 else Reason.INVALID_ARGUMENT
+    return render(message, status=status, code=code, reason=reason.value, request_id=request_id)
 
 
 def render(

@@ -16,6 +16,7 @@ from fairlead.inference.v1 import inference_pb2 as pb
 DONE: Final = b"data: [DONE]\n\n"
 
 _encode: Final = msgspec.json.Encoder().encode
+_MARK: Final = "\x00"
 _FINISH: Final = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 
 
@@ -24,17 +25,26 @@ class Shape:
 
     Args:
         chat: Chat or plain.
-        receipt: Ids and the replica's engine.
+        receipt: Ids and the replica's engine, known by the time anything is rendered.
         created_s: Unix time.
     """
 
     def __init__(self, *, chat: bool, receipt: Receipt, created_s: int) -> None:
         self._chat = chat
         self._receipt = receipt
-        self._head: dict[str, Any] = {
+        self._created_s = created_s
+
+    def head(self, *, chunk: bool) -> dict[str, Any]:
+        """What every body begins with.
+
+        Args:
+            chunk: It is one of a stream.
+        """
+        receipt, chat = self._receipt, self._chat
+        return {
             "id": ("chatcmpl-" if chat else "cmpl-") + receipt.request_id,
-            "object": "chat.completion" if chat else "text_completion",
-            "created": created_s,
+            "object": ("chat.completion.chunk" if chunk else "chat.completion") if chat else "text_completion",
+            "created": self._created_s,
             "model": receipt.model_id,
             "system_fingerprint": f"fp_{hash64(receipt.engine) >> 24:010x}",
         }
@@ -42,14 +52,11 @@ class Shape:
     def whole(self, text: str, finished: Finished) -> bytes:
         """The JSON body of an answer that is not streamed."""
         choice = self._choice({"role": "assistant", "content": text, "refusal": None}, "message", text, finished)
-        return _encode({**self._head, "choices": [choice], "usage": self.usage(finished.usage)})
+        return _encode({**self.head(chunk=False), "choices": [choice], "usage": self.usage(finished.usage)})
 
     def stream(self, *, include_usage: bool) -> Stream:
         """Renders the same answer piece by piece."""
-        head = dict(self._head)
-        if self._chat:
-            head["object"] = "chat.completion.chunk"
-        return Stream(self, head, include_usage)
+        return Stream(self, include_usage)
 
     def delta(self, text: str | None, finished: Finished | None, *, first: bool) -> dict[str, Any]:
         """One choice of a chunk."""
@@ -85,37 +92,43 @@ class Stream:
 
     Args:
         shape: Chat or plain.
-        head: What every chunk repeats.
         include_usage: Whether a last chunk carries the usage; all others then say null.
     """
 
-    def __init__(self, shape: Shape, head: dict[str, Any], include_usage: bool) -> None:
+    __slots__ = ("_after", "_before", "_first", "_head", "_include_usage", "_shape")
+
+    def __init__(self, shape: Shape, include_usage: bool) -> None:
         self._shape = shape
-        self._head = head
         self._include_usage = include_usage
-        self._frame: tuple[bytes, bytes] | None = None
+        self._head: dict[str, Any] | None = None
+        self._before = self._after = b""
         self._first = True
 
-    def piece(self, text: str) -> bytes:
-        """A chunk with new text."""
+    def piece(self, text: bytes) -> bytes:
+        """A chunk with new text.
+
+        Args:
+            text: UTF-8. What is none in it is replaced, for JSON has no other text.
+        """
         if self._first:
             self._first = False
-            return self._chunk([self._shape.delta(text, None, first=True)])
-        if self._frame is None:
+            return self._chunk([self._shape.delta(text.decode("utf-8", "replace"), None, first=True)])
+        if not self._before:
             # Everything but the text is the same in every later chunk: encoded once.
-            mark = "\x00"
-            before, after = self._chunk([self._shape.delta(mark, None, first=False)]).split(_encode(mark))
-            self._frame = (before, after)
-        return self._frame[0] + _encode(text) + self._frame[1]
+            self._before, self._after = self._chunk([self._shape.delta(_MARK, None, first=False)]).split(_encode(_MARK))
+        return self._before + _encode(text.decode("utf-8", "replace")) + self._after
 
     def end(self, finished: Finished) -> bytes:
         """The last chunks."""
         chunks = self._chunk([self._shape.delta(None, finished, first=self._first)])
         if self._include_usage:
+            assert self._head is not None
             chunks += _event({**self._head, "choices": [], "usage": self._shape.usage(finished.usage)})
         return chunks + DONE
 
     def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
+        if self._head is None:
+            self._head = self._shape.head(chunk=True)
         nothing = {"usage": None} if self._include_usage else {}
         return _event({**self._head, "choices": choices, **nothing})
 

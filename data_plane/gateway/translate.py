@@ -18,6 +18,7 @@ SESSION_HEADER: Final = "X-Fairlead-Session"
 PRIORITY_HEADER: Final = "X-Fairlead-Priority"
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 
+_FIELDS: Final = {name: name.lower().encode() for name in (SESSION_HEADER, PRIORITY_HEADER, IDEMPOTENCY_HEADER)}
 _PRIORITIES: Final = {
     "batch": pb.PRIORITY_BATCH,
     "interactive": pb.PRIORITY_INTERACTIVE,
@@ -33,12 +34,12 @@ _INT32_MAX: Final = (1 << 31) - 1
 _UINT64: Final = (1 << 64) - 1
 
 
-def chat(body: bytes, headers: Mapping[str, str]) -> tuple[pb.GenerateRequest, ChatRequest]:
+def chat(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[pb.GenerateRequest, ChatRequest]:
     """Reads a POST /v1/chat/completions.
 
     Args:
         body: JSON.
-        headers: The request's.
+        headers: The request's, by name in lower case.
 
     Returns:
         The platform's request, not checked against limits yet, and the body as decoded.
@@ -59,7 +60,7 @@ def chat(body: bytes, headers: Mapping[str, str]) -> tuple[pb.GenerateRequest, C
     return request, decoded
 
 
-def completion(body: bytes, headers: Mapping[str, str]) -> tuple[pb.GenerateRequest, CompletionRequest]:
+def completion(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[pb.GenerateRequest, CompletionRequest]:
     """Reads a POST /v1/completions. Arguments and errors as in `chat`."""
     decoded = _decode(_COMPLETION, body)
     refuse_unsupported(decoded)
@@ -104,7 +105,10 @@ def _position_only(error: Exception) -> str:
 
 
 def _common(
-    decoded: ChatRequest | CompletionRequest, headers: Mapping[str, str], max_tokens: int | None, max_tokens_name: str
+    decoded: ChatRequest | CompletionRequest,
+    headers: Mapping[bytes, bytes],
+    max_tokens: int | None,
+    max_tokens_name: str,
 ) -> pb.GenerateRequest:
     request = pb.GenerateRequest(
         model=decoded.model,
@@ -131,11 +135,11 @@ def _common(
     return request
 
 
-def _header(headers: Mapping[str, str], name: str) -> str:
-    value = headers.get(name, "")
+def _header(headers: Mapping[bytes, bytes], name: str) -> str:
+    value = headers.get(_FIELDS[name], b"")
     if not value.isascii():
         raise InvalidArgumentError(f"{name} must be ASCII", field=name)
-    return value
+    return value.decode()
 
 
 def _int32(value: int, name: str) -> int:

@@ -81,7 +81,7 @@ class Connection(asyncio.Protocol):
         self._over = False
         self._pumping = False
         self._paused = False
-        self._written = self._taken = self._begun = 0
+        self._written = self._taken = self._begun = self._pending_bytes = 0
         self._stuck_since_s: float | None = None
         self._since_s = self._loop.time()
         self.call: HttpCall | None = None
@@ -131,6 +131,7 @@ class Connection(asyncio.Protocol):
         self._over = True
         self._input, self._input_at = b"", 0
         self._pending.clear()
+        self._pending_bytes = 0
         self._reader.close()
         served, self._served, self.call = self._served, None, None
         if served is not None:
@@ -154,13 +155,19 @@ class Connection(asyncio.Protocol):
             return
         data = pending[0] if len(pending) == 1 else b"".join(pending)
         pending.clear()
+        self._pending_bytes = 0
         self._written += len(data)
         transport.write(data)
 
     def say(self, data: bytes) -> None:
         """See Line."""
-        if not self._over:
-            self._pending.append(data)
+        if self._over:
+            return
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes > WRITE_BYTES_MAX:
+            self.flush()  # it has to be seen within this step of the loop whether the client keeps up
+        elif not self.touched:
             self._shared.outbox.touch(self)
 
     def stream(self, data: bytes) -> None:
@@ -224,6 +231,7 @@ class Connection(asyncio.Protocol):
         self._over = True
         self._input, self._input_at = b"", 0
         self._pending.clear()
+        self._pending_bytes = 0
         if self.transport is not None:
             self.transport.abort()
 
@@ -234,7 +242,7 @@ class Connection(asyncio.Protocol):
     @property
     def queued_bytes(self) -> int:
         """What was said and the network has not taken."""
-        return sum(map(len, self._pending)) + (self.transport.get_write_buffer_size() if self.transport else 0)
+        return self._pending_bytes + (self.transport.get_write_buffer_size() if self.transport else 0)
 
     def _pump(self) -> None:
         """Does all that can be done now; what it calls may call it again."""
@@ -298,7 +306,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         if not request.method:
             assert request.fault is not None
-            self._pending.append(self._malformed(request.fault))
+            self.say(self._malformed(request.fault))
             self._finish()
             return
         self._request, self._told = request, False
