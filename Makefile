@@ -15,6 +15,9 @@ TESTS ?= tests
 TRACES ?=
 PHASES ?=
 DURATION_S ?= 180
+RIVALS ?=
+ROUNDS ?=
+SECONDS ?=
 TARGET ?=
 MINUTES ?= 1
 KEEP ?=
@@ -26,7 +29,7 @@ PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_p
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-faults fuzz lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota bench-routing image up down clean
+.PHONY: help run test test-unit test-faults fuzz lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota bench-routing bench-relay bench-relay-soak image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -87,6 +90,13 @@ bench-quota: ## Does quota hold: 3 routers, 8 tenants x 128 streams, faults, riv
 
 bench-routing: ## Is the right replica chosen: rival rules, stickiness, surges, the sharder, live; TRACES=dir PHASES=a,b
 	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.routing $(PHASES)
+
+bench-relay: ## CPU per request and token, beside other routers: PHASES=a,b RIVALS=a,b|none ROUNDS=n SECONDS=n
+	@PHASES="$(PHASES)" RIVALS="$(RIVALS)" ROUNDS="$(ROUNDS)" SECONDS="$(SECONDS)" REPLICAS="$(REPLICAS)" \
+		$(BOOTSTRAP) --tests -- -m benchmarks.relay
+
+bench-relay-soak: ## Half an hour at .7 of a core with cancels, resets and slow readers: MINUTES=n
+	@MINUTES="$(if $(filter file,$(origin MINUTES)),,$(MINUTES))" $(BOOTSTRAP) --tests -- -m benchmarks.relay.soak
 
 image: ## The container image
 	docker compose build
