@@ -15,20 +15,23 @@ SERVICE: Final = "engines"
 
 SIMULATED: Final = "simulated"
 TRITON: Final = "triton"
+OPENAI: Final = "openai"
 
 _HEALTH: Final = HealthLimits()
 COLD_START_OF_HARDWARE: Final = "hardware"
 _COLD_START_MAX_S: Final = 3600
-_DEFAULT_HARDWARE: Final = {SIMULATED: "h100", TRITON: "cpu-2core"}
+_DEFAULT_HARDWARE: Final = {SIMULATED: "h100", TRITON: "cpu-2core", OPENAI: "external"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(CommonConfig):
     """What a replica needs to know."""
 
-    engine: str = setting(SIMULATED, "what runs the model", choices=(SIMULATED, TRITON))
+    engine: str = setting(SIMULATED, "what runs the model", choices=(SIMULATED, TRITON, OPENAI))
     model_id: str = setting("", "id of the model it serves; required")
-    hardware: str = setting("", "hardware label; empty means h100 simulated, cpu-2core with Triton")
+    hardware: str = setting(
+        "", "hardware label; empty means h100 simulated, cpu-2core with Triton, external with OpenAI's API"
+    )
     slot: str = setting("", "the seat the actuator started this replica for")
     rack: str = setting("", "failure domain beyond the host")
     capacity_milli_mu_per_minute: int = setting(
@@ -65,16 +68,19 @@ class EngineConfig(CommonConfig):
         maximum=1_000_000,
     )
     dialect: str = setting("", "Triton: tensors of our own server's model", choices=("", "ensemble", "llmapi"))
-    endpoint: str = setting("", "Triton: host:port of a running server; empty starts our own")
-    model_name: str = setting("", "Triton: the model's name on a running server; empty finds it")
+    endpoint: str = setting(
+        "", "Triton: host:port of a running server; empty starts our own. OpenAI: base URL, as http://127.0.0.1:8000/v1"
+    )
+    endpoint_key_file: str = setting("", "OpenAI: file with the API key that the agent shows; empty for none")
+    model_name: str = setting("", "the model's name on a running server; empty finds it")
     context_tokens: int = setting(
-        0, "Triton: context of a running server's model, tokens; 0 means 4096", minimum=0, maximum=10_000_000
+        0, "context of a running server's model, tokens; 0 means what it says, or 4096", minimum=0, maximum=10_000_000
     )
     model_directory: str = setting("", "Triton: folder of the model; empty means the tiny model that ships")
     work_directory: str = setting("", "Triton: where its repository and log go; empty means a temporary folder")
-    kv_capacity_tokens: int = setting(0, "Triton: KV cache, tokens; 0 means the engine's default", minimum=0)
+    kv_capacity_tokens: int = setting(0, "Triton, OpenAI: KV cache, tokens; 0 means the engine's default", minimum=0)
     prefix_cache: bool = setting(
-        False, "Triton: a running server reuses the KV cache of prompts that begin alike (enable_kv_cache_reuse)"
+        False, "a running server reuses the KV cache of prompts that begin alike (Triton: enable_kv_cache_reuse)"
     )
     threads: int = setting(1, "Triton: inference threads of our own server", minimum=1, maximum=1024)
     direct: bool = setting(
@@ -89,7 +95,11 @@ class EngineConfig(CommonConfig):
             raise InvalidArgumentError("model_id is required: --model-id names the model this replica serves")
         self.cold_start_s(0.0)
         if self.direct and self.engine == SIMULATED:
-            raise InvalidArgumentError("a simulated engine has no address: direct goes with triton", field="direct")
+            raise InvalidArgumentError(
+                "a simulated engine has no address: direct goes with triton and openai", field="direct"
+            )
+        if self.engine == OPENAI and not self.endpoint.startswith(("http://", "https://")):
+            raise InvalidArgumentError("engine openai needs an endpoint: the base URL of its API", field="endpoint")
 
     @property
     def hardware_label(self) -> str:

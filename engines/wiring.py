@@ -30,7 +30,7 @@ from engines.agent.service import SERVICE as ENGINE_SERVICE
 from engines.agent.service import EngineServicer
 from engines.agent.supervisor import Supervisor, SupervisorLimits
 from engines.agent.ticket_door import TicketDoor
-from engines.config import SERVICE, SIMULATED, EngineConfig
+from engines.config import OPENAI, SERVICE, SIMULATED, EngineConfig
 from engines.engine import Engine
 from engines.simulated.engine import PIECE_TOKENS, SimulatedEngine
 from engines.simulated.hardware import hardware
@@ -63,6 +63,8 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
     if config.engine == SIMULATED:
         machine = hardware(config.hardware_label)
         return SimulatedEngine(machine, _limits(config), cold_start_s=config.cold_start_s(machine.cold_start_s()))
+    if config.engine == OPENAI:
+        return _openai_engine(config)
     # Imported here because a simulated replica needs none of Triton's packages.
     from engines.triton.adapter import TritonEngine, TritonSettings
     from engines.triton.tensors import Dialect
@@ -81,6 +83,30 @@ def build_engine(config: EngineConfig, work_directory: Path) -> Engine:
             sequences_max=config.sequences_max or own.sequences_max,
             kv_capacity_tokens=config.kv_capacity_tokens or own.kv_capacity_tokens,
             otlp_traces_url=config.otlp_traces_url,
+        )
+    )
+
+
+def _openai_engine(config: EngineConfig) -> Engine:
+    # Imported here because other replicas need no HTTP client.
+    from engines.openai.adapter import OpenAIEngine, OpenAISettings
+
+    key = ""
+    if config.endpoint_key_file:
+        try:
+            key = Path(config.endpoint_key_file).read_text().strip()
+        except OSError as error:
+            raise InvalidArgumentError(f"endpoint_key_file {config.endpoint_key_file}: {error.strerror}") from error
+    own = OpenAISettings(config.endpoint)
+    return OpenAIEngine(
+        OpenAISettings(
+            config.endpoint,
+            model_name=config.model_name,
+            key=key,
+            sequences_max=config.sequences_max or own.sequences_max,
+            kv_capacity_tokens=config.kv_capacity_tokens or own.kv_capacity_tokens,
+            context_tokens=config.context_tokens,
+            prefix_cache=config.prefix_cache,
         )
     )
 

@@ -15,16 +15,17 @@ from typing import Final
 import msgspec
 
 from common.clock import Clock
+from common.generation import FINISH_REASONS, Finish, prompt_of, sampling_of
+from common.openai import messages
+from common.openai.messages import Choice, Chunk, Usage
+from common.openai.sse import EventReader, EventTooLargeError
 from data_plane.relay.http1.client import HttpPool
 from data_plane.relay.http1.client_calls import Fault, HttpCall, Origin
-from data_plane.router.dialects import openai_messages as messages
 from data_plane.router.dialects.credentials import Credentials, origin_of
-from data_plane.router.dialects.openai_messages import Choice, Chunk, Usage
 from data_plane.router.dialects.running import Running
-from data_plane.router.dialects.sse import EventReader, EventTooLargeError
 from data_plane.router.upstream import Metadata, Receiver
 from fairlead.engine.v1 import engine_pb2
-from fairlead.errors import FairleadError, Reason, UnavailableError
+from fairlead.errors import FairleadError, InvalidArgumentError, Reason, UnavailableError
 from fairlead.inference.v1 import inference_pb2 as pb
 
 _DONE: Final = b"[DONE]"
@@ -60,15 +61,13 @@ class OpenAIUpstream:
         """See Upstream."""
         running = OpenAIRunning(receiver, self._clock, deadline_ns)
         try:
+            prompt, sampling = prompt_of(request.request), sampling_of(request.request.sampling)
             target = self._target(replica)
         except FairleadError as error:
-            failure = UnavailableError(
-                f"the replica's engine cannot be reached: {error.message}", reason=Reason.ENGINE_MISSING
-            )
-            running.fail_soon(failure)
+            running.fail_soon(error)
             return running
-        body = messages.request_body(request.request, replica.engine_model)
-        head = target.head(chat=messages.is_chat(request.request), size=len(body), trace=_traceparent(metadata))
+        body = messages.request_body(prompt, sampling, replica.engine_model)
+        head = target.head(chat=bool(prompt.messages), size=len(body), trace=_traceparent(metadata))
         running.call = self._pool.send(target.origin, head + body, running)
         return running
 
@@ -76,10 +75,16 @@ class OpenAIUpstream:
         key = (replica.engine_address, replica.engine_credentials)
         found = self._targets.get(key)
         if found is None:
-            origin, path = origin_of(replica.engine_address)
-            authorization = b""
-            if replica.engine_credentials:
-                authorization = self._credentials.authorization(replica.engine_credentials, origin)
+            try:
+                origin, path = origin_of(replica.engine_address)
+                authorization = b""
+                if replica.engine_credentials:
+                    authorization = self._credentials.authorization(replica.engine_credentials, origin)
+            except InvalidArgumentError as error:
+                # Not the client's.
+                raise UnavailableError(
+                    f"the replica's engine cannot be reached: {error.message}", reason=Reason.ENGINE_MISSING
+                ) from error
             if len(self._targets) >= _TARGETS_MAX:
                 self._targets.clear()
             found = self._targets[key] = _Target(origin, path, authorization)
@@ -125,7 +130,7 @@ class OpenAIRunning(Running):
         call: The HTTP call, once there is one.
     """
 
-    __slots__ = ("_body", "_events", "_fields", "_reason", "_status", "_usage", "call")
+    __slots__ = ("_body", "_events", "_fields", "_finish_said", "_status", "_usage", "call")
 
     def __init__(self, receiver: Receiver, clock: Clock, deadline_ns: int) -> None:
         super().__init__(receiver, clock, deadline_ns)
@@ -134,7 +139,7 @@ class OpenAIRunning(Running):
         self._status = 0
         self._fields: Mapping[bytes, bytes] = {}
         self._body = b""  # of a refusal
-        self._reason: pb.FinishReason.ValueType = pb.FINISH_REASON_UNSPECIFIED
+        self._finish_said: Finish | None = None
         self._usage: Usage | None = None
 
     def pause(self) -> None:
@@ -178,9 +183,9 @@ class OpenAIRunning(Running):
     def on_end(self, fault: Fault | None) -> None:
         """See HttpReceiver."""
         if not self.over and not self.finished:
-            if self._reason:
+            if self._finish_said is not None:
                 # All its text is here; what is missing is at most the usage.
-                self._finish()
+                self._finish(self._finish_said)
             elif self._status not in (0, 200):
                 self._refused()
             elif fault is None:
@@ -193,8 +198,8 @@ class OpenAIRunning(Running):
 
     def _take(self, event: bytes) -> None:
         if event == _DONE:
-            if self._reason:
-                self._finish()
+            if self._finish_said is not None:
+                self._finish(self._finish_said)
             else:
                 self.fail(_unfinished())
             return
@@ -209,28 +214,27 @@ class OpenAIRunning(Running):
         usage = chunk.usage
         if usage is not None:
             self._usage = usage
-        if chunk.choices and not self._reason:
+        if chunk.choices and self._finish_said is None:
             self._read(chunk, chunk.choices)
 
     def _read(self, chunk: Chunk, choices: list[Choice]) -> None:
         for choice in choices:
             if choice.index:
                 continue
-            delta = choice.delta
-            text, unsaid = choice.text, False
-            if delta is not None:
-                text, unsaid = delta.content, bool(delta.reasoning_content or delta.reasoning)
-            if text or unsaid:
+            text, counts = messages.text_of(choice)
+            if counts:
                 tokens = 1
                 if chunk.usage is not None and chunk.usage.completion_tokens is not None:
                     tokens = max(0, chunk.usage.completion_tokens - self.tokens)
-                self.piece(text.encode() if text else b"", tokens)
+                self.piece(text.encode(), tokens)
             if choice.finish_reason is not None:
-                self._reason = messages.FINISH_REASONS.get(choice.finish_reason, pb.FINISH_REASON_STOP)
+                self._finish_said = messages.FINISHES.get(choice.finish_reason, Finish.STOP)
 
-    def _finish(self) -> None:
-        usage = messages.usage_of(self._usage, self.tokens)
-        self.finish(self._reason, usage, tokens=max(0, usage.output_tokens - self.tokens))
+    def _finish(self, said: Finish) -> None:
+        input_tokens, cached_tokens = messages.input_tokens(self._usage)
+        output_tokens = messages.output_tokens(self._usage, self.tokens)
+        usage = pb.Usage(input_tokens=input_tokens, cached_input_tokens=cached_tokens, output_tokens=output_tokens)
+        self.finish(FINISH_REASONS[said], usage, tokens=max(0, output_tokens - self.tokens))
 
     def _refused(self) -> None:
         self.fail(messages.refusal(self._status, self._fields, self._body))

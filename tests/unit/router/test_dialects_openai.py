@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.clock import SystemClock
+from common.generation import prompt_of, sampling_of
+from common.openai import messages
+from common.openai.sse import EVENT_BYTES_MAX, EventReader, EventTooLargeError
 from data_plane.gateway import translate
 from data_plane.relay.grpc import pieces
 from data_plane.relay.http1.client import HttpPool
-from data_plane.router.dialects import openai_messages as messages
 from data_plane.router.dialects.credentials import Credentials, origin_of
 from data_plane.router.dialects.openai import OpenAIRunning, OpenAIUpstream
-from data_plane.router.dialects.sse import EVENT_BYTES_MAX, EventReader, EventTooLargeError
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import (
     DeadlineExceededError,
@@ -171,7 +172,7 @@ async def test_plain_text_goes_to_completions() -> None:
 def test_our_own_gateway_reads_what_the_dialect_writes(sampling: dict[str, Any], chat: list[tuple[str, str]]) -> None:
     """Proves over all settings that both ends of OpenAI's API mean the same; floats to seven digits."""
     request = request_of("plain", chat=tuple(chat), **sampling).request
-    body = messages.request_body(request, "m")
+    body = messages.request_body(prompt_of(request), sampling_of(request.sampling), "m")
     read, decoded = (translate.chat if chat else translate.completion)(body, {})
     assert decoded.stream
     assert translate.wants_usage(decoded)

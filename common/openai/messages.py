@@ -9,8 +9,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from common.generation import Finish, Prompt, Sampling
 from fairlead.errors import FairleadError, InvalidArgumentError, QuotaExceededError, Reason, UnavailableError
-from fairlead.inference.v1 import inference_pb2 as pb
 
 RETRY_S_MAX: Final = 3600.0
 """A server that wants to be left alone for longer is asked again after this."""
@@ -18,18 +18,13 @@ RETRY_S_MAX: Final = 3600.0
 _RETRY_S: Final = 1.0  # where it does not say
 _MESSAGE_CHARACTERS_MAX: Final = 300
 _SEED_MASK: Final = (1 << 63) - 1  # servers take signed numbers
-_PLAIN: Final = ("top_k",)
 _FLOATS: Final = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
 # What says that a request is to blame, and that its prompt is: `code` or `type` of an error.
 _BLAME: Final = frozenset({"invalid_request_error", "BadRequestError", "BadRequest", "400", "422"})
 _TOO_LONG: Final = ("context_length_exceeded", "maximum context length", "longer than the maximum model length")
 
-FINISH_REASONS: Final = {
-    "length": pb.FINISH_REASON_LENGTH,
-    "abort": pb.FINISH_REASON_CANCELLED,
-    "cancelled": pb.FINISH_REASON_CANCELLED,
-}
+FINISHES: Final = {"length": Finish.LENGTH, "abort": Finish.CANCELLED, "cancelled": Finish.CANCELLED}
 """What ended an answer; anything else (stop, tool_calls, content_filter ...) is the model's own end."""
 
 
@@ -96,26 +91,27 @@ _read_refusal: Final = msgspec.json.Decoder(_Refusal).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def request_body(request: pb.GenerateRequest, model: str) -> bytes:
-    """A request's content.
+def request_body(prompt: Prompt, sampling: Sampling, model: str) -> bytes:
+    """A request's content; conversations go to /chat/completions, plain text to /completions.
 
     Args:
-        request: Checked by the router, with max_tokens filled in.
+        prompt: What to continue.
+        sampling: How.
         model: The model's name there.
     """
-    sampling = request.sampling
     body: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
-    if is_chat(request):
-        body["messages"] = [{"role": each.role, "content": each.content} for each in request.chat.messages]
+    if prompt.messages:
+        body["messages"] = [{"role": role, "content": content} for role, content in prompt.messages]
     else:
-        body["prompt"] = request.prompt
+        body["prompt"] = prompt.text
     body["max_tokens"] = sampling.max_tokens
-    for field, value in sampling.ListFields():
-        if field.name in _FLOATS:
-            body[field.name] = float(f"{value:.7g}")  # as it was before it became a 32-bit number
-        elif field.name in _PLAIN:
-            body[field.name] = value
-    if sampling.HasField("seed"):
+    for name in _FLOATS:
+        value = getattr(sampling, name)
+        if value is not None:
+            body[name] = float(f"{value:.7g}")  # as it was before it became a 32-bit number
+    if sampling.top_k is not None:
+        body["top_k"] = sampling.top_k
+    if sampling.seed is not None:
         body["seed"] = sampling.seed & _SEED_MASK
     if sampling.stop:
         body["stop"] = list(sampling.stop)
@@ -124,28 +120,31 @@ def request_body(request: pb.GenerateRequest, model: str) -> bytes:
     return _encode(body)
 
 
-def is_chat(request: pb.GenerateRequest) -> bool:
-    """Whether it is a conversation, and not plain text."""
-    return request.WhichOneof("input") == "chat"
+def input_tokens(usage: Usage | None) -> tuple[int, int]:
+    """The prompt's tokens, and those of them that were cached, as far as the server tells; else 0."""
+    if usage is None or usage.prompt_tokens is None:
+        return 0, 0
+    details = usage.prompt_tokens_details
+    cached = details.cached_tokens if details is not None else None
+    return usage.prompt_tokens, min(cached or 0, usage.prompt_tokens)
 
 
-def usage_of(usage: Usage | None, counted_tokens: int) -> pb.Usage:
-    """What is settled.
+def output_tokens(usage: Usage | None, counted_tokens: int) -> int:
+    """The answer's tokens.
 
     Args:
         usage: The server's counts; None where it does not tell.
-        counted_tokens: The router's count.
+        counted_tokens: Chunks of text so far.
     """
-    if usage is None:
-        return pb.Usage(output_tokens=counted_tokens)
-    details = usage.prompt_tokens_details
-    input_tokens = usage.prompt_tokens or 0
-    cached_tokens = (details.cached_tokens or 0) if details is not None else 0
-    return pb.Usage(
-        input_tokens=input_tokens,
-        cached_input_tokens=min(cached_tokens, input_tokens),
-        output_tokens=usage.completion_tokens if usage.completion_tokens is not None else counted_tokens,
-    )
+    return counted_tokens if usage is None or usage.completion_tokens is None else usage.completion_tokens
+
+
+def text_of(choice: Choice) -> tuple[str, bool]:
+    """New text of a choice, and whether it stands for a token: what a model thinks aloud is counted and not told."""
+    delta = choice.delta
+    if delta is None:
+        return choice.text or "", bool(choice.text)
+    return delta.content or "", bool(delta.content or delta.reasoning_content or delta.reasoning)
 
 
 def refusal(status: int, fields: Mapping[bytes, bytes], body: bytes) -> FairleadError:

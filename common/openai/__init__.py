@@ -1,0 +1,1 @@
+"""OpenAI's API as it is spoken to engines: what replica agents and routers share."""
