@@ -15,6 +15,9 @@ class RouterConfig(DoorConfig):
 
     http_port: int = setting(0, "port of the OpenAI-compatible HTTP API; 0 takes a free one", minimum=0, maximum=65535)
     key_pepper_file: str = setting("", "file with 32 or more random bytes, the same for control plane and routers")
+    engine_credentials_file: str = setting(
+        "", "TOML file with the keys that routers show to engines they reach themselves, by name; empty for none"
+    )
     state_dir: str = setting(
         "", "folder for snapshots and the usage journal, so that a router starts without etcd; empty keeps none"
     )

@@ -17,6 +17,7 @@ from common.telemetry import Telemetry
 from data_plane.relay.grpc.pool import Pool
 from data_plane.router.assignment_exchange import AssignmentExchange
 from data_plane.router.config import RouterConfig
+from data_plane.router.dialects.dispatch import DispatchingUpstream, Engines
 from data_plane.router.front_doors import FrontDoors, until
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.limiter_client import LimiterClient
@@ -59,6 +60,8 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     upstream: Upstream = RelayUpstream(pool, clock)
     if config.grpc_transport == "grpcio":
         upstream = Pulled(GrpcUpstream(channels, clock))
+    engines = Engines(clock, config.engine_credentials_file)
+    upstream = DispatchingUpstream(upstream, engines.ways)
     state_dir = Path(config.state_dir) if config.state_dir else None
     state = RouterState(store, router_id=router_id, state_dir=state_dir, clock=clock)
     journal = UsageJournal(state_dir, router_id=router_id, incarnation_id=incarnation_id) if state_dir else None
@@ -143,5 +146,6 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
         await leader.close()
         await channels.close()
         await pool.close()
+        await engines.close()
         await store.close()
         telemetry.shutdown()

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from common.clock import Clock
+from data_plane.relay.grpc.pool import Pool
+from data_plane.relay.http1.client import HttpPool
+from data_plane.router.dialects.credentials import Credentials
+from data_plane.router.dialects.openai import OpenAIUpstream
+from data_plane.router.dialects.triton import TritonUpstream
 from data_plane.router.upstream import Metadata, Receiver, Running, Upstream
 from fairlead.engine.v1 import engine_pb2
 
@@ -35,3 +42,28 @@ class DispatchingUpstream:
         """See Upstream."""
         upstream = self._engines.get(replica.dialect, self._agents) if replica.dialect else self._agents
         return upstream.start(replica, request, deadline_ns=deadline_ns, metadata=metadata, receiver=receiver)
+
+
+class Engines:
+    """The ways past the agents, with connections of their own.
+
+    Args:
+        clock: Monotonic time.
+        credentials_file: See data_plane.router.dialects.credentials; empty for none.
+
+    Raises:
+        InvalidArgumentError: That file is wrong.
+    """
+
+    def __init__(self, clock: Clock, credentials_file: str = "") -> None:
+        self._http, self._grpc = HttpPool(), Pool()
+        credentials = Credentials.load(Path(credentials_file)) if credentials_file else Credentials()
+        self.ways: dict[engine_pb2.Dialect.ValueType, Upstream] = {
+            engine_pb2.DIALECT_TRITON: TritonUpstream(self._grpc, clock),
+            engine_pb2.DIALECT_OPENAI: OpenAIUpstream(self._http, credentials, clock),
+        }
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        await self._http.close()
+        await self._grpc.close()
