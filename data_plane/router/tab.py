@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from common.clock import NS_PER_S
 from data_plane.router.admission import Order
 from data_plane.router.books import Books
@@ -11,6 +13,8 @@ from data_plane.router.core.usage import Counts
 from data_plane.router.exchange import Finished, Receipt
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.length import next_covered_tokens
+
+_TOLD_EVERY_TOKENS: Final = 32
 
 
 class Tab:
@@ -33,7 +37,7 @@ class Tab:
         self._order = order
         self._receipt = receipt
         self._covered_tokens = 0
-        self._first_token_ns = 0
+        self._first_token_ns = self._told_tokens = 0
 
     def open(self, hold: Hold) -> None:
         """The estimate was taken out of the tenant's quota."""
@@ -46,14 +50,22 @@ class Tab:
         Args:
             tokens: How many; 0 for text of tokens that were counted before.
         """
-        receipt, accounts, order = self._receipt, self._books.accounts, self._order
+        receipt = self._receipt
         if not self._first_token_ns:
             self._first_token_ns = self._books.clock.monotonic_ns()
-            accounts.first_token(receipt.model_id, (self._first_token_ns - receipt.arrive_ns) / NS_PER_S)
-        receipt.output_tokens += tokens
-        accounts.output_tokens[order.bucket] += tokens
-        if receipt.output_tokens > self._covered_tokens:
+            first_s = (self._first_token_ns - receipt.arrive_ns) / NS_PER_S
+            self._books.accounts.first_token(receipt.model_id, first_s)
+        receipt.output_tokens = delivered = receipt.output_tokens + tokens
+        if delivered >= self._told_tokens + _TOLD_EVERY_TOKENS:
+            self._tell()
+        if delivered > self._covered_tokens:
             self._extend()
+
+    def _tell(self) -> None:
+        """Counts what was delivered: not every token by itself, which would cost as much as all the rest here."""
+        delivered = self._receipt.output_tokens
+        self._books.accounts.output_tokens[self._order.bucket] += delivered - self._told_tokens
+        self._told_tokens = delivered
 
     def _extend(self) -> None:
         """Holds more for a stream that outran its estimate."""
@@ -90,6 +102,7 @@ class Tab:
             output_tokens=max(counted.output_tokens, receipt.output_tokens),
         )
         self.usage = usage
+        self._tell()
         cost = self._settle(usage)
         now_ns = books.clock.monotonic_ns()
         books.accounts.input_tokens[order.bucket] += usage.input_tokens
@@ -104,6 +117,7 @@ class Tab:
         """Ends the hold of a request that did not end by itself: what the client got is charged, the rest goes back."""
         if self.hold is None or not self.hold.open:
             return
+        self._tell()
         if self._receipt.output_tokens:
             self._settle(
                 pb.Usage(input_tokens=self._order.price.input_tokens, output_tokens=self._receipt.output_tokens)
