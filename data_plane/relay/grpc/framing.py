@@ -19,7 +19,10 @@ def framed(message: bytes) -> bytes:
 
 def is_one_message(data: bytes) -> bool:
     """Whether bytes are exactly one message, not compressed, as most frames are."""
-    return len(data) >= PREFIX_BYTES and _prefix.unpack_from(data) == (0, len(data) - PREFIX_BYTES)
+    length = len(data) - PREFIX_BYTES
+    if 0 <= length < 0x100:
+        return data[4] == length and data[:4] == b"\0\0\0\0"
+    return length >= 0 and _prefix.unpack_from(data) == (0, length)
 
 
 class Cutter:

@@ -231,7 +231,10 @@ class Connection(Guarding):
         stream = self.streams.get(stream_id)
         if stream is None:
             self._check_known(stream_id)
-            self._control("data on streams that are over")
+            self._late_bytes = min(self._late_bytes, self._limits.connection_window_bytes) - length - HEAD_BYTES
+            if self._late_bytes < 0:
+                self._late_bytes = 0
+                self._control("data on streams that are over")
             return
         if stream.remote_ended or not stream.headed:
             self._reset_for_fault(stream, ErrorCode.STREAM_CLOSED if stream.headed else ErrorCode.PROTOCOL_ERROR)

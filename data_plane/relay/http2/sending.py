@@ -86,6 +86,7 @@ class Sending:
         self._peer_frame_bytes = FRAME_BYTES_START
         self._peer_streams = STREAM_MAX
         self._sent_frames = 0
+        self._late_bytes = 0  # of data that may be on its way on streams that were ended here
 
     def take(self) -> bytes:
         """What is to be written now, empty for nothing. It counts as sent."""
@@ -194,8 +195,7 @@ class Sending:
     def reset(self, stream: Stream, code: int = ErrorCode.CANCEL) -> None:
         """Gives a stream up at once; the handler is not told."""
         if not stream.closed:
-            self._out.append(frames.rst_stream(stream.id, code))
-            self._close(stream)
+            self._give_up(stream, code)
 
     def ping(self, payload: bytes) -> None:
         """Asks the peer for a sign of life: eight bytes, which come back by `Handler.on_pong`."""
@@ -223,8 +223,13 @@ class Sending:
             self._close(stream)
         elif not self._client:
             # The answer is whole: what the client still has to say is of no use.
-            self._out.append(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
-            self._close(stream)
+            self._give_up(stream, ErrorCode.NO_ERROR)
+
+    def _give_up(self, stream: Stream, code: int) -> None:
+        self._out.append(frames.rst_stream(stream.id, code))
+        if not stream.remote_ended:
+            self._late_bytes += stream.receive_window
+        self._close(stream)
 
     def _push(self, stream: Stream) -> None:
         """Sends what a stream has waiting, as far as the peer and the network take it."""

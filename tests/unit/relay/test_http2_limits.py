@@ -40,6 +40,22 @@ def test_frames_that_only_make_work_are_counted(flood: str) -> None:
     assert code_of(connection) is ErrorCode.ENHANCE_YOUR_CALM
 
 
+def test_what_is_on_its_way_on_a_stream_that_was_ended_here_is_free() -> None:
+    """Proves that this is as much as the stream's window was open, and that more is counted."""
+    connection, recorder = greeted()
+    connection.receive(request(1) + data(1, 10_000 * b"x"), 0.0)
+    connection.reset(recorder.streams[1])
+    frame = data(1, 991 * b"x")  # 1,000 with its head
+    for _ in range((LIMITS.stream_window_bytes - 10_000) // len(frame)):
+        connection.receive(frame, 0.0)
+        connection.take()
+    assert connection.fault is None
+    connection.receive((LIMITS.controls_burst - 1) * frame, 0.0)
+    assert connection.fault is None
+    connection.receive(frame, 0.0)
+    assert code_of(connection) is ErrorCode.ENHANCE_YOUR_CALM
+
+
 def test_a_ping_for_each_frame_of_data_is_free() -> None:
     connection, recorder = greeted()
     connection.receive(request(1), 0.0)
