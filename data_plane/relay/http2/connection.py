@@ -58,7 +58,6 @@ class Connection(Guarding):
     Attributes:
         fault: Why the connection is over; None while it is not.
         greeted: The peer has begun with its settings.
-        data_frames: Of them so many came.
     """
 
     def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
@@ -68,7 +67,6 @@ class Connection(Guarding):
         self._tail = b""
         self._preface_left = b"" if client else PREFACE
         self.greeted = False
-        self.data_frames = 0
         self._block: tuple[int, int, list[bytes]] | None = None  # stream, flags, parts of a header block that goes on
         self._block_bytes = 0
         self._last_served = STREAM_MAX  # the highest one that is served after GOAWAY
@@ -203,15 +201,6 @@ class Connection(Guarding):
         if self.fault is None:
             self._tail = data[at:] if at < end else b""
 
-    def _came(self, count: int, length: int) -> None:
-        """So many frames of data came, of so many bytes."""
-        self.data_frames += count
-        if length > self._receive_window:
-            raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
-        self._receive_window -= length
-        if self._receive_window < self._credit_below:
-            self._credit()
-
     def _on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if not self.greeted:
             if kind != frames.SETTINGS or flags & frames.ACK:
@@ -224,44 +213,6 @@ class Connection(Guarding):
             handle(flags, stream_id, payload)
         else:
             self._control("frames of unknown kinds")
-
-    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        length = len(payload)
-        self._came(1, length)
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._check_known(stream_id)
-            self._late_bytes = min(self._late_bytes, self._limits.connection_window_bytes) - length - HEAD_BYTES
-            if self._late_bytes < 0:
-                self._late_bytes = 0
-                self._control("data on streams that are over")
-            return
-        if stream.remote_ended or not stream.headed:
-            self._reset_for_fault(stream, ErrorCode.STREAM_CLOSED if stream.headed else ErrorCode.PROTOCOL_ERROR)
-            return
-        stream.receive_window -= length
-        if stream.receive_window < 0:
-            self._reset_for_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
-            return
-        if flags & PADDED:
-            padding = payload[0] + 1 if payload else 1
-            if padding > length:
-                raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
-            payload = payload[1 : length - padding + 1]
-        ended = flags & END_STREAM != 0
-        if stream.content_left >= 0:
-            stream.content_left -= len(payload)
-            if stream.content_left < 0 or (ended and stream.content_left):
-                self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
-                return
-        if ended:
-            self._remote_end(stream)
-        elif not stream.held and stream.receive_window < self._stream_credit_below:
-            self._credit_stream(stream)
-        if not payload and not ended:
-            self._control("data frames without data")
-            return
-        self._handler.on_data(stream, payload, ended)
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & PADDED:
@@ -407,12 +358,6 @@ class Connection(Guarding):
             self._handler.on_reset(stream, ErrorCode.REFUSED_STREAM)
 
     # --- how it ends
-
-    def _remote_end(self, stream: Stream) -> None:
-        stream.remote_ended = True
-        stream.quick = False
-        if stream.local_ended and stream.ending is None:
-            self._close(stream)
 
     def _fail(self, fault: ConnectionFaultError) -> None:
         self.fault, self.leaving = fault, True

@@ -11,7 +11,10 @@ from typing import Final
 
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import (
+    END_STREAM,
     FRAME_BYTES_START,
+    HEAD_BYTES,
+    PADDED,
     WINDOW_MAX,
     ConnectionFaultError,
     ErrorCode,
@@ -33,6 +36,10 @@ class Guarding(Sending):
         limits: What the peer may cost.
         client: Whether this end opens the streams.
         now_s: Monotonic now.
+
+    Attributes:
+        now_s: When something came last.
+        data_frames: So many came.
     """
 
     def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
@@ -40,6 +47,7 @@ class Guarding(Sending):
         self._limits = limits
         self.now_s = now_s
         self._last_id = 0  # the highest stream that the peer has opened
+        self.data_frames = 0
         self._receive_window = limits.connection_window_bytes
         self._credit_below = limits.connection_window_bytes // 2 + 1
         self._stream_credit_below = limits.stream_window_bytes // 2 + 1
@@ -58,6 +66,59 @@ class Guarding(Sending):
         stream.quick = stream.headed and not stream.remote_ended and stream.content_left < 0
         if not stream.remote_ended and stream.receive_window < self._stream_credit_below:
             self._credit_stream(stream)
+
+    def _came(self, count: int, length: int) -> None:
+        """So many frames of data came, of so many bytes."""
+        self.data_frames += count
+        if length > self._receive_window:
+            raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window")
+        self._receive_window -= length
+        if self._receive_window < self._credit_below:
+            self._credit()
+
+    def _on_data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        length = len(payload)
+        self._came(1, length)
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._check_known(stream_id)
+            self._late_bytes = min(self._late_bytes, self._limits.connection_window_bytes) - length - HEAD_BYTES
+            if self._late_bytes < 0:
+                self._late_bytes = 0
+                self._control("data on streams that are over")
+            return
+        if stream.remote_ended or not stream.headed:
+            self._reset_for_fault(stream, ErrorCode.STREAM_CLOSED if stream.headed else ErrorCode.PROTOCOL_ERROR)
+            return
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            self._reset_for_fault(stream, ErrorCode.FLOW_CONTROL_ERROR)
+            return
+        if flags & PADDED:
+            padding = payload[0] + 1 if payload else 1
+            if padding > length:
+                raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "more padding than frame")
+            payload = payload[1 : length - padding + 1]
+        ended = flags & END_STREAM != 0
+        if stream.content_left >= 0:
+            stream.content_left -= len(payload)
+            if stream.content_left < 0 or (ended and stream.content_left):
+                self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
+                return
+        if ended:
+            self._remote_end(stream)
+        elif not stream.held and stream.receive_window < self._stream_credit_below:
+            self._credit_stream(stream)
+        if not payload and not ended:
+            self._control("data frames without data")
+            return
+        self._handler.on_data(stream, payload, ended)
+
+    def _remote_end(self, stream: Stream) -> None:
+        stream.remote_ended = True
+        stream.quick = False
+        if stream.local_ended and stream.ending is None:
+            self._close(stream)
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
         if stream_id:
