@@ -71,6 +71,16 @@ class HttpServer:
                 f"cannot listen on {self._host}:{self._port} ({error.strerror}): is the port taken? Set http_port"
             ) from error
 
+    async def listen_on(self, sockets: Sequence[socket.socket]) -> int:
+        """Takes connections from further inherited sockets, while it serves; returns the first one's port."""
+        assert self._server is not None
+        return await self._server.listen_on(sockets)
+
+    async def leave(self, sockets: Sequence[socket.socket]) -> None:
+        """Takes no more connections from these sockets and closes them; the connections it has stay."""
+        assert self._server is not None
+        await self._server.leave(sockets)
+
     async def drain_and_stop(self) -> None:
         """Takes no new connections, tells those there are to go elsewhere, and lets requests in flight finish."""
         if self._server is not None:

@@ -76,6 +76,9 @@ class Listener:
         tls: For TLS with h2, or None.
         handshake_s: Seconds for a handshake.
         inherited: Others have the socket too: what waits in it at the end is theirs.
+
+    Attributes:
+        listening: The socket.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Listener:
         inherited: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._socket = listening
+        self.listening = listening
         self._connected = connected
         self._gate = gate
         self._tls = tls
@@ -103,15 +106,15 @@ class Listener:
 
     def stop(self) -> None:
         """Listens no more. Who has connected already is let in, where no other process would do so."""
-        if self._socket.fileno() < 0:
+        if self.listening.fileno() < 0:
             return
         if self._pause is not None:
             self._pause.cancel()
-        self._loop.remove_reader(self._socket.fileno())
+        self._loop.remove_reader(self.listening.fileno())
         if not self._inherited:
             while self._accept_one():
                 pass
-        self._socket.close()
+        self.listening.close()
 
     async def closed(self) -> None:
         """Waits for the connections to have ended; handshakes that go on are broken off."""
@@ -128,13 +131,13 @@ class Listener:
 
     def _accept_one(self) -> bool:
         try:
-            accepted, _ = self._socket.accept()
+            accepted, _ = self.listening.accept()
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             if error.errno in _OUT_OF_FILES:
                 log.warning("no more connections can be opened", error=error.strerror)
-                self._loop.remove_reader(self._socket.fileno())
+                self._loop.remove_reader(self.listening.fileno())
                 self._pause = self._loop.call_later(_OUT_OF_FILES_PAUSE_S, self._go_on)
                 return False
             return True  # this one has gone already
@@ -152,7 +155,7 @@ class Listener:
 
     def _go_on(self) -> None:
         self._pause = None
-        self._loop.add_reader(self._socket.fileno(), self._accept)
+        self._loop.add_reader(self.listening.fileno(), self._accept)
 
     async def _keep(self, accepted: socket.socket) -> None:
         """Sees a connection from its beginning to its end."""

@@ -158,6 +158,25 @@ class RelayServer:
         self._timer = asyncio.get_running_loop().call_later(_CHECKED_EVERY_S, self._check)
         return self.address
 
+    async def listen_on(self, sockets: Sequence[socket.socket]) -> int:
+        """Takes connections from further inherited sockets, while it serves.
+
+        Args:
+            sockets: Bound; they are closed when it leaves them.
+
+        Returns:
+            The first one's port.
+        """
+        for each in sockets:
+            self._listen(each, self._tls, inherited=True)
+        return _port(sockets[0])
+
+    async def leave(self, sockets: Sequence[socket.socket]) -> None:
+        """Takes no more connections from these sockets and closes them; the connections it has stay."""
+        for listener in self._listeners:
+            if listener.listening in sockets:
+                listener.stop()
+
     async def set_serving(self, serving: bool) -> None:
         """Answers health checks with SERVING or NOT_SERVING."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from common import keys
 from common.clock import Clock
@@ -28,6 +28,8 @@ from data_plane.router.grpc_door import GrpcDoor
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.router import SERVICE, Router
 from data_plane.router.service import SERVICE_NAME, InferenceService
+from data_plane.router.sockets import Worker
+from data_plane.router.succession import until_granted
 from fairlead.admin.v1 import admin_pb2
 from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2_grpc
@@ -47,6 +49,7 @@ class FrontDoors:
         clock: Time.
         missing: Says what the router still waits for.
         token: The platform's own.
+        worker: This process's place under a supervisor, or None.
     """
 
     def __init__(
@@ -58,15 +61,24 @@ class FrontDoors:
         missing: Callable[[], str | None],
         *,
         token: str,
+        worker: Worker | None = None,
     ) -> None:
         self._config = config
+        self._worker = worker
+        self._holds, self._clock = router.holds, clock
         self._missing = missing
         self._opened = False
         self._draining = False
         self._grpc: RelayServer | GrpcServer
-        if config.grpc_transport == "relay":
+        if worker is not None or config.grpc_transport == "relay":
             self._grpc = RelayServer(
-                config, telemetry, reuse_port=True, own_port=True, tls=tls(config, "h2"), limits=server_limits(config)
+                config,
+                telemetry,
+                reuse_port=True,
+                own_port=True,
+                sockets=worker.grpc if worker is not None else (),
+                tls=tls(config, "h2"),
+                limits=server_limits(config),
             )
             self._grpc.serve(SERVICE_NAME, GrpcDoor(router.flow, clock).methods())
         else:
@@ -85,7 +97,12 @@ class FrontDoors:
             body_bytes_max=config.body_bytes_max,
         )
         self._http = HttpServer(
-            gateway, host=config.bind_host, port=config.http_port, reuse_port=True, grace_s=config.drain_grace_s
+            gateway,
+            host=config.bind_host,
+            port=config.http_port,
+            reuse_port=True,
+            grace_s=config.drain_grace_s,
+            sockets=worker.http if worker is not None else (),
         )
         self._ops = OpsServer(config, telemetry.registry, self._readiness)
 
@@ -97,13 +114,19 @@ class FrontDoors:
         *,
         leases: LeaseDesk,
         exchange: AssignmentExchange,
+        leave: Callable[[], Awaitable[None]],
         tasks: asyncio.TaskGroup,
     ) -> None:
-        """Opens the doors, registers, waits for `stop`, drains."""
+        """Opens the doors, registers, waits for `stop`, drains; `leave` gives the leases back meanwhile."""
         ops_address = await self._ops.start()
+        worker = self._worker
         try:
+            if worker is not None:
+                await worker.join(stop, tasks)
             await until(lambda: self._missing() is None, stop, None)
             await until(lambda: leases.usable and exchange.asked, stop, _FIRST_LEASE_WAIT_S)
+            if worker is not None and worker.replaces:
+                await until_granted(worker.replaces, store, leases, self._holds, self._clock, stop)
             if stop.is_set():
                 return
             grpc_address, http_port = await self._grpc.start(), await self._http.start()
@@ -122,12 +145,19 @@ class FrontDoors:
             gc.collect()
             gc.freeze()
             log.info("serving", grpc=grpc_address, http_port=http_port, ops=ops_address, router_id=router_id)
+            if worker is not None and isinstance(self._grpc, RelayServer):
+                worker.serves(ops_address, self._grpc, self._http, tasks)
             await stop.wait()
             self._draining = True
             registered.cancel()
-            log.info("draining", grace_s=self._config.drain_grace_s)
-            await asyncio.gather(self._grpc.drain_and_stop(self._config.drain_grace_s), self._http.drain_and_stop())
+            if worker is not None:
+                worker.leaves()
+            grace_s = self._config.drain_grace_s
+            log.info("draining", grace_s=grace_s)
+            await asyncio.gather(self._grpc.drain_and_stop(grace_s), self._http.drain_and_stop(), leave())
         finally:
+            if worker is not None:
+                worker.leaves()
             await self._ops.stop()
 
     def _readiness(self) -> str | None:

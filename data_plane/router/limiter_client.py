@@ -71,14 +71,15 @@ class LimiterClient:
         self._incarnation_id = incarnation_id
         self._past_known = past_known
         self._failing = False
+        self._left = False
         self._notable = asyncio.Event()
         self._early = float(_EARLY_AT_ONCE)
         self._rested_ns = clock.monotonic_ns()
         demand.on_notable(self._notable.set)
 
     async def run(self) -> None:
-        """Reports until cancelled."""
-        while True:
+        """Reports until it leaves."""
+        while not self._left:
             interval_s = _REPORT_INTERVAL_S if self._leases.usable else _FIRST_LEASE_INTERVAL_S
             try:
                 if self._past_known():
@@ -107,7 +108,10 @@ class LimiterClient:
                 self._early -= 1
 
     async def leave(self) -> None:
-        """Says that this router admits nothing any more, so that others get its leases at once. Best effort."""
+        """Says that this router admits nothing any more, so that others get its leases at once. Best effort, once."""
+        if self._left:
+            return
+        self._left = True
         try:
             await self._report(leaving=True)
         except FairleadError as error:

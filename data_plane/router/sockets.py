@@ -32,8 +32,8 @@ class Door(Protocol):
         """Takes connections from these sockets, which become its own; returns the first one's port."""
         ...
 
-    def leave(self, sockets: Sequence[socket.socket]) -> None:
-        """Takes no more connections from these sockets and closes them, which leaves those it has as they are."""
+    async def leave(self, sockets: Sequence[socket.socket]) -> None:
+        """Takes no more connections from these sockets and closes them; the connections it has stay."""
         ...
 
 
@@ -44,19 +44,24 @@ class Worker(asyncio.Protocol):
         inherited: What it got.
 
     Attributes:
-        replaces: Another worker serves the slot until this one is ready.
+        replaces: Instance id of the worker that serves the slot until this one is ready; empty for none.
+        grpc: The slot's own listening sockets of gRPC, for the door that closes them in the end.
+        http: Likewise.
     """
 
     def __init__(self, inherited: wire.Inherited) -> None:
         self.replaces = inherited.replaces
+        self.grpc = [_copy(inherited.grpc[inherited.slot])]
+        self.http = [_copy(inherited.http[inherited.slot])]
         self._inherited = inherited
         self._lines = wire.Lines()
         self._channel: asyncio.WriteTransport | None = None
         self._stop = asyncio.Event()
         self._accept: frozenset[int] = frozenset((inherited.slot,))
         self._changed = asyncio.Event()
-        self._doors: tuple[tuple[Door, tuple[int, ...]], ...] = ()
-        self._open: dict[int, list[socket.socket]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        # By slot; what its own slot has belongs to the doors.
+        self._open: dict[int, list[tuple[Door, socket.socket]]] = {inherited.slot: []}
 
     @classmethod
     def from_environment(cls) -> Worker | None:
@@ -79,23 +84,19 @@ class Worker(asyncio.Protocol):
         self._stop = stop
         channel = socket.socket(fileno=self._inherited.channel)
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=channel)
-        self._tasks = [tasks.create_task(self._live())]
-        self._group = tasks
+        self._tasks.append(tasks.create_task(self._live()))
 
-    async def open(self, grpc: Door, http: Door) -> tuple[int, int]:
-        """Listens on the sockets of the worker's own slot.
+    def serves(self, ops_address: str, grpc: Door, http: Door, tasks: asyncio.TaskGroup) -> None:
+        """Says that this worker serves, and from now on takes connections from where the supervisor says.
 
-        Returns:
-            The ports of gRPC and HTTP.
+        Args:
+            ops_address: Where it serves its metrics.
+            grpc: Serves the sockets of gRPC already.
+            http: Likewise.
+            tasks: For what runs meanwhile; it ends with `leaves`.
         """
-        self._doors = ((grpc, self._inherited.grpc), (http, self._inherited.http))
-        grpc_port, http_port = await self._listen(self._inherited.slot)
-        return grpc_port, http_port
-
-    def serves(self, ops_address: str) -> None:
-        """Says that this worker serves, and from now on takes connections from where the supervisor says."""
         self._say(wire.READY, ops_address.encode())
-        self._tasks.append(self._group.create_task(self._follow()))
+        self._tasks.append(tasks.create_task(self._follow(grpc, http)))
 
     def leaves(self) -> None:
         """Says that it takes nothing new any more. The doors close their sockets themselves."""
@@ -108,24 +109,18 @@ class Worker(asyncio.Protocol):
             self._say(wire.ALIVE)
             await asyncio.sleep(wire.ALIVE_INTERVAL_S)
 
-    async def _follow(self) -> None:
+    async def _follow(self, grpc: Door, http: Door) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
             for slot in sorted(self._open.keys() - self._accept):
-                self._leave(slot)
+                for door, copy in self._open.pop(slot):
+                    await door.leave([copy])
             for slot in sorted(self._accept - self._open.keys()):
-                await self._listen(slot)
-
-    async def _listen(self, slot: int) -> list[int]:
-        # A door closes its sockets; the inherited ones stay for the next time.
-        copies = [socket.socket(fileno=os.dup(numbers[slot])) for _, numbers in self._doors]
-        self._open[slot] = copies
-        return [await door.listen_on([copy]) for (door, _), copy in zip(self._doors, copies, strict=True)]
-
-    def _leave(self, slot: int) -> None:
-        for (door, _), copy in zip(self._doors, self._open.pop(slot), strict=True):
-            door.leave([copy])
+                inherited = ((grpc, self._inherited.grpc), (http, self._inherited.http))
+                copies = self._open[slot] = [(door, _copy(numbers[slot])) for door, numbers in inherited]
+                for door, copy in copies:
+                    await door.listen_on([copy])
 
     def _say(self, *words: bytes) -> None:
         if self._channel is not None and not self._channel.is_closing():
@@ -140,10 +135,16 @@ class Worker(asyncio.Protocol):
         with contextlib.suppress(FairleadError, ValueError):
             for word, *others in self._lines.feed(data):
                 if word == wire.ACCEPT:
-                    self._accept = frozenset(map(int, others)) & frozenset(range(len(self._inherited.grpc)))
+                    known = frozenset(range(len(self._inherited.grpc)))
+                    self._accept = (frozenset(map(int, others)) & known) | {self._inherited.slot}
                     self._changed.set()
 
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.Protocol."""
         log.warning("supervisor gone; serving on for a moment", seconds=ORPHAN_S)
         asyncio.get_running_loop().call_later(ORPHAN_S, self._stop.set)
+
+
+def _copy(number: int) -> socket.socket:
+    """A socket that a door may close: the inherited one stays for the next time."""
+    return socket.socket(fileno=os.dup(number))

@@ -27,6 +27,7 @@ from data_plane.router.peers import Peers
 from data_plane.router.pepper import read_pepper
 from data_plane.router.router import SERVICE, Router
 from data_plane.router.routing_metrics import RoutingCollector
+from data_plane.router.sockets import Worker
 from data_plane.router.state import RouterState
 from data_plane.router.ticket_links import TicketLinks
 from data_plane.router.ticket_metrics import TicketCollector
@@ -129,12 +130,26 @@ async def serve(config: RouterConfig, stop: asyncio.Event) -> None:
     )
     telemetry.registry.register(RoutingCollector(router.routing.counts, router.waiting, state.assignments))
     telemetry.registry.register(TicketCollector(router.tickets.ledger))
-    doors = FrontDoors(config, router, telemetry, clock, state.missing, token=platform_token(pepper))
+    doors = FrontDoors(
+        config,
+        router,
+        telemetry,
+        clock,
+        state.missing,
+        token=platform_token(pepper),
+        worker=Worker.from_environment(),
+    )
+
+    async def leave() -> None:
+        """Gives the leases back once nothing waits for them any more: whoever takes this router's place needs them."""
+        await until(lambda: not router.desk.waiting(), asyncio.Event(), config.drain_grace_s)
+        await limiter.leave()
+
     try:
         async with asyncio.TaskGroup() as tasks:
             parts = (state, routers, watch, exchange, links, router.desk, router.waiting, limiter, publisher)
             background = [tasks.create_task(part.run()) for part in parts]
-            await doors.serve(stop, store, router_id, leases=leases, exchange=exchange, tasks=tasks)
+            await doors.serve(stop, store, router_id, leases=leases, exchange=exchange, leave=leave, tasks=tasks)
             await until(lambda: not len(router.tickets.ledger.book), asyncio.Event(), config.drain_grace_s)
             for task in background:
                 task.cancel()

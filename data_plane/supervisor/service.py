@@ -27,7 +27,7 @@ from fairlead.errors import UnavailableError
 SERVICE: Final = "router"
 
 DRAIN_MARGIN_S: Final = 10.0
-"""Beyond the requests' grace: a router then brings its usage into the store, for five seconds at most, and leaves."""
+"""Beyond the grace for requests and that for tickets: a router then brings its usage into the store, and leaves."""
 
 TURN_S: Final = 0.5
 """The supervisor looks at least that often, and so notices that it was not run itself."""
@@ -79,7 +79,7 @@ class Supervisor:
         patience = Patience(
             start_s=config.worker_start_s,
             hang_s=config.worker_hang_s,
-            drain_s=config.drain_grace_s + DRAIN_MARGIN_S,
+            drain_s=2 * config.drain_grace_s + DRAIN_MARGIN_S,
         )
         self._crew = Crew(config.workers, patience)
         self._counts = SupervisorCollector(self._crew, time.monotonic)
@@ -167,8 +167,8 @@ class Supervisor:
             self._gone(number, None)
             return
         grpc, http = (each.numbers for each in self._listening)
-        inherited = wire.Inherited(start.slot, start.replaces, -1, grpc, http)
-        instance_id = f"{self._id}-{worker_name(start.slot, start.turn)}"
+        instance_id, other_id = (f"{self._id}-{worker_name(start.slot, turn)}" for turn in (start.turn, 1 - start.turn))
+        inherited = wire.Inherited(start.slot, other_id if start.replaces else "", -1, grpc, http)
         try:
             process = await WorkerProcess.start(
                 self._command(instance_id),

@@ -35,14 +35,14 @@ class Inherited(msgspec.Struct, frozen=True):
 
     Attributes:
         slot: Its own.
-        replaces: Another worker serves the slot until this one is ready.
+        replaces: Instance id of the worker that serves the slot until this one is ready; empty for none.
         channel: To the supervisor.
         grpc: Listening sockets by slot.
         http: Likewise.
     """
 
     slot: int
-    replaces: bool
+    replaces: str
     channel: int
     grpc: tuple[int, ...]
     http: tuple[int, ...]

@@ -39,14 +39,14 @@ class Answering:
             self._servers[each] = await asyncio.start_server(self._came, sock=each, backlog=1024)
         return int(sockets[0].getsockname()[1])
 
-    def leave(self, sockets: Sequence[socket.socket]) -> None:
+    async def leave(self, sockets: Sequence[socket.socket]) -> None:
         """See Door."""
         for each in sockets:
             self._servers.pop(each).close()
 
     async def drain(self) -> None:
         """Takes nothing new, answers what has been asked."""
-        self.leave(list(self._servers))
+        await self.leave(list(self._servers))
         await asyncio.gather(*self._open)
 
     def _came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -76,8 +76,9 @@ async def work(config: RouterConfig, stop: asyncio.Event) -> None:
     async with asyncio.TaskGroup() as tasks:
         await worker.join(stop, tasks)
         doors = Answering(config.instance_id), Answering(config.instance_id)
-        await worker.open(*doors)
-        worker.serves(f"{config.bind_host}:{runner.addresses[0][1]}")
+        for door, sockets in zip(doors, (worker.grpc, worker.http), strict=True):
+            await door.listen_on(sockets)
+        worker.serves(f"{config.bind_host}:{runner.addresses[0][1]}", *doors, tasks)
         while not stop.is_set():
             if (folder / f"hang-{config.instance_id}").exists():
                 time.sleep(3600)  # noqa: ASYNC251  # that is what hanging is

@@ -193,7 +193,8 @@ class Connection(asyncio.Protocol):
         self._since_s = self._loop.time()
         if request is not None and not request.whole:
             self._reader.body(request)
-        if closes or self._shared.draining:
+        # Also while the server ends: a client that was not told in its answer's head may be sending its next request.
+        if closes:
             self._finish()
         else:
             self._pump()
@@ -221,9 +222,14 @@ class Connection(asyncio.Protocol):
             self._over = True
             transport.close()
 
-    def drain(self) -> None:
-        """The server ends: closes the connection unless something is under way."""
-        if self.call is None and not self._reader.partial and not self._reader.arrived and self.transport is not None:
+    def drain(self, idle_since_s: float) -> None:
+        """The server ends: closes the connection if nothing is under way.
+
+        Args:
+            idle_since_s: Only if that has been so since this time of the loop, or longer.
+        """
+        under_way = self.call is not None or self._reader.partial or self._reader.arrived
+        if not under_way and self._since_s <= idle_since_s and self.transport is not None:
             self._finish()
 
     def abort(self) -> None:

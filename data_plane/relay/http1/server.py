@@ -19,6 +19,15 @@ _CHECKED_EVERY_S: Final = 1.0
 _CHECKS_A_WAIT: Final = 4
 _CUT_OFF_S: Final = 1.0
 
+_LAST_REQUEST_S: Final = 2.0
+"""How long a server that ends waits for a request on a connection that has none. Clients that reuse it at once, or have
+just connected, are answered; to close it in the middle of what they send would leave them without an answer."""
+
+_DRAIN_STEP_S: Final = 0.1
+_ARRIVING_S: Final = 0.05
+_HANDSHAKE_S: Final = 1.0
+"""For connections that have been accepted and of which nobody knows yet."""
+
 
 class Server:
     """Serves an application. To be made within an event loop.
@@ -44,6 +53,7 @@ class Server:
         shortest_s = min(patience.request_s, patience.idle_s, patience.stuck_s, patience.linger_s)
         self._checked_every_s = min(_CHECKED_EVERY_S, shortest_s / _CHECKS_A_WAIT)
         self._servers: list[asyncio.Server] = []
+        self._by_socket: dict[socket.socket, asyncio.Server] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -83,22 +93,38 @@ class Server:
             The first one's port.
         """
         for each in sockets:
-            self._opened(await self._loop.create_server(self._made, sock=each, ssl=self._tls, backlog=_BACKLOG))
+            server = await self._loop.create_server(self._made, sock=each, ssl=self._tls, backlog=_BACKLOG)
+            self._opened(server)
+            self._by_socket[each] = server
         return int(sockets[0].getsockname()[1])
+
+    async def leave(self, sockets: Sequence[socket.socket]) -> None:
+        """Takes no more connections from these sockets and closes them; the connections it has stay."""
+        for each in sockets:
+            server = self._by_socket.pop(each)
+            self._servers.remove(server)
+            server.close()
 
     async def drain_and_stop(self, grace_s: float) -> None:
         """Takes no new connections, lets answers under way end and their connections with them.
+
+        What clients sent before they could know is answered too: connections without a request are closed only after
+        `_LAST_REQUEST_S`, and those that are just being made are waited for.
 
         Args:
             grace_s: After this long what is left is cut off.
         """
         for server in self._servers:
             server.close()
-        shared = self.shared
-        shared.draining = True
-        for connection in list(shared.open):
-            connection.drain()
-        await self._emptied(grace_s)
+        shared, clock = self.shared, self._loop.time
+        shared.draining, begun_s = True, clock()
+        await asyncio.sleep(min(grace_s, _ARRIVING_S if self._tls is None else _HANDSHAKE_S))
+        last_request_s = min(_LAST_REQUEST_S, grace_s / 2)
+        while shared.open and (left_s := begun_s + grace_s - clock()) > 0:
+            if clock() - begun_s >= last_request_s:
+                for connection in list(shared.open):
+                    connection.drain(clock() - last_request_s)
+            await self._emptied(min(_DRAIN_STEP_S, left_s))
         for connection in list(shared.open):
             connection.abort()
         await self._emptied(_CUT_OFF_S)
