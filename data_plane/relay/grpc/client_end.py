@@ -50,7 +50,7 @@ class ClientCall:
         cutter: Of its content; None while each frame was one message.
     """
 
-    __slots__ = ("_end", "body", "cutter", "head", "reply", "stream")
+    __slots__ = ("_end", "_held", "body", "cutter", "head", "reply", "stream")
 
     def __init__(self, head: bytes, body: bytes, reply: Reply) -> None:
         self.head = head
@@ -59,6 +59,7 @@ class ClientCall:
         self.stream: Stream | None = None
         self.cutter: Cutter | None = None
         self._end: ClientEnd | None = None
+        self._held = False
 
     def begin(self, end: ClientEnd) -> None:
         """Sends it.
@@ -70,6 +71,8 @@ class ClientCall:
         self._end = end
         stream = self.stream = connection.open(self.head)
         stream.context = self
+        if self._held:
+            connection.hold(stream)
         connection.send_data(stream, self.body)
         connection.end(stream)
         self.head = self.body = b""
@@ -85,11 +88,13 @@ class ClientCall:
 
     def pause(self) -> None:
         """Takes no more from the network than is under way."""
+        self._held = True
         if self.stream is not None and self._end is not None:
             self._end.endpoint.connection.hold(self.stream)
 
     def resume(self) -> None:
         """Takes more."""
+        self._held = False
         if self.stream is not None and self._end is not None:
             self._end.endpoint.connection.release(self.stream)
             self._end.endpoint.touch()
@@ -126,11 +131,13 @@ class ClientEnd:
         self._message_bytes_max = message_bytes_max
         self._freed = freed
         self.endpoint = Endpoint(self, limits, patience, client=True)
+        self.endpoint.connection.on_greeted = self.freed
 
     @property
     def can_open(self) -> bool:
-        """Whether another call may be sent now."""
-        return self.endpoint.transport is not None and self.endpoint.connection.can_open
+        """Whether another call may be sent now. Not before the server has said how many it takes."""
+        endpoint = self.endpoint
+        return endpoint.transport is not None and endpoint.connection.greeted and endpoint.connection.can_open
 
     def freed(self) -> None:
         """A stream has ended."""

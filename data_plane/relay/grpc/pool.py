@@ -142,8 +142,8 @@ class _Server:
         self._waiting.append(call)
         if len(self._waiting) > WAITING_MAX:
             self._refuse("too many calls wait for a connection to the replica")
-        elif self._connecting is None and len(self.ends) < CONNECTIONS_MAX:
-            self._connecting = asyncio.ensure_future(self._connect())
+        else:
+            self._open_another()
 
     def freed(self, end: ClientEnd) -> None:
         """There may be room on a connection: those that wait longest are sent."""
@@ -151,6 +151,14 @@ class _Server:
             call = self._waiting.popleft()
             if call.reply is not None:
                 call.begin(end)
+        if self._waiting:
+            self._open_another()
+
+    def _open_another(self) -> None:
+        """Connects once more, where nobody does already and none that has come about has yet to say what it takes."""
+        ungreeted = any(not end.endpoint.connection.greeted for end in self.ends)
+        if self._connecting is None and not ungreeted and len(self.ends) < CONNECTIONS_MAX:
+            self._connecting = asyncio.ensure_future(self._connect())
 
     async def _connect(self) -> None:
         try:
@@ -165,14 +173,13 @@ class _Server:
         self._connecting = None
         self.ends.append(end)
         end.endpoint.lost.add_done_callback(lambda _: self._lost(end))
-        self.freed(end)
-        if self._waiting and self._connecting is None and len(self.ends) < CONNECTIONS_MAX:
-            self._connecting = asyncio.ensure_future(self._connect())
 
     def _lost(self, end: ClientEnd) -> None:
         self.ends.remove(end)
-        if self._waiting and self._connecting is None:
-            self._connecting = asyncio.ensure_future(self._connect())
+        if not end.endpoint.connection.greeted:
+            self._refuse("the replica closed the connection at once")
+        elif self._waiting:
+            self._open_another()
         self._forget_if_unused()
 
     def _refuse(self, message: str) -> None:

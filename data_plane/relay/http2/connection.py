@@ -58,6 +58,7 @@ class Connection(Guarding):
     Attributes:
         fault: Why the connection is over; None while it is not.
         greeted: The peer has begun with its settings.
+        on_greeted: Called then, where somebody waits for it.
     """
 
     def __init__(self, handler: Handler, limits: Limits, *, client: bool, now_s: float) -> None:
@@ -67,6 +68,7 @@ class Connection(Guarding):
         self._tail = b""
         self._preface_left = b"" if client else PREFACE
         self.greeted = False
+        self.on_greeted: Callable[[], None] | None = None
         self._block: tuple[int, int, list[bytes]] | None = None  # stream, flags, parts of a header block that goes on
         self._block_bytes = 0
         self._last_served = STREAM_MAX  # the highest one that is served after GOAWAY
@@ -206,6 +208,10 @@ class Connection(Guarding):
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "the first frame must be SETTINGS")
             self.greeted = True
+            self._on_settings(flags, stream_id, payload)
+            if self.on_greeted is not None:
+                self.on_greeted()
+            return
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block[0]):
             raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
         handle = self._handlers.get(kind)
