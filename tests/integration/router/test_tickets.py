@@ -17,7 +17,7 @@ from fairlead.admin.v1 import usage_pb2
 from fairlead.errors import Reason, from_rpc_error
 from fairlead.inference.v1 import inference_pb2 as pb
 from fairlead.inference.v1 import ticket_pb2, ticket_pb2_grpc
-from fairlead.sdk.aio_transport import GrpcAsyncTransport
+from fairlead.sdk.aio_transport import AsyncMessageStream, GrpcAsyncTransport
 from fairlead.sdk.transport import Outgoing, StreamResponse, UnaryResponse
 from tests.integration.router.processes import AUTH, MODEL, Platform, RouterProcess, platform
 from tests.integration.router.traffic import books, generated, request, rest, serving_agent
@@ -302,7 +302,7 @@ class Unreachable(GrpcAsyncTransport):
         self.methods.append(outgoing.method)
         return await super().unary(outgoing)
 
-    def stream(self, outgoing: Outgoing) -> NoRoute | object:  # type: ignore[override]
+    def stream(self, outgoing: Outgoing) -> AsyncMessageStream:
         self.methods.append(outgoing.method)
         return NoRoute() if outgoing.method == "Redeem" else super().stream(outgoing)
 

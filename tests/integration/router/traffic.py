@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc.aio
 
 from fairlead.inference.v1 import inference_pb2 as pb
@@ -29,7 +31,7 @@ async def first(
 
 
 async def rest(
-    call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.StreamGenerateResponse],
+    call: grpc.aio.UnaryStreamCall[Any, pb.StreamGenerateResponse],
 ) -> list[pb.StreamGenerateResponse]:
     """The messages of a stream that are left."""
     messages = []

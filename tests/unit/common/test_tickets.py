@@ -80,7 +80,7 @@ def test_the_digest_covers_everything_that_was_sent() -> None:
     ):
         changed = pb.GenerateRequest()
         changed.CopyFrom(base)
-        changed.MergeFrom(pb.GenerateRequest(**change))  # type: ignore[arg-type]
+        changed.MergeFrom(pb.GenerateRequest(**change))
         digests.add(request_digest(changed))
     assert len(digests) == 8
     again = pb.GenerateRequest.FromString(base.SerializeToString())

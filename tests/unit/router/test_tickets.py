@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -62,10 +63,10 @@ class Lab(RouterLab):
         assert sealed is not None
         return ticket_pb2.TicketClaims.FromString(sealed)
 
-    def report(self, ticket: pb.Ticket | None = None, *, as_of_ns: int = 0, **fields: object) -> bool:
+    def report(self, ticket: pb.Ticket | None = None, *, as_of_ns: int = 0, **fields: Any) -> bool:
         reports = ticket_pb2.TicketReports(number=1, as_of_ns=as_of_ns)
         if ticket is not None:
-            reports.reports.add(number=self.claims(ticket).number, **fields)  # type: ignore[arg-type]
+            reports.reports.add(number=self.claims(ticket).number, **fields)
         return self.desk.ledger.booked("r1" if ticket is None else ticket.replica_id, reports)
 
     @property
@@ -131,7 +132,7 @@ async def test_a_ticket_says_what_the_replica_needs_and_is_settled_by_its_report
     ],
 )
 async def test_every_end_charges_what_was_delivered(
-    tokens: int, fields: dict[str, object], outcome: tuple[str, str]
+    tokens: int, fields: dict[str, Any], outcome: tuple[str, str]
 ) -> None:
     """Whatever ends a ticket: tokens are charged, none are free, the rest of the hold goes back."""
     lab = Lab()
