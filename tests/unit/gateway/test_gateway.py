@@ -364,11 +364,11 @@ async def test_a_client_that_never_reads_does_not_pile_up_the_answer(lab: Router
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", port))
         sock.sendall(head.encode() + body)
-        await eventually(lambda: lab.router.accounts.output_tokens[TENANT, MODEL] > 5)
+        await eventually(lambda: lab.router.accounts.output_tokens[TENANT, MODEL] > 1)
         await asyncio.sleep(0.2)
         relayed = lab.router.accounts.output_tokens[TENANT, MODEL]
         await asyncio.sleep(0.2)
-        assert lab.router.accounts.output_tokens[TENANT, MODEL] == relayed < 1000
+        assert lab.router.accounts.output_tokens[TENANT, MODEL] == relayed < 100
     await eventually(lab.received_equals_finished)
 
 
