@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 from data_plane.relay.grpc.limits import CallLimits
+from data_plane.relay.http1 import limits as http1
 from data_plane.relay.http2.endpoint import Patience
 from data_plane.relay.http2.limits import Limits
 from data_plane.relay.server import ServerLimits
@@ -32,6 +33,25 @@ def server_limits(config: DoorConfig) -> ServerLimits:
         stuck_s=config.answer_unread_s, silence_s=config.connection_silence_s, idle_s=config.connection_idle_s
     )
     return ServerLimits(connections_max=config.connections_max, calls=calls, connection=connection, patience=patience)
+
+
+def http_limits(config: DoorConfig) -> http1.Limits:
+    """What clients of HTTP may cost, as set."""
+    return http1.Limits(
+        head_bytes_max=config.header_bytes_max,
+        bodies_bytes_max=config.unfinished_bytes_max,
+        connections_max=config.connections_max,
+    )
+
+
+def http_patience(config: DoorConfig) -> http1.Patience:
+    """How long clients of HTTP are waited for, as set."""
+    usual = http1.Patience()
+    return http1.Patience(
+        request_s=config.request_receive_s,
+        idle_s=min(usual.idle_s, config.connection_idle_s),
+        stuck_s=config.answer_unread_s,
+    )
 
 
 def tls(config: DoorConfig, *protocols: str) -> ssl.SSLContext | None:

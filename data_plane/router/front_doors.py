@@ -23,7 +23,7 @@ from data_plane.router.assignment_exchange import AssignmentExchange
 from data_plane.router.assignment_service import ASSIGNMENT_SERVICE_NAME, AssignmentService
 from data_plane.router.config import RouterConfig
 from data_plane.router.decision_service import DECISION_SERVICE_NAME, DecisionService
-from data_plane.router.door_limits import server_limits, tls
+from data_plane.router.door_limits import http_limits, http_patience, server_limits, tls
 from data_plane.router.grpc_door import GrpcDoor
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.router import SERVICE, Router
@@ -102,6 +102,9 @@ class FrontDoors:
             port=config.http_port,
             reuse_port=True,
             grace_s=config.drain_grace_s,
+            limits=http_limits(config),
+            patience=http_patience(config),
+            tls=tls(config, "http/1.1"),
             sockets=worker.http if worker is not None else (),
         )
         self._ops = OpsServer(config, telemetry.registry, self._readiness)
