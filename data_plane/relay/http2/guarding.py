@@ -145,14 +145,15 @@ class Guarding(Sending):
         if window != self._peer_window:
             self._resize_windows(window)
         self._answer(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self._push_all()
 
     def _resize_windows(self, size: int) -> None:
         difference, self._peer_window = size - self._peer_window, size
-        for stream in self.streams.values():
+        for stream in list(self.streams.values()):
             stream.send_window += difference
             if stream.send_window > WINDOW_MAX:
                 raise ConnectionFaultError(ErrorCode.FLOW_CONTROL_ERROR, "a window of 2 GiB and more")
+            if stream.queue and stream.id not in self._blocked:
+                self._push(stream)
 
     def _on_window_update(self, _flags: int, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
@@ -177,7 +178,7 @@ class Guarding(Sending):
         stream.send_window += increment
         if not increment or stream.send_window > WINDOW_MAX:
             self._reset_for_fault(stream, ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR)
-        elif stream.queue:
+        elif stream.queue and stream_id not in self._blocked:
             self._push(stream)
 
     def _on_priority(self, _flags: int, stream_id: int, payload: bytes) -> None:

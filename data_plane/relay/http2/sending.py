@@ -79,7 +79,7 @@ class Sending:
         self._prefix = EMPTY_TABLE
         self._next_id = 1
         self._paused = False
-        self._blocked: dict[int, Stream] = {}  # with data that waits, in turn
+        self._blocked: dict[int, Stream] = {}  # with data that waits for room, in turn
         # The peer's window for the connection: what may go out before the next `take`, and the rest.
         self._room, self._beyond = WINDOW_START, 0
         self._peer_window = WINDOW_START
@@ -231,14 +231,15 @@ class Sending:
             self._late_bytes += stream.receive_window
         self._close(stream)
 
-    def _push(self, stream: Stream) -> None:
-        """Sends what a stream has waiting, as far as the peer and the network take it."""
+    def _push(self, stream: Stream, *, once: bool = False) -> None:
+        """Sends what a stream has waiting, as far as the peer and the network take it; `once`: one frame."""
         queue, most = stream.queue, self._peer_frame_bytes
         while queue:
             data = queue[0]
             length = min(len(data), stream.send_window, self._room, most)
             if length <= 0:
-                self._blocked[stream.id] = stream
+                if self._room <= 0:
+                    self._blocked[stream.id] = stream
                 return
             if len(data) > length:
                 queue[0] = data[length:]
@@ -250,18 +251,19 @@ class Sending:
             self._room -= length
             self._sent_frames += 1
             self._out += (pack_head(length << 8, 0, stream.id), data)
-        self._blocked.pop(stream.id, None)
+            if once and queue:
+                self._blocked[stream.id] = stream
+                return
         if stream.ending is not None:
             self._send_end(stream)
         self._handler.on_sent(stream)
 
     def _push_all(self) -> None:
-        """There is room again: one stream after the other, and who did not come to the end goes last."""
-        for stream in list(self._blocked.values()):
-            if self._room <= 0:
-                return
-            if self._blocked.pop(stream.id, None) is not None:
-                self._push(stream)
+        """There is room again: those that waited for it take turns, a frame each."""
+        blocked = self._blocked
+        while blocked and self._room > 0:
+            stream = blocked.pop(next(iter(blocked)))
+            self._push(stream, once=bool(blocked))
 
     def _close(self, stream: Stream) -> None:
         stream.closed = stream.local_ended = stream.remote_ended = True
