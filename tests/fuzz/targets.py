@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.fuzz import http2_targets
+from tests.fuzz import grpc_targets, http2_targets
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "http2-bytes": http2_targets.connection,
     "http2-frames": http2_targets.frames_of_a_peer,
     "http2-headers": http2_targets.headers,
+    "grpc-framing": grpc_targets.framing,
+    "grpc-values": grpc_targets.values,
+    "grpc-pieces": grpc_targets.piece,
+    "grpc-server": grpc_targets.server,
+    "grpc-client": grpc_targets.client,
 }
 """Each takes any bytes, and raises what no bytes may lead to."""
