@@ -42,7 +42,8 @@ async def channel(request: pytest.FixtureRequest, lab: RouterLab) -> AsyncIterat
     servicer = InferenceService(router.flow, lab.tables, router.pricing, lab.clock, router.tickets)
     server.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
     address = await server.start()
-    async with grpc.aio.insecure_channel(address) as channel:
+    # A window that does not grow, so that a client which stops reading is soon full.
+    async with grpc.aio.insecure_channel(address, options=[("grpc.http2.bdp_probe", 0)]) as channel:
         yield channel
     await server.drain_and_stop(1.0)
 
