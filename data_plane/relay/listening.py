@@ -100,6 +100,7 @@ class Listener:
         self._inherited = inherited
         self._pause: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
         listening.setblocking(False)
         listening.listen(_BACKLOG)
         self._loop.add_reader(listening.fileno(), self._accept)
@@ -118,6 +119,8 @@ class Listener:
 
     async def closed(self) -> None:
         """Waits for the connections to have ended; handshakes that go on are broken off."""
+        for task in self._handshakes:
+            task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSED_WITHIN_S)
         for task in self._tasks:
@@ -151,6 +154,8 @@ class Listener:
         task = self._loop.create_task(self._keep(accepted))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._handshakes.add(task)
+        task.add_done_callback(self._handshakes.discard)
         return True
 
     def _go_on(self) -> None:
@@ -168,6 +173,7 @@ class Listener:
                 ssl=tls,
                 ssl_handshake_timeout=self._handshake_s if tls is not None else None,
             )
+            self._handshakes.discard(asyncio.current_task())
             if tls is not None and transport.get_extra_info("ssl_object").selected_alpn_protocol() != "h2":
                 gate.handshakes_failed += 1
                 transport.abort()

@@ -200,7 +200,7 @@ class RelayServer:
             await asyncio.sleep(min(_DRAIN_STEP_S, grace_s))
         for end in list(self._ends):
             end.leave(leaving)
-        left = [end.endpoint.lost for end in self._ends]
+        left = [end.endpoint.lost for end in self._ends if end.endpoint.transport is not None]
         if left:
             await asyncio.wait(left, timeout=_CLOSED_WITHIN_S)
         for end in list(self._ends):
