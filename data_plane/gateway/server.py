@@ -71,6 +71,21 @@ class HttpServer:
                 f"cannot listen on {self._host}:{self._port} ({error.strerror}): is the port taken? Set http_port"
             ) from error
 
+    @property
+    def connections(self) -> int:
+        """Connections there are."""
+        return self._server.connections if self._server is not None else 0
+
+    @property
+    def turned_away(self) -> int:
+        """Connections that were too many."""
+        return self._server.turned_away if self._server is not None else 0
+
+    @property
+    def bodies_bytes(self) -> int:
+        """What unfinished bodies take up."""
+        return self._server.bodies_bytes if self._server is not None else 0
+
     async def listen_on(self, sockets: Sequence[socket.socket]) -> int:
         """Takes connections from further inherited sockets, while it serves; returns the first one's port."""
         assert self._server is not None

@@ -24,6 +24,7 @@ from data_plane.router.assignment_service import ASSIGNMENT_SERVICE_NAME, Assign
 from data_plane.router.config import RouterConfig
 from data_plane.router.decision_service import DECISION_SERVICE_NAME, DecisionService
 from data_plane.router.door_limits import http_limits, http_patience, server_limits, tls
+from data_plane.router.door_metrics import DoorsCollector
 from data_plane.router.grpc_door import GrpcDoor
 from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.router import SERVICE, Router
@@ -107,6 +108,8 @@ class FrontDoors:
             tls=tls(config, "http/1.1"),
             sockets=worker.http if worker is not None else (),
         )
+        if isinstance(self._grpc, RelayServer):
+            telemetry.registry.register(DoorsCollector(self._grpc, self._http))
         self._ops = OpsServer(config, telemetry.registry, self._readiness)
 
     async def serve(

@@ -42,6 +42,7 @@ class Shared:
         outbox: Of the event loop.
         open: The connections there are.
         emptied: The last of them was lost.
+        turned_away: Connections that were too many.
         draining: Every connection ends with the answer under way.
     """
 
@@ -52,6 +53,7 @@ class Shared:
     outbox: Outbox
     open: set[Connection] = field(default_factory=set)
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    turned_away: int = 0
     draining: bool = False
 
 
@@ -96,6 +98,7 @@ class Connection(asyncio.Protocol):
         _tune(transport, shared.patience)
         if len(shared.open) >= shared.limits.connections_max:
             self._over = True
+            shared.turned_away += 1
             transport.write(self._malformed(Fault(503, "too many connections; try again")))
             transport.close()
         else:

@@ -62,6 +62,11 @@ class Server:
         return len(self.shared.open)
 
     @property
+    def turned_away(self) -> int:
+        """Connections that were too many."""
+        return self.shared.turned_away
+
+    @property
     def bodies_bytes(self) -> int:
         """What unfinished bodies take up."""
         return self.shared.room.taken
