@@ -59,42 +59,41 @@ class Watcher:
     """A handler that fails when it is told a stream's life in the wrong order.
 
     Args:
-        eager: Consumes content as it comes.
+        eager: Takes content as it comes; else each stream is held at first.
 
     Attributes:
-        held: Content that was not consumed, by stream.
+        headed: Whose headers came for good.
         streams: Those that are open, as the handler knows it.
     """
 
     def __init__(self, *, eager: bool) -> None:
         self.eager = eager
         self.connection: Connection | None = None
-        self.held: dict[int, int] = {}
+        self.headed: set[int] = set()
         self.streams: dict[int, Stream] = {}
         self.over: set[int] = set()
 
     def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
         assert stream.id not in self.over
         interim = dict(fields).get(b":status", b"")[:1] == b"1"
-        assert self.held.setdefault(stream.id, -1) == -1
+        assert stream.id not in self.headed
         assert fields
         self.streams[stream.id] = stream
         if not interim:
-            self.held[stream.id] = 0
+            self.headed.add(stream.id)
+        if not self.eager and self.connection is not None:
+            self.connection.hold(stream)
         self._ended(stream, ended)
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
         assert stream.id not in self.over
-        assert self.held[stream.id] >= 0
+        assert stream.id in self.headed
         assert data or ended
-        self.held[stream.id] += len(data)
-        if self.eager:
-            self.consume(stream, len(data))
         self._ended(stream, ended)
 
     def on_trailers(self, stream: Stream, fields: Fields) -> None:
         assert stream.id not in self.over
-        assert self.held[stream.id] >= 0
+        assert stream.id in self.headed
         assert not any(name[:1] == b":" for name, _ in fields)
         self._ended(stream, True)
 
@@ -110,11 +109,6 @@ class Watcher:
     def on_pong(self, payload: bytes) -> None:
         assert len(payload) == 8
 
-    def consume(self, stream: Stream, length: int) -> None:
-        assert self.connection is not None
-        self.held[stream.id] -= length
-        self.connection.consumed(stream, length)
-
     def _ended(self, stream: Stream, ended: bool) -> None:
         if ended:
             self.over.add(stream.id)
@@ -126,7 +120,7 @@ def _connection(*, client: bool, eager: bool) -> tuple[Connection, Watcher]:
     return watcher.connection, watcher
 
 
-def _check(connection: Connection, watcher: Watcher) -> None:
+def _check(connection: Connection) -> None:
     """What holds between any two calls."""
     assert connection.fault is None or (connection.finished and not connection.streams)
     assert 0 <= connection._receive_window <= LIMITS.connection_window_bytes
@@ -138,10 +132,12 @@ def _check(connection: Connection, watcher: Watcher) -> None:
         assert not (stream.local_ended and stream.remote_ended) or stream.queue
         assert stream.send_window <= WINDOW_MAX
         assert stream.queued_bytes == sum(map(len, stream.queue))
-        assert not stream.queue or stream_id in connection._blocked
-        held = max(0, watcher.held.get(stream_id, 0))
-        if not stream.remote_ended:
-            assert stream.receive_window + stream.uncredited + held == LIMITS.stream_window_bytes
+        # What waits, waits for the stream's window or in turn for the connection's.
+        assert not stream.queue or stream_id in connection._blocked or stream.send_window <= 0
+        assert 0 <= stream.receive_window <= LIMITS.stream_window_bytes
+        # Whoever is not held is never left without room to send.
+        assert stream.held or stream.remote_ended or 2 * stream.receive_window >= LIMITS.stream_window_bytes
+        assert not (stream.quick and (stream.held or stream.remote_ended or not stream.headed))
     assert _kept(connection) <= KEPT_BYTES_MAX
 
 
@@ -160,7 +156,7 @@ def connection(data: bytes) -> None:
     chances = Chances(data)
     first = chances.byte()
     client, greeted, cut = bool(first & 1), bool(first & 2), (1, 7, 64, 1 << 20)[first >> 2 & 3]
-    core, watcher = _connection(client=client, eager=bool(first & 16))
+    core, _ = _connection(client=client, eager=bool(first & 16))
     if client:
         for _ in range(3):
             core.end(core.open(encoded(REQUEST)))
@@ -170,7 +166,7 @@ def connection(data: bytes) -> None:
     with Work() as work:
         for at in range(0, len(came), cut):
             core.receive(came[at : at + cut], at / 1_000.0)
-            _check(core, watcher)
+            _check(core)
             if first & 32:
                 sent += len(core.take())
     sent += len(core.take())
@@ -203,7 +199,7 @@ class Exchange:
         self.actions = (
             self._request, self._request, self._head, self._data, self._settings, self._window_update, self._rst_stream,
             self._ping, self._odd, self._again, self._open, self._answer, self._send, self._send_much, self._end,
-            self._reset, self._network, self._time, self._consume, self._drain,
+            self._reset, self._network, self._time, self._hold, self._drain,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -212,7 +208,7 @@ class Exchange:
             while self.chances.left and self.core.fault is None:
                 self.actions[self.chances.byte() % len(self.actions)]()
                 self._take()
-                _check(self.core, self.watcher)
+                _check(self.core)
         budget = LINES_START + LINES_PER_BYTE * self.came + LINES_PER_OWN * self.own + self.own_bytes // 20
         assert work.lines <= budget, (work.lines, budget)
 
@@ -364,10 +360,12 @@ class Exchange:
     def _time(self) -> None:
         self.now_s += self.chances.byte() / 10.0
 
-    def _consume(self) -> None:
+    def _hold(self) -> None:
         stream = self._some()
-        if stream is not None and self.watcher.held.get(stream.id, 0) > 0:
-            self.watcher.consume(stream, min(self.chances.number(), self.watcher.held[stream.id]))
+        if stream is not None and self.chances.byte() & 1:
+            self.core.release(stream)
+        elif stream is not None:
+            self.core.hold(stream)
 
     def _drain(self) -> None:
         self.own += 1

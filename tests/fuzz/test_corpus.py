@@ -46,12 +46,10 @@ def test_no_bound_on_answers_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_windows_that_are_not_kept_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Guarding, "consumed", lambda self, stream, length: None)
-    content = encoded(REQUEST)
+    monkeypatch.setattr(Guarding, "_credit_stream", lambda *_: None)
+    sent = frames.frame(frames.HEADERS, 4, 1, encoded(REQUEST)) + 3 * frames.frame(frames.DATA, 0, 1, 15_000 * b"x")
     with pytest.raises(AssertionError):
-        TARGETS["http2-bytes"](
-            SERVER + frames.frame(frames.HEADERS, 4, 1, content) + frames.frame(frames.DATA, 0, 1, 50 * b"x")
-        )
+        TARGETS["http2-bytes"](SERVER + sent)
 
 
 def test_a_stream_that_is_told_of_after_its_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
