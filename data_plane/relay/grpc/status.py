@@ -23,10 +23,13 @@ OK: Final = literal(b"grpc-status", b"0")
 """Trailers of a call that went well."""
 
 MESSAGE_BYTES_MAX: Final = 2_048
-"""What of an error's text is sent: the peer's limit on headers holds for it too."""
+"""What of an error's text is sent, in percent encoding: together with the details it must fit into the 8 KiB that
+clients take for headers where nobody says otherwise."""
 
 DETAILS_BYTES_MAX: Final = 4_096
+"""Longer details are shortened to the class, the reason and the beginning of the text."""
 
+_BRIEF_CHARS: Final = 150
 _UNQUOTED: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _UNITS_S: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _TIMEOUT_DIGITS_MAX: Final = 8
@@ -62,18 +65,33 @@ def failure(error: FairleadError | RpcFaultError) -> bytes:
     """The trailers of an error."""
     if isinstance(error, RpcFaultError):
         return status(error.code, error.message)
-    details = to_status(error).SerializeToString()
-    block = status(error.code.value[0], error.message)
-    if len(details) <= DETAILS_BYTES_MAX:
-        block += literal(STATUS_DETAILS_KEY.encode(), binary(details))
-    return block
+    return status(error.code.value[0], error.message) + literal(STATUS_DETAILS_KEY.encode(), binary(_details(error)))
+
+
+def _details(error: FairleadError) -> bytes:
+    details: bytes = to_status(error).SerializeToString()
+    if len(details) > DETAILS_BYTES_MAX:
+        brief = type(error)(
+            error.message[:_BRIEF_CHARS],
+            reason=error.reason,
+            retry_after_s=error.retry_after_s,
+            field=error.field[:_BRIEF_CHARS],
+            subject=error.subject[:_BRIEF_CHARS],
+        )
+        details = to_status(brief).SerializeToString()
+    return details
 
 
 def status(code: int, message: str) -> bytes:
     """The trailers of any status."""
     block = literal(b"grpc-status", b"%d" % code)
     if message:
-        block += literal(b"grpc-message", quote(message[:MESSAGE_BYTES_MAX], safe=_UNQUOTED, errors="replace").encode())
+        quoted = quote(message[:MESSAGE_BYTES_MAX], safe=_UNQUOTED, errors="replace")
+        if len(quoted) > MESSAGE_BYTES_MAX:
+            quoted = quoted[:MESSAGE_BYTES_MAX]
+            escape = quoted.find("%", -2)
+            quoted = quoted[:escape] if escape >= 0 else quoted
+        block += literal(b"grpc-message", quoted.encode())
     return block
 
 
