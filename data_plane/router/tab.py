@@ -44,6 +44,16 @@ class Tab:
         self.hold = hold
         self._covered_tokens = self._order.price.output_tokens
 
+    def begin(self, first_token_ns: int) -> None:
+        """The client got its first token; `deliver` says so where nobody has.
+
+        Args:
+            first_token_ns: Monotonic time of it.
+        """
+        self._first_token_ns = first_token_ns
+        first_s = (first_token_ns - self._receipt.arrive_ns) / NS_PER_S
+        self._books.accounts.first_token(self._receipt.model_id, first_s)
+
     def deliver(self, tokens: int) -> None:
         """The client gets more of the answer.
 
@@ -52,9 +62,7 @@ class Tab:
         """
         receipt = self._receipt
         if not self._first_token_ns:
-            self._first_token_ns = self._books.clock.monotonic_ns()
-            first_s = (self._first_token_ns - receipt.arrive_ns) / NS_PER_S
-            self._books.accounts.first_token(receipt.model_id, first_s)
+            self.begin(self._books.clock.monotonic_ns())
         receipt.output_tokens = delivered = receipt.output_tokens + tokens
         if delivered >= self._told_tokens + _TOLD_EVERY_TOKENS:
             self._tell()
@@ -88,12 +96,15 @@ class Tab:
         self.hold = None
         self._receipt.gave_back(self._books.holds.view(self._order.bucket, now_ns))
 
-    def finish(self, finish_reason: pb.FinishReason.ValueType, counted: pb.Usage) -> Finished:
+    def finish(
+        self, finish_reason: pb.FinishReason.ValueType, counted: pb.Usage, ended_ns: int | None = None
+    ) -> Finished:
         """The answer is whole: it is charged by the engine's own counts.
 
         Args:
             finish_reason: Why it ended.
             counted: By the engine.
+            ended_ns: Monotonic time of its end; None for now.
         """
         receipt, books, order = self._receipt, self._books, self._order
         usage = pb.Usage(
@@ -107,7 +118,7 @@ class Tab:
         now_ns = books.clock.monotonic_ns()
         books.accounts.input_tokens[order.bucket] += usage.input_tokens
         if usage.output_tokens > 1 and self._first_token_ns:
-            gap_s = (now_ns - self._first_token_ns) / NS_PER_S / (usage.output_tokens - 1)
+            gap_s = ((ended_ns or now_ns) - self._first_token_ns) / NS_PER_S / (usage.output_tokens - 1)
             books.accounts.token_time(receipt.model_id, gap_s)
         if finish_reason != pb.FINISH_REASON_CANCELLED:
             self._learn(counted)

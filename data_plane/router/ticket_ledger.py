@@ -131,29 +131,22 @@ class TicketLedger:
         heard_ns = self._heard_ns.get(replica_id)
         return float("inf") if heard_ns is None else (self._clock.monotonic_ns() - heard_ns) / NS_PER_S
 
-    def booked(self, replica_id: str, reports: ticket_pb2.TicketReports) -> bool:
-        """Books what a replica reports.
-
-        Returns:
-            Whether it is to be acknowledged: it tells the end of something.
-        """
+    def booked(self, replica_id: str, reports: ticket_pb2.TicketReports) -> None:
+        """Books what a replica reports."""
         self._heard_ns[replica_id] = self._clock.monotonic_ns()
-        ends = False
         for report in reports.reports:
             ended = report.outcome != ticket_pb2.TICKET_OUTCOME_UNSPECIFIED
-            ends |= ended
             moved = self.book.report(replica_id, report.number, report.output_tokens, ended=ended)
             if moved is None:
                 self.counts.unknown += ended
                 continue
             held = moved.ticket.held
             if moved.output_tokens:
-                self._deliver(held, moved.output_tokens)
+                self._deliver(held, moved.output_tokens, report.first_token_ns)
             if ended:
                 self._end(held, report)
         for ticket in self.book.caught_up(replica_id, reports.as_of_ns):
             self._unused(ticket.held, Reason.TICKET_EXPIRED)
-        return ends
 
     def sweep(self) -> None:
         """Gives up replicas that are not heard any more. To be called about once a second."""
@@ -213,17 +206,22 @@ class TicketLedger:
         if trace.span is not None:
             tracing.finish_request(trace.span, receipt, error, finished)
 
-    def _deliver(self, held: Held, tokens: int) -> None:
+    def _deliver(self, held: Held, tokens: int, first_token_ns: int) -> None:
         this = held.receipt.tries[-1]
         if not this.first_token_ns:
-            this.first_token_ns = self._clock.monotonic_ns()
+            this.first_token_ns = self._sane(held, first_token_ns)
+            held.tab.begin(this.first_token_ns)
             self._routing.started(held.chosen)
         held.tab.deliver(tokens)
+
+    def _sane(self, held: Held, at_ns: int) -> int:
+        """A time that a replica tells: not before the request, nor after now."""
+        return max(held.receipt.arrive_ns, min(at_ns, self._clock.monotonic_ns()))
 
     def _end(self, held: Held, report: ticket_pb2.TicketReport) -> None:
         match report.outcome:
             case ticket_pb2.TICKET_OUTCOME_COMPLETED:
-                finished = held.tab.finish(report.finish_reason, report.usage)
+                finished = held.tab.finish(report.finish_reason, report.usage, self._sane(held, report.ended_ns))
                 self._left(held)
                 if self._quarantine:
                     self._quarantine.answered(_prompt(held.order))

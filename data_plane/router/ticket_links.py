@@ -32,11 +32,11 @@ class _Link:
     """One stream.
 
     Attributes:
-        acknowledged: The last of its messages that told an end.
+        booked: The last of its messages that was.
         news: Set when the replica should hear something at once.
     """
 
-    acknowledged: int = 0
+    booked: int = 0
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -103,9 +103,8 @@ class TicketLinks:
                 async for reports in call:
                     if reports is None:  # what grpc gives for a message that it cannot parse
                         break
-                    if self._desk.ledger.booked(replica_id, reports):
-                        link.acknowledged = reports.number
-                        link.news.set()
+                    self._desk.ledger.booked(replica_id, reports)
+                    link.booked = reports.number
                     self._desk.linked(replica_id)
                     delay_s = _RECONNECT_S_MIN
             except grpc.aio.AioRpcError as failure:
@@ -132,7 +131,7 @@ class TicketLinks:
             link.news.clear()
             yield ticket_pb2.FollowTicketsRequest(
                 now_ns=self._clock.monotonic_ns(),
-                acknowledged=link.acknowledged,
+                acknowledged=link.booked,
                 returned=self._desk.ledger.book.returned(replica_id),
             )
             with contextlib.suppress(TimeoutError):

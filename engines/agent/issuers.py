@@ -122,7 +122,7 @@ class Redeemed:
     def delivered(self, tokens: int) -> None:
         """The client got more of the answer."""
         register = self._issuer.register
-        register.delivered(self.claims.number, tokens)
+        register.delivered(self.claims.number, tokens, self._issuer.now_ns)
         if register.urgent:
             self._issuer.news.set()
 
@@ -142,7 +142,7 @@ class Redeemed:
         self._end(End.CANCELLED)
 
     def _end(self, end: End, reason: str = "") -> None:
-        self._issuer.register.ended(self.claims.number, end, reason=reason)
+        self._issuer.register.ended(self.claims.number, end, self._issuer.now_ns, reason=reason)
         self._issuer.news.set()
 
 
@@ -203,7 +203,6 @@ class Issuers:
         verdict = issuer.register.use(claims.number, claims.expires_ns, issuer.now_ns)
         if verdict is not Verdict.GOOD:
             raise _refusal(verdict)
-        issuer.news.set()
         return Redeemed(issuer, claims)
 
     def _forget(self) -> None:
@@ -244,6 +243,8 @@ def _report(state: TicketState) -> ticket_pb2.TicketReport:
         output_tokens=state.output_tokens,
         finish_reason=state.finish_reason,  # type: ignore[arg-type]  # as on the wire
         reason=state.reason,
+        first_token_ns=state.first_token_ns,
+        ended_ns=state.ended_ns,
     )
     if state.usage is not None:
         input_tokens, cached_input_tokens, output_tokens = state.usage

@@ -136,11 +136,11 @@ class Tickets(RuleBasedStateMachine):
     def stream(self, data: st.DataObject, tokens: int, end: End | None) -> None:
         client = data.draw(st.sampled_from([each for each in self.clients.values() if each.running]))
         client.tokens += tokens
-        self.register.delivered(client.number, tokens)
+        self.register.delivered(client.number, tokens, self.now_ns)
         if end is not None:
             client.running, client.over = False, True
-            self.register.ended(client.number, end)
-            self.register.ended(client.number, End.CANCELLED)  # only the first end counts
+            self.register.ended(client.number, end, self.now_ns)
+            self.register.ended(client.number, End.CANCELLED, self.now_ns)  # only the first end counts
 
     @precondition(lambda self: self.book.replicas())
     @rule(data=st.data())
@@ -171,7 +171,7 @@ class Tickets(RuleBasedStateMachine):
             return
         for client in self.clients.values():
             if client.running:
-                self.register.ended(client.number, End.CANCELLED)
+                self.register.ended(client.number, End.CANCELLED, self.now_ns)
         self.connect()
         self.now_ns += 2 * LIFE_NS
         for _ in range(3):
@@ -214,10 +214,10 @@ def test_a_full_register_refuses_and_forgets_nothing() -> None:
     assert [register.use(each, 100, 0) for each in (1, 2, 3, 4)] == [Verdict.GOOD] * 3 + [Verdict.FULL]
     assert register.use(1, 100, 0) is Verdict.USED
     for number in (1, 2, 3):
-        register.ended(number, End.FAILED, reason="ENGINE_FAILED")
+        register.ended(number, End.FAILED, 150, reason="ENGINE_FAILED")
     assert register.use(4, 300, 200) is Verdict.FULL
     number, states = register.message(whole=False)
-    assert states == [TicketState(each, end=End.FAILED, reason="ENGINE_FAILED") for each in (1, 2, 3)]
+    assert states == [TicketState(each, end=End.FAILED, reason="ENGINE_FAILED", ended_ns=150) for each in (1, 2, 3)]
     register.acknowledge(number)
     assert register.use(4, 300, 200) is Verdict.GOOD
 

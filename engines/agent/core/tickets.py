@@ -84,6 +84,8 @@ class TicketState:
         finish_reason: Of the engine, as on the wire; 0 where it did not come to that.
         usage: Input, cached input and output tokens by the engine, where it counted them.
         reason: Why it failed; empty where it did not.
+        first_token_ns: When the client was handed its first token, by the router's clock; 0 before.
+        ended_ns: When it ended, by the same clock; 0 before.
     """
 
     number: int
@@ -92,6 +94,8 @@ class TicketState:
     finish_reason: int = 0
     usage: tuple[int, int, int] | None = None
     reason: str = ""
+    first_token_ns: int = 0
+    ended_ns: int = 0
 
 
 class TicketRegister:
@@ -107,6 +111,7 @@ class TicketRegister:
         self._expiries: list[tuple[int, int]] = []  # a heap of (when, number) of the used ones
         self._states: dict[int, TicketState] = {}  # what the router has to hear of, until it acknowledged the end
         self._urgent: dict[int, None] = {}
+        self._used_now: dict[int, None] = {}
         self._moved: dict[int, None] = {}
         self._messages: deque[tuple[int, list[int]]] = deque()  # sent: (message, tickets whose end it told)
         self._message = 0
@@ -144,7 +149,7 @@ class TicketRegister:
             return Verdict.FULL
         self._use_up(number, expires_ns)
         self._states[number] = TicketState(number)
-        self._urgent[number] = None
+        self._used_now[number] = None
         return Verdict.GOOD
 
     def take_back(self, number: int, now_ns: int) -> None:
@@ -165,34 +170,37 @@ class TicketRegister:
         """The state of a ticket that runs."""
         return self._states[number]
 
-    def delivered(self, number: int, tokens: int) -> None:
+    def delivered(self, number: int, tokens: int, now_ns: int) -> None:
         """The client got more of the answer. The router hears of the first token at once, of others in time.
 
         Args:
             number: The ticket.
             tokens: How many, 0 or more.
+            now_ns: The router's time now.
         """
         state = self._states[number]
         if tokens and not state.output_tokens:
             self._urgent[number] = None
+            state.first_token_ns = now_ns
         state.output_tokens += tokens
         self._moved[number] = None
 
-    def ended(self, number: int, end: End, *, reason: str = "") -> None:
+    def ended(self, number: int, end: End, now_ns: int, *, reason: str = "") -> None:
         """A ticket ended; only its first end counts.
 
         Args:
             number: The ticket.
             end: How.
+            now_ns: The router's time now.
             reason: Why it failed.
         """
         state = self._states.get(number)
         if state is not None and state.end is None:
-            state.end, state.reason = end, reason
+            state.end, state.reason, state.ended_ns = end, reason, now_ns
             self._urgent[number] = None
 
     def message(self, *, whole: bool) -> tuple[int, list[TicketState]]:
-        """What the router should hear now.
+        """What the router should hear now. Every message tells of all tickets that were used before it.
 
         Args:
             whole: Every count that moved, and not only what is urgent.
@@ -200,10 +208,10 @@ class TicketRegister:
         Returns:
             The message's number, and the states it tells.
         """
-        numbers = self._urgent
+        numbers = {**self._used_now, **self._urgent}
         if whole:
-            numbers, self._moved = {**self._moved, **self._urgent}, {}
-        self._urgent = {}
+            numbers, self._moved = {**self._moved, **numbers}, {}
+        self._urgent, self._used_now = {}, {}
         self._message += 1
         states = [self._states[number] for number in numbers if number in self._states]
         ended = [state.number for state in states if state.end is not None]
@@ -223,7 +231,7 @@ class TicketRegister:
         self._message = 0
         self._messages.clear()
         self._urgent = dict.fromkeys(self._states)
-        self._moved = {}
+        self._used_now, self._moved = {}, {}
 
     def _use_up(self, number: int, expires_ns: int) -> None:
         self._used.add(number)

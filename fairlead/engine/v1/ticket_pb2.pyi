@@ -249,6 +249,8 @@ class TicketReport(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_NS_FIELD_NUMBER: _builtins.int
+    ENDED_NS_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """TicketClaims.number."""
     outcome: Global___TicketOutcome.ValueType
@@ -259,6 +261,12 @@ class TicketReport(_message.Message):
     """Why generation ended; set where it was answered to its end."""
     reason: _builtins.str
     """Why it failed, a reason of docs/errors.md; set where it did."""
+    first_token_ns: _builtins.int
+    """When the first token was handed to the client, by the router's monotonic clock as the replica reckons it, nanoseconds;
+    0 before.
+    """
+    ended_ns: _builtins.int
+    """When it ended, by the same clock; 0 before."""
     @_builtins.property
     def usage(self) -> _inference_pb2.Usage:
         """The engine's counts; set where it was answered to its end."""
@@ -272,10 +280,12 @@ class TicketReport(_message.Message):
         finish_reason: _inference_pb2.FinishReason.ValueType = ...,
         usage: _inference_pb2.Usage | None = ...,
         reason: _builtins.str = ...,
+        first_token_ns: _builtins.int = ...,
+        ended_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "number", b"number", "outcome", b"outcome", "output_tokens", b"output_tokens", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_ns", b"ended_ns", "finish_reason", b"finish_reason", "first_token_ns", b"first_token_ns", "number", b"number", "outcome", b"outcome", "output_tokens", b"output_tokens", "reason", b"reason", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -97,7 +97,11 @@ class Bench:
     def reported(self) -> TicketState:
         """The newest ticket, as the router will hear of it."""
         _, states = self.issuer.register.message(whole=True)
-        return states[-1]
+        state = states[-1]
+        assert (state.first_token_ns > 0) is (state.output_tokens > 0)
+        assert self.issuer.now_ns >= state.ended_ns >= state.first_token_ns >= 0
+        state.first_token_ns = state.ended_ns = 0
+        return state
 
 
 class Call:
@@ -267,7 +271,7 @@ async def test_a_stream_of_reports_begins_whole_and_the_newest_wins() -> None:
     assert (await anext(first)).number == 1
     issuer = next(iter(issuers._by_name.values()))
     issuer.register.use(1, 10**18, issuer.now_ns)
-    issuer.register.ended(1, End.CANCELLED)
+    issuer.register.ended(1, End.CANCELLED, issuer.now_ns)
     issuer.news.set()
     told = await anext(first)
     assert [(each.number, each.outcome) for each in told.reports] == [(1, ticket_pb2.TICKET_OUTCOME_CANCELLED)]

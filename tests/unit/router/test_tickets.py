@@ -63,11 +63,11 @@ class Lab(RouterLab):
         assert sealed is not None
         return ticket_pb2.TicketClaims.FromString(sealed)
 
-    def report(self, ticket: pb.Ticket | None = None, *, as_of_ns: int = 0, **fields: Any) -> bool:
+    def report(self, ticket: pb.Ticket | None = None, *, as_of_ns: int = 0, **fields: Any) -> None:
         reports = ticket_pb2.TicketReports(number=1, as_of_ns=as_of_ns)
         if ticket is not None:
             reports.reports.add(number=self.claims(ticket).number, **fields)
-        return self.desk.ledger.booked("r1" if ticket is None else ticket.replica_id, reports)
+        self.desk.ledger.booked("r1" if ticket is None else ticket.replica_id, reports)
 
     @property
     def settled_milli_mu(self) -> int:
@@ -104,16 +104,26 @@ async def test_a_ticket_says_what_the_replica_needs_and_is_settled_by_its_report
     assert len(ticket.token) < TOKEN_BYTES_MAX / 8
     assert (lab.router.holds.open_holds, lab.in_flight_at_replica()) == (1, 1)
 
-    assert not lab.report(ticket, output_tokens=2)
+    lab.time.advance(2.0)
+    lab.report(ticket, output_tokens=2, first_token_ns=lab.time.monotonic_ns() - S)
     usage = pb.Usage(input_tokens=7, output_tokens=5)
     for _ in range(3):
-        assert lab.report(ticket, output_tokens=5, outcome=COMPLETED, finish_reason=pb.FINISH_REASON_STOP, usage=usage)
+        lab.report(
+            ticket,
+            output_tokens=5,
+            outcome=COMPLETED,
+            finish_reason=pb.FINISH_REASON_STOP,
+            usage=usage,
+            ended_ns=lab.time.monotonic_ns() + S,  # a clock that is wrong
+        )
     (receipt,) = lab.router.flow.books.decisions.find("mine", TENANT)
     assert receipt.usage == (7, 0, 5)
     assert receipt.outcome is Outcome.COMPLETED
     assert receipt.settled_milli_mu == lab.settled_milli_mu == lab.router.accounts.settled_milli_mu[TENANT, MODEL] > 0
     assert lab.router.accounts.output_tokens[TENANT, MODEL] == 5
     assert lab.desk.ledger.counts.unknown == 2
+    assert lab.router.accounts.time_to_first_token_s[MODEL].sum == pytest.approx(1.0)
+    assert lab.router.accounts.time_per_output_token_s[MODEL].sum == pytest.approx(1.0 / 4)
     assert lab.in_flight_at_replica() == 0
     assert lab.received_equals_finished()
 
