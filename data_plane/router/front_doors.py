@@ -71,7 +71,7 @@ class FrontDoors:
         self._opened = False
         self._draining = False
         self._grpc: RelayServer | GrpcServer
-        if worker is not None or config.grpc_transport == "relay":
+        if config.grpc_transport == "relay":
             self._grpc = RelayServer(
                 config,
                 telemetry,

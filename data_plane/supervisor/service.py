@@ -22,7 +22,7 @@ from data_plane.supervisor.metrics import SupervisorCollector
 from data_plane.supervisor.naming import router_command, worker_name
 from data_plane.supervisor.ops import SupervisorOps
 from data_plane.supervisor.process import WorkerProcess
-from fairlead.errors import UnavailableError
+from fairlead.errors import InvalidArgumentError, UnavailableError
 
 SERVICE: Final = "router"
 
@@ -49,9 +49,11 @@ async def supervise(
         command: The command of a worker, by its instance id.
 
     Raises:
-        InvalidArgumentError: A port cannot be had.
+        InvalidArgumentError: A port cannot be had, or the workers could not take it over.
         UnavailableError: No worker can start.
     """
+    if config.grpc_transport != "relay":
+        raise InvalidArgumentError("grpcio takes no sockets that it did not open: several workers need the relay")
     with contextlib.ExitStack() as opened:
         listening = [
             opened.enter_context(contextlib.closing(Listening(name, config.bind_host, port, config.workers)))
