@@ -60,6 +60,7 @@ class Worker(asyncio.Protocol):
         self._accept: frozenset[int] = frozenset((inherited.slot,))
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._left = False
         # By slot; what its own slot has belongs to the doors.
         self._open: dict[int, list[tuple[Door, socket.socket]]] = {inherited.slot: []}
 
@@ -99,10 +100,16 @@ class Worker(asyncio.Protocol):
         self._tasks.append(tasks.create_task(self._follow(grpc, http)))
 
     def leaves(self) -> None:
-        """Says that it takes nothing new any more. The doors close their sockets themselves."""
+        """Says that it takes nothing new any more, once. The doors close the sockets they have themselves."""
+        if self._left:
+            return
+        self._left = True
         for task in self._tasks:
             task.cancel()
         self._say(wire.LEAVING)
+        # Where the supervisor has let go of them too, whoever connects is refused at once instead of waiting in vain.
+        for number in (*self._inherited.grpc, *self._inherited.http):
+            os.close(number)
 
     async def _live(self) -> None:
         while True:

@@ -230,7 +230,7 @@ async def test_a_worker_that_dies_at_every_start_does_not_spin(crew: Crew) -> No
 async def test_the_end_drains_everything(crew: Crew) -> None:
     """SIGTERM: what was asked is answered, nobody new is taken, and every process has ended."""
     workers = await crew.workers()
-    asked = [asyncio.create_task(crew.ask(port, 2.0)) for port in crew.ports for _ in range(8)]
+    asked = [asyncio.create_task(crew.ask(port, 6.0)) for port in crew.ports for _ in range(8)]
     await asyncio.sleep(0.5)
     crew.process.send_signal(signal.SIGTERM)
 
@@ -242,6 +242,7 @@ async def test_the_end_drains_everything(crew: Crew) -> None:
         return False
 
     await eventually(refused, 10.0, "new connections are refused")
+    assert not any(task.done() for task in asked), "they were refused only because nobody was there any more"
     assert {instance for instance, _ in await asyncio.gather(*asked)} == set(workers)
     assert await crew.ended() == 0
     assert not any(alive(pid) for pid in workers.values())
