@@ -195,6 +195,7 @@ class ProfileCatalogue:
 
     def __init__(self, profiles: Iterable[CostProfile], live: Mapping[str, CostProfile] = MappingProxyType({})) -> None:
         self._live = live
+        self._defaults: dict[str, CostProfile] = {}  # by hardware, of those that were asked for
         self._by_id: dict[str, CostProfile] = {}
         for profile in profiles:
             if profile.profile_id in self._by_id:
@@ -241,12 +242,17 @@ class ProfileCatalogue:
         Raises:
             NotFoundError: Nothing was measured on this hardware; the message lists the labels there are.
         """
+        known = self._defaults.get(hardware)
+        if known is not None:
+            return known
         candidates = [profile for profile in self._by_id.values() if profile.hardware == hardware]
         if not candidates:
             labels = ", ".join(sorted({profile.hardware for profile in self._by_id.values()}))
             raise NotFoundError(f"there is no cost profile for hardware {hardware!r}; known: {labels}")
         preferred = _DEFAULT_MODEL_BY_HARDWARE.get(hardware)
-        return max(candidates, key=lambda profile: (profile.model == preferred, profile.version, profile.profile_id))
+        best = max(candidates, key=lambda profile: (profile.model == preferred, profile.version, profile.profile_id))
+        self._defaults[hardware] = best
+        return best
 
     def resolve(self, profile_id: str, hardware: str) -> CostProfile:
         """The profile a model uses: the one it names, else its hardware's default.

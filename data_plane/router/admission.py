@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 from common.clock import Clock
 from data_plane.router.batch_desk import BatchDesk
-from data_plane.router.core import keys, validate
+from data_plane.router.core import validate
 from data_plane.router.core.batch_gate import may_wait
 from data_plane.router.core.demand import Demand
 from data_plane.router.core.holds import BucketKey, BucketView, Hold, Holds, Refusal, Refused
+from data_plane.router.core.keys import Caller, Verified
 from data_plane.router.core.pricing import Price, Pricing
 from data_plane.router.core.validate import Checked
 from data_plane.router.exchange import Call, Receipt
 from data_plane.router.tables import Tables
 from fairlead.admin.v1 import admin_pb2
-from fairlead.errors import DeadlineExceededError, QuotaExceededError, Reason
+from fairlead.errors import DeadlineExceededError, InvalidArgumentError, QuotaExceededError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.cost import CostProfile
 
@@ -23,13 +24,14 @@ from model_units.cost import CostProfile
 _FIRST_LEASE_RETRY_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs each request a microsecond
 class Order:
     """A request that may run, once it holds its price.
 
     Attributes:
         request: As it came.
         tenant_id: Who pays.
+        bucket: Whose quota it takes.
         model: On what.
         profile: How it is priced.
         checked: What the checks found.
@@ -39,16 +41,12 @@ class Order:
 
     request: pb.GenerateRequest
     tenant_id: str
+    bucket: BucketKey
     model: admin_pb2.Model
     profile: CostProfile
     checked: Checked
     price: Price
     deadline_ns: int
-
-    @property
-    def bucket(self) -> BucketKey:
-        """Whose quota it takes."""
-        return (self.tenant_id, self.model.model_id)
 
 
 class Admission:
@@ -80,7 +78,7 @@ class Admission:
         request_timeout_ns: int,
     ) -> None:
         self._tables = tables
-        self._pepper = pepper
+        self._verified = Verified(pepper)
         self._pricing = pricing
         self._holds = holds
         self._demand = demand
@@ -89,14 +87,14 @@ class Admission:
         self._prompt_bytes_max = prompt_bytes_max
         self._request_timeout_ns = request_timeout_ns
 
-    def authenticate(self, authorization: str | None) -> keys.Caller:
+    def authenticate(self, authorization: str | None) -> Caller:
         """Checks a key and its tenant.
 
         Raises:
             UnauthenticatedError: The key or its tenant is unknown.
             PermissionDeniedError: The tenant is suspended.
         """
-        caller = keys.authenticate(authorization, self._tables.keys, self._pepper)
+        caller = self._verified.authenticate(authorization, self._tables.keys)
         self._tables.check_tenant(caller.tenant_id)
         return caller
 
@@ -111,23 +109,25 @@ class Admission:
             FairleadError: The request cannot run.
         """
         now_ns = self._clock.monotonic_ns()
-        receipt.tenant_id = (call.caller or self.authenticate(call.authorization)).tenant_id
+        tenant_id = receipt.tenant_id = (call.caller or self.authenticate(call.authorization)).tenant_id
         request = call.request
-        validate.check_form(request)
-        model = self._tables.model(receipt.tenant_id, request.model)
-        receipt.model_id = model.model_id
+        model_id = request.model
+        if not model_id:
+            raise InvalidArgumentError("model is required; ListModels tells which there are", field="model")
+        model = self._tables.model(tenant_id, model_id)
+        receipt.model_id = model_id
         checked = validate.check(request, model, prompt_bytes_max=self._prompt_bytes_max)
         receipt.priority, receipt.session_id = checked.priority, request.session_id
         profile = self._tables.profile(model)
         receipt.profile_id = profile.profile_id
         price = self._pricing.estimate(
             profile,
-            tenant_id=receipt.tenant_id,
-            model_id=model.model_id,
+            tenant_id=tenant_id,
+            model_id=model_id,
             prompt_bytes=checked.prompt_bytes,
             messages=checked.messages,
             max_tokens=checked.max_tokens,
-            runs_to_max=request.sampling.ignore_end_token,
+            runs_to_max=checked.runs_to_max,
             bytes_per_token_start=model.bytes_per_token,
         )
         receipt.price = price
@@ -136,7 +136,7 @@ class Admission:
         deadline_ns = ceiling_ns if call.deadline_ns is None else min(call.deadline_ns, ceiling_ns)
         if deadline_ns <= now_ns:
             raise DeadlineExceededError("the deadline had passed when the request arrived")
-        return Order(request, receipt.tenant_id, model, profile, checked, price, deadline_ns)
+        return Order(request, tenant_id, (tenant_id, model_id), model, profile, checked, price, deadline_ns)
 
     async def hold(self, order: Order, receipt: Receipt, *, returned: bool = False) -> Hold:
         """Takes the estimated price out of the tenant's quota; batch waits for it.

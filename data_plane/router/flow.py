@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
+from random import Random, SystemRandom
 from typing import Final
 
 from common.clock import Clock
@@ -18,7 +18,9 @@ from data_plane.router.tracing import Tracing
 from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
 
-_ID_BYTES: Final = 12
+# Ids are told apart by them and nothing is guarded: a generator that the system has seeded will do, at half the price.
+_draw: Final = Random(SystemRandom().getrandbits(256)).getrandbits
+_ID_BITS: Final = 96
 
 
 class Flow:
@@ -81,4 +83,4 @@ def receipt_id(request: pb.GenerateRequest) -> str:
 
 
 def _drawn_id() -> str:
-    return secrets.token_hex(_ID_BYTES)
+    return f"{_draw(_ID_BITS):024x}"

@@ -148,7 +148,7 @@ class Tab:
             messages=order.checked.messages,
             input_tokens=counted.input_tokens,
             output_tokens=counted.output_tokens,
-            runs_to_max=order.request.sampling.ignore_end_token,
+            runs_to_max=order.checked.runs_to_max,
             bytes_per_token_start=order.model.bytes_per_token,
         )
 

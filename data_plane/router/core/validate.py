@@ -5,7 +5,7 @@ Works on the wire's GenerateRequest, because both front doors (gRPC and HTTP) sp
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,12 +22,26 @@ TOP_K_MAX: Final = 1_000_000
 
 ROLES: Final = frozenset({"system", "user", "assistant", "tool"})
 
+# Looking a number up on the module and the enum costs more than comparing it.
+_UNSPECIFIED: Final = pb.PRIORITY_UNSPECIFIED
+_INTERACTIVE: Final = pb.PRIORITY_INTERACTIVE
+
+# Of the sampling parameters that are numbers: the least, the most, and whether the least itself is too little.
+_RANGES: Final[Mapping[str, tuple[float, float, bool]]] = {
+    "temperature": (0.0, 2.0, False),
+    "top_p": (0.0, 1.0, True),
+    "top_k": (1, TOP_K_MAX, False),
+    "presence_penalty": (-2.0, 2.0, False),
+    "frequency_penalty": (-2.0, 2.0, False),
+    "repetition_penalty": (0.0, 2.0, True),
+}
+
 # The estimate of prompt tokens is off by a few percent for usual text and more for unusual text; what the estimate
 # finds this much too long is refused here, the rest by the engine's own count.
 _TOO_LONG_MARGIN: Final = 1.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs each request a microsecond
 class Checked:
     """What the checks found out on the way.
 
@@ -36,12 +50,14 @@ class Checked:
         messages: Turns of a conversation; 0 for plain text.
         max_tokens: The request's limit, or the model's default.
         priority: The scheduling class, never unspecified.
+        runs_to_max: It ignores the end token, so its length is known.
     """
 
     prompt_bytes: int
     messages: int
     max_tokens: int
     priority: pb.Priority.ValueType
+    runs_to_max: bool
 
 
 def check(request: pb.GenerateRequest, model: admin_pb2.Model, *, prompt_bytes_max: int) -> Checked:
@@ -56,17 +72,25 @@ def check(request: pb.GenerateRequest, model: admin_pb2.Model, *, prompt_bytes_m
         InvalidArgumentError: Something is wrong; `field` names it.
         PermissionDeniedError: A tenant asked for the platform's own priority.
     """
-    prompt_bytes = _prompt_bytes(request)
+    messages = 0
+    if request.HasField("prompt"):
+        prompt_bytes = _utf8_length(request.prompt)
+        if not prompt_bytes:
+            raise InvalidArgumentError("prompt must not be empty", field="prompt")
+    elif request.HasField("chat"):
+        messages, prompt_bytes = _chat(request.chat)
+    else:
+        raise InvalidArgumentError("set prompt or chat", field="prompt")
     if prompt_bytes > prompt_bytes_max:
         raise _too_long(request, f"it has {prompt_bytes} bytes, at most {prompt_bytes_max} are taken")
     _check_ids(request)
-    _check_sampling(request.sampling)
-    return Checked(
-        prompt_bytes=prompt_bytes,
-        messages=len(request.chat.messages),
-        max_tokens=_max_tokens(request.sampling, model),
-        priority=_priority(request.priority),
-    )
+    max_tokens, runs_to_max = 0, False
+    if request.HasField("sampling"):
+        max_tokens, runs_to_max = _check_sampling(request.sampling, model)
+    if not max_tokens:
+        most = model.output_tokens_max or model.context_tokens
+        max_tokens = min(model.output_tokens_default or most, most)
+    return Checked(prompt_bytes, messages, max_tokens, _priority(request.priority), runs_to_max)
 
 
 def check_length(request: pb.GenerateRequest, input_tokens: int, model: admin_pb2.Model) -> None:
@@ -79,30 +103,14 @@ def check_length(request: pb.GenerateRequest, input_tokens: int, model: admin_pb
         raise _too_long(request, f"it has about {input_tokens} tokens, {model.model_id} takes {model.context_tokens}")
 
 
-def check_form(request: pb.GenerateRequest) -> None:
-    """Checks what must be right before the model can even be looked up.
-
-    Raises:
-        InvalidArgumentError: No model is named.
-    """
-    if not request.model:
-        raise InvalidArgumentError("model is required; ListModels tells which there are", field="model")
-
-
 def is_request_id(text: str) -> bool:
     """Whether a text may be a request's id: visible ASCII of a limited length; empty means the router draws one."""
     return len(text) <= REQUEST_ID_BYTES_MAX and text.isascii() and (not text or text.isprintable()) and " " not in text
 
 
-def _prompt_bytes(request: pb.GenerateRequest) -> int:
-    kind = request.WhichOneof("input")
-    if kind == "prompt":
-        if not request.prompt:
-            raise InvalidArgumentError("prompt must not be empty", field="prompt")
-        return _utf8_length(request.prompt)
-    if kind != "chat":
-        raise InvalidArgumentError("set prompt or chat", field="prompt")
-    messages = request.chat.messages
+def _chat(chat: pb.Chat) -> tuple[int, int]:
+    """How many messages, and how many bytes together."""
+    messages = chat.messages
     if not 1 <= len(messages) <= MESSAGES_MAX:
         raise InvalidArgumentError(
             f"chat needs 1 to {MESSAGES_MAX} messages, not {len(messages)}", field="chat.messages"
@@ -115,7 +123,7 @@ def _prompt_bytes(request: pb.GenerateRequest) -> int:
                 field=f"chat.messages[{index}].role",
             )
         total += _utf8_length(message.content)
-    return total
+    return len(messages), total
 
 
 def _utf8_length(text: str) -> int:
@@ -123,57 +131,62 @@ def _utf8_length(text: str) -> int:
 
 
 def _check_ids(request: pb.GenerateRequest) -> None:
-    if len(request.session_id.encode()) > SESSION_BYTES_MAX:
+    session_id, request_id = request.session_id, request.request_id
+    if session_id and len(session_id.encode()) > SESSION_BYTES_MAX:
         raise InvalidArgumentError(f"session_id must have at most {SESSION_BYTES_MAX} bytes", field="session_id")
-    if not is_request_id(request.request_id):
+    if request_id and not is_request_id(request_id):
         raise InvalidArgumentError(
             f"request_id must be at most {REQUEST_ID_BYTES_MAX} visible ASCII characters", field="request_id"
         )
 
 
-def _check_sampling(sampling: pb.SamplingParameters) -> None:
-    _range(sampling, "temperature", 0.0, 2.0)
-    _range(sampling, "top_p", 0.0, 1.0, above=True)
-    _range(sampling, "top_k", 1, TOP_K_MAX)
-    _range(sampling, "presence_penalty", -2.0, 2.0)
-    _range(sampling, "frequency_penalty", -2.0, 2.0)
-    _range(sampling, "repetition_penalty", 0.0, 2.0, above=True)
-    if len(sampling.stop) > STOP_SEQUENCES_MAX:
+def _check_sampling(sampling: pb.SamplingParameters, model: admin_pb2.Model) -> tuple[int, bool]:
+    """Checks what is set.
+
+    Returns:
+        The limit of output tokens, 0 where none is set; and whether the end token is ignored.
+    """
+    max_tokens, runs_to_max = 0, False
+    for field, value in sampling.ListFields():
+        name = field.name
+        if name == "max_tokens":
+            max_tokens = value
+            most = model.output_tokens_max or model.context_tokens
+            if not 1 <= max_tokens <= most:
+                raise InvalidArgumentError(
+                    f"max_tokens must be 1 to {most} on {model.model_id}, not {max_tokens}",
+                    field="sampling.max_tokens",
+                )
+        elif name in _RANGES:
+            low, high, above = _RANGES[name]
+            # So that what is no number is refused too.
+            if not (value > low if above else value >= low) or not value <= high:
+                lower = f"above {low:g}" if above else f"{low:g}"
+                raise InvalidArgumentError(
+                    f"{name} must be {lower} to {high:g}, not {value:g}", field=f"sampling.{name}"
+                )
+        elif name == "stop":
+            _check_stops(value)
+        elif name == "ignore_end_token":
+            runs_to_max = value
+    return max_tokens, runs_to_max
+
+
+def _check_stops(stops: Sequence[str]) -> None:
+    if len(stops) > STOP_SEQUENCES_MAX:
         raise InvalidArgumentError(
-            f"at most {STOP_SEQUENCES_MAX} stop sequences, not {len(sampling.stop)}", field="sampling.stop"
+            f"at most {STOP_SEQUENCES_MAX} stop sequences, not {len(stops)}", field="sampling.stop"
         )
-    for index, stop in enumerate(sampling.stop):
+    for index, stop in enumerate(stops):
         if not 1 <= len(stop.encode()) <= STOP_BYTES_MAX:
             raise InvalidArgumentError(
                 f"a stop sequence must have 1 to {STOP_BYTES_MAX} bytes", field=f"sampling.stop[{index}]"
             )
 
 
-def _range(sampling: pb.SamplingParameters, name: str, least: float, most: float, *, above: bool = False) -> None:
-    if not sampling.HasField(name):  # type: ignore[arg-type]  # a name out of the closed list above
-        return
-    value = getattr(sampling, name)
-    too_low = value <= least if above else value < least
-    if math.isnan(value) or too_low or value > most:
-        lower = f"above {least:g}" if above else f"{least:g}"
-        raise InvalidArgumentError(f"{name} must be {lower} to {most:g}, not {value:g}", field=f"sampling.{name}")
-
-
-def _max_tokens(sampling: pb.SamplingParameters, model: admin_pb2.Model) -> int:
-    most = model.output_tokens_max or model.context_tokens
-    if not sampling.HasField("max_tokens"):
-        return min(model.output_tokens_default or most, most)
-    if not 1 <= sampling.max_tokens <= most:
-        raise InvalidArgumentError(
-            f"max_tokens must be 1 to {most} on {model.model_id}, not {sampling.max_tokens}",
-            field="sampling.max_tokens",
-        )
-    return sampling.max_tokens
-
-
 def _priority(priority: pb.Priority.ValueType) -> pb.Priority.ValueType:
-    if priority == pb.PRIORITY_UNSPECIFIED:
-        return pb.PRIORITY_INTERACTIVE
+    if priority == _UNSPECIFIED:
+        return _INTERACTIVE
     if priority == pb.PRIORITY_SYSTEM:
         raise PermissionDeniedError("system priority is the platform's own; use interactive or batch", field="priority")
     if priority not in (pb.PRIORITY_BATCH, pb.PRIORITY_INTERACTIVE):

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_plane.router.core import pricing
+from data_plane.router.core import keys, pricing
 from data_plane.router.core.accounts import Accounts, Histogram, Outcome
 from data_plane.router.core.continuation import Replay
 from data_plane.router.core.decay import DecayingSum
 from data_plane.router.core.holds import BucketKey
 from data_plane.router.core.idempotency import IdempotencyWindow
-from data_plane.router.core.keys import authenticate, key_id_of
+from data_plane.router.core.keys import Verified, authenticate, key_id_of
 from data_plane.router.core.pricing import Pricing
 from data_plane.router.core.retry import RetryBudget
 from data_plane.router.core.validate import check
@@ -48,6 +48,39 @@ def test_a_genuine_key_names_its_tenant() -> None:
         assert authenticate(f"{scheme} {KEY}", table, PEPPER).tenant_id == TENANT
     with pytest.raises(UnauthenticatedError):
         authenticate(f"Bearer {KEY}", table, b"q" * 32)
+
+
+def test_what_was_verified_counts_only_for_the_record_it_was_verified_against() -> None:
+    """A key that is revoked, moved to another tenant or given another secret is looked at anew; a wrong one always."""
+    genuine, wrong = f"Bearer {KEY}", f"Bearer {KEY}r"
+    table = {"abcdefghijklmnop": api_key(KEY, TENANT)}
+    verified = Verified(PEPPER)
+    for _ in range(2):
+        assert verified.authenticate(genuine, table).tenant_id == TENANT
+        with pytest.raises(UnauthenticatedError):
+            verified.authenticate(wrong, table)
+        with pytest.raises(UnauthenticatedError):
+            verified.authenticate(None, table)
+    table["abcdefghijklmnop"] = api_key(KEY, "other")
+    assert verified.authenticate(genuine, table).tenant_id == "other"
+    table["abcdefghijklmnop"] = api_key(f"{KEY}r", "other")
+    with pytest.raises(UnauthenticatedError):
+        verified.authenticate(genuine, table)
+    assert verified.authenticate(wrong, table).tenant_id == "other"
+    table.clear()
+    for each in (genuine, wrong):
+        with pytest.raises(UnauthenticatedError):
+            verified.authenticate(each, table)
+
+
+def test_only_so_many_genuine_values_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that came first makes room; what is forgotten is only checked again."""
+    monkeypatch.setattr(keys, "VERIFIED_MAX", 3)
+    table = {"abcdefghijklmnop": api_key(KEY, TENANT)}
+    verified = Verified(PEPPER)
+    for number in range(10):
+        assert verified.authenticate(f"Bearer {' ' * (number % 5)}{KEY}", table).tenant_id == TENANT
+        assert len(verified) == min(3, number + 1)
 
 
 @given(st.text(max_size=300))
