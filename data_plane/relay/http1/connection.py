@@ -135,6 +135,8 @@ class Connection(asyncio.Protocol):
         self._input, self._input_at = b"", 0
         self._pending.clear()
         self._pending_bytes = 0
+        if self._request is not None:
+            self._reader.body(self._request)
         self._reader.close()
         served, self._served, self.call = self._served, None, None
         if served is not None:
@@ -194,8 +196,8 @@ class Connection(asyncio.Protocol):
         request, self._request = self._request, None
         self._served = self.call = None
         self._since_s = self._loop.time()
-        if request is not None and not request.whole:
-            self._reader.body(request)
+        if request is not None:
+            self._reader.body(request)  # whoever answered early did not want it
         # Also while the server ends: a client that was not told in its answer's head may be sending its next request.
         if closes:
             self._finish()

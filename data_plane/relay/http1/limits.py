@@ -36,12 +36,14 @@ class Patience:
         request_s: For a whole request, from its first byte.
         idle_s: For a request, from the connection's beginning or the last answer.
         stuck_s: For the client to take anything of what waits for it.
+        handshake_s: For a TLS handshake.
         linger_s: For the client to close a connection that has ended here, so that it can read the last answer.
     """
 
     request_s: float = 60.0
     idle_s: float = 75.0
     stuck_s: float = 60.0
+    handshake_s: float = 10.0
     linger_s: float = 2.0
 
 

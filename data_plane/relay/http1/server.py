@@ -47,6 +47,7 @@ class Server:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._tls = tls
+        self._handshake_s = patience.handshake_s if tls is not None else None
         if tls is not None:
             tls.set_alpn_protocols(["http/1.1"])
         self.shared = Shared(application, limits, patience, BodyRoom(limits.bodies_bytes_max), Outbox.here())
@@ -86,7 +87,13 @@ class Server:
             OSError: It cannot be had.
         """
         server = await self._loop.create_server(
-            self._made, host, port, ssl=self._tls, backlog=_BACKLOG, reuse_port=reuse_port or None
+            self._made,
+            host,
+            port,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._handshake_s,
+            backlog=_BACKLOG,
+            reuse_port=reuse_port or None,
         )
         self._opened(server)
         return int(server.sockets[0].getsockname()[1])
@@ -98,7 +105,9 @@ class Server:
             The first one's port.
         """
         for each in sockets:
-            server = await self._loop.create_server(self._made, sock=each, ssl=self._tls, backlog=_BACKLOG)
+            server = await self._loop.create_server(
+                self._made, sock=each, ssl=self._tls, ssl_handshake_timeout=self._handshake_s, backlog=_BACKLOG
+            )
             self._opened(server)
             self._by_socket[each] = server
         return int(sockets[0].getsockname()[1])

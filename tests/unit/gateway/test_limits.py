@@ -199,7 +199,7 @@ async def test_a_drain_lets_streams_end(lab: RouterLab) -> None:
     """A stream under way when the server stops is told to its end, and its connection closed after it."""
     step = asyncio.Event()
     lab.upstream.scripts = {name: Script(pieces="abc", step=step) for name in ("r1", "r2")}
-    async with serving(lab) as port:
+    async with serving(lab, patience=Patience(linger_s=0.2)) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         raw = Raw(reader, writer)
         raw.ask(chat(stream=True))

@@ -6,10 +6,12 @@ Times are short and bounds are wide: that something ends is proved, and that it 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from dataclasses import replace
 
 import pytest
+import trustme
 
 from data_plane.relay.http1.limits import Limits, Patience
 from tests.support.waiting import eventually
@@ -134,3 +136,16 @@ async def test_a_client_that_does_not_close() -> None:
         assert (await client.answer()).body == b"a"
         assert await client.closed() == b""
         await eventually(lambda: lab.server.connections == 0)
+
+
+async def test_a_handshake_that_never_comes() -> None:
+    """A client of TLS that says nothing, or only its first words, is closed as well."""
+    authority = trustme.CA()
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    async with serving(patience=replace(LONG, handshake_s=SHORT_S), tls=tls) as lab:
+        for words in (b"", b"\x16\x03\x01\x02\x00\x01\x00"):
+            async with await lab.client() as client:
+                client.send(words)
+                assert await client.closed() == b""
+        assert lab.server.connections == 0
