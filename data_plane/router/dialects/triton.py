@@ -136,7 +136,17 @@ class TritonRunning(Running):
         call: The call, once there is one.
     """
 
-    __slots__ = ("_count_at", "_deltas", "_input_at", "_names", "_reader", "_reading", "_text_at", "call")
+    __slots__ = (
+        "_alike_tokens",
+        "_count_at",
+        "_deltas",
+        "_input_at",
+        "_names",
+        "_reader",
+        "_reading",
+        "_text_at",
+        "call",
+    )
 
     def __init__(self, receiver: Receiver, clock: Clock, deadline_ns: int, reading: Reading) -> None:
         super().__init__(receiver, clock, deadline_ns)
@@ -145,6 +155,7 @@ class TritonRunning(Running):
         self._reading = reading
         self._deltas = reading.deltas
         self._names: list[str] = []
+        self._alike_tokens = -1  # of a response that differs from the last in its text alone; -1 for unknown
         self._text_at = self._count_at = self._input_at = -1  # places among the tensors; -1 for none
 
     def pause(self) -> None:
@@ -161,9 +172,18 @@ class TritonRunning(Running):
 
     def on_message(self, framed: bytes) -> None:
         """See Reply."""
+        reader, alike_tokens = self._reader, self._alike_tokens
+        if alike_tokens >= 0:
+            text = reader.next_text(framed, PREFIX_BYTES)
+            if text is not None:
+                if not text.isascii():
+                    text = text.decode(errors="replace").encode()
+                self._reading.output_tokens += alike_tokens
+                self.piece(text, alike_tokens)
+                return
         if self.finished:
             return
-        reader = self._reader
+        self._alike_tokens = -1
         try:
             reader.read(framed, PREFIX_BYTES)
             if reader.names is not self._names:
@@ -209,6 +229,7 @@ class TritonRunning(Running):
         if self._input_at >= 0:
             reading.input_tokens = int.from_bytes(raw[self._input_at], "little", signed=True)
         if text or tokens:
+            self._alike_tokens = tokens
             self.piece(text, tokens)
         return True
 

@@ -31,6 +31,10 @@ _KEY, _VALUE, _BOOL = 1, 2, 1
 _RESPONSE_TAG: Final = _RESPONSE << 3 | _BYTES
 _RAW_TAG: Final = _RAW_OUTPUTS << 3 | _BYTES
 _FINAL: Final = b"triton_final_response"
+_TEXT_TENSOR: Final = "text_output"
+
+# How a text begins in a tensor of so many bytes: its own length, four bytes. Less than these it cannot be.
+_SIZES: Final = (*[b"never"] * 4, *((size - 4).to_bytes(4, "little") for size in range(4, 128)))
 
 
 class NoMessageError(ValueError):
@@ -64,14 +68,42 @@ class ResponseReader:
         names: Of its tensors.
     """
 
-    __slots__ = ("_head", "error", "final", "names", "raw")
+    __slots__ = ("_head", "_tail", "_text_head", "error", "final", "names", "raw")
 
     def __init__(self) -> None:
         self._head = b""  # of a response that is not the last: all before its tensors' bytes
+        self._text_head = b""  # the same and the tag of its first tensor's bytes, where that is the text
+        self._tail = b""  # what came after these
         self.error = ""
         self.final = False
         self.names: list[str] = []
         self.raw: list[bytes] = []
+
+    def next_text(self, data: bytes, at: int) -> bytes | None:
+        """The text of a response that says the same as the one that was read last, but for its text.
+
+        Args:
+            data: Its bytes.
+            at: Where they begin.
+
+        Returns:
+            The text, not checked to be UTF-8; None where the response must be read.
+        """
+        head = self._text_head
+        if not head:
+            return None
+        try:
+            begin = at + 2 if data[at + 1] < 0x80 else at + 3
+            if not data.startswith(head, begin):
+                return None
+            begin += len(head)
+            size = data[begin]
+            after = begin + 1 + size
+            if size < 0x80 and data[begin + 1 : begin + 5] == _SIZES[size] and data[after:] == self._tail:
+                return data[begin + 5 : after]
+        except IndexError:
+            pass
+        return None
 
     def read(self, data: bytes, at: int = 0) -> None:
         """Reads a ModelStreamInferResponse.
@@ -94,7 +126,7 @@ class ResponseReader:
 
     def _read_raw(self, data: bytes, at: int) -> bool:
         """Reads the tensors' bytes of a response that begins as the one before; False where there is more to it."""
-        raw, end = [], len(data)
+        raw, end, tail_at = [], len(data), 0
         try:
             while at < end:
                 if data[at] != _RAW_TAG:
@@ -108,15 +140,17 @@ class ResponseReader:
                 after = at + size
                 raw.append(data[at:after])
                 at = after
+                tail_at = tail_at or after
         except IndexError:
             return False
         if at != end or len(raw) != len(self.names):
             return False
-        self.raw = raw
+        self.raw, self._tail = raw, data[tail_at:]
         return True
 
     def _read(self, data: bytes) -> None:
-        self.error, self.final, self.names, self.raw, self._head = "", False, [], [], b""
+        self.error, self.final, self.names, self.raw = "", False, [], []
+        self._head = self._text_head = b""
         for number, kind, begin, end in _fields(data):
             if kind == _BYTES and number == _ERROR:
                 self.error = data[begin:end].decode(errors="replace")
@@ -124,7 +158,7 @@ class ResponseReader:
                 self._read_response(data[begin:end])
 
     def _read_response(self, data: bytes) -> None:
-        head_end = before = 0
+        head_end = tail_at = before = 0
         in_order = True
         for number, kind, begin, end in _fields(data):
             content = data[begin:end] if kind == _BYTES else b""
@@ -133,7 +167,8 @@ class ResponseReader:
             elif number == _TENSORS:
                 self.names.append(_name(content))
             elif number == _RAW_OUTPUTS:
-                head_end = head_end if self.raw else before
+                if not self.raw:
+                    head_end, tail_at = before, end
                 self.raw.append(content)
             in_order = in_order and (not self.raw or number == _RAW_OUTPUTS)
             before = end
@@ -141,6 +176,8 @@ class ResponseReader:
             raise NoMessageError("more bytes than tensors")
         if in_order and not self.final and len(self.raw) == len(self.names) > 0:
             self._head = data[:head_end]
+            if self.names[0] == _TEXT_TENSOR:
+                self._text_head, self._tail = self._head + bytes((_RAW_TAG,)), data[tail_at:]
 
     def _read_parameter(self, entry: bytes) -> None:
         key, value = b"", False

