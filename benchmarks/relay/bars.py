@@ -43,7 +43,7 @@ _RATIOS: Final = (
     ("http_p20k", "sglang-router", 0.8, ""),
     ("http_p20k", "vllm-router", 0.8, ""),
     ("http_p20k", "nginx", 1.1, ""),
-    ("http_s32", "litellm", 1 / 150, ""),
+    ("http_s32", "litellm", 1 / 150, "http_s32_by_4"),
     ("http_s32", "sglang-router", 1 / 1.4, ""),
 )
 """(scenario, rival, bar, the rival's own scenario where it cannot carry ours)."""

@@ -103,7 +103,9 @@ def _litellm(place: Place) -> list[str]:
     config = place.folder / "litellm.yaml"
     config.write_text(proxy_configs.litellm(place.urls))
     program = FOLDER / "litellm" / "bin" / "litellm"
-    return [str(program), "--config", str(config), "--host", HOST, "--port", str(place.http_port), "--num_workers", "1"]
+    quiet = ["env", "LITELLM_LOCAL_MODEL_COST_MAP=True", "LITELLM_LOG=ERROR"]
+    listening = ["--host", HOST, "--port", str(place.http_port), "--num_workers", "1"]
+    return [*quiet, str(program), "--config", str(config), *listening]
 
 
 def _grpc_aio(place: Place) -> list[str]:

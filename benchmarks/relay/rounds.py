@@ -8,14 +8,16 @@ import math
 import socket
 import statistics
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Final
 
 from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.quota.processes import Process
-from benchmarks.relay import rivals
+from benchmarks.relay import messages, rivals
 from benchmarks.relay.machine import ROUTER_CORE, memory_kb, tree
 from benchmarks.relay.rivals import MissingError, Place, Rival
 from benchmarks.relay.scenarios import Loads, Sample, Scenario, Target
@@ -24,7 +26,9 @@ from deploy.local.ports import HOST, free_ports
 
 OURS: Final = "fairlead"
 DIRECT: Final = "direct"
-_RIVAL_START_S_MAX: Final = 90.0
+_RIVAL_START_S_MAX: Final = 240.0
+"""LiteLLM takes half of it on a slow core."""
+_PROBE_S: Final = 20.0
 _POLL_S: Final = 0.2
 
 
@@ -107,14 +111,13 @@ class Rounds:
         command = rival.command(Place(folder, grpc_port, http_port, upstreams, prometheus_port))
         process = self._site.run(rival.name, command, core=ROUTER_CORE)
         deadline_s = time.monotonic() + _RIVAL_START_S_MAX
-        port = http_port if rival.http else grpc_port
-        while not await asyncio.to_thread(_listens, port):
+        there = partial(_answers, http_port) if rival.http else partial(_listens, grpc_port)
+        while not await asyncio.to_thread(there):
             if not process.running or time.monotonic() > deadline_s:
                 self._site.processes.remove(process)
                 await process.stop()
                 raise MissingError(f"it does not start: {_words(process)}")
             await asyncio.sleep(_POLL_S)
-        await asyncio.sleep(2.0)  # some look at their replicas first
         return Target(rival.name, grpc_port, http_port, process.pid)
 
     async def run(self, scenarios: Sequence[Scenario], count: int, results: Results) -> None:
@@ -153,6 +156,16 @@ class Rounds:
             f"  TTFT {sample.ttft_ms_p50:8.2f} / {sample.ttft_ms_p99:8.2f} ms" + (failed if sample.failed else ""),
             highlight=False,
         )
+
+
+def _answers(port: int) -> bool:
+    """Whether a chat request is answered there: some listen long before, and some look for their replicas first."""
+    headers = {"Content-Type": "application/json"}
+    body = messages.chat(messages.MODEL, 1, 0)
+    request = urllib.request.Request(f"http://{HOST}:{port}/v1/chat/completions", data=body, headers=headers)
+    with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=_PROBE_S) as answer:
+        return b"[DONE]" in answer.read()
+    return False
 
 
 def _listens(port: int) -> bool:

@@ -180,7 +180,9 @@ class Site:
             host=f"host-{number}",
             prefix_cache=True,
         )
-        if model_id == messages.TRITON_MODEL:
+        if model_id == messages.MODEL:
+            record.ticket_address = record.address
+        elif model_id == messages.TRITON_MODEL:
             record.dialect = engine_pb2.DIALECT_TRITON
             record.engine_address, record.engine_model = record.address, "ensemble"
             for name, datatype in (("text_input", "BYTES"), ("max_tokens", "INT32"), ("stream", "BOOL")):

@@ -179,7 +179,8 @@ static void print_result(double window_cpu_s, double measured_s) {
     qsort(first_token_ms.at, first_token_ms.len, sizeof(float), by_value);
     qsort(latency_ms.at, latency_ms.len, sizeof(float), by_value);
     printf("{\"done\": %ld, \"errors\": %ld, \"injected\": %ld, \"messages\": %ld, "
-           "\"all_done\": %ld, \"all_errors\": %ld, \"all_injected\": %ld, \"all_messages\": %ld, \"unfinished\": %d, \"live_max\": %d, \"window_s\": %.6f, "
+           "\"all_done\": %ld, \"all_errors\": %ld, \"all_injected\": %ld, \"all_messages\": %ld, \"unfinished\": %d, "
+           "\"live_max\": %d, \"window_s\": %.6f, "
            "\"cpu_s\": %.3f, \"ttft_ms_p50\": %.4f, \"ttft_ms_p99\": %.4f, \"latency_ms_p50\": %.4f, "
            "\"latency_ms_p99\": %.4f, \"error\": \"%s\"}\n",
            load.window.done, load.window.errors, load.window.injected, load.window.messages, load.all.done,

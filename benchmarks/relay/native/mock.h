@@ -9,6 +9,7 @@ enum dialect {
     UNKNOWN,
     ENGINE_GENERATE, /* fairlead.engine.v1.EngineService/Generate */
     ENGINE_LOAD,     /* .../WatchLoad */
+    ENGINE_TICKETS,  /* fairlead.engine.v1.TicketReportService/FollowTickets */
     PUBLIC_STREAM,   /* fairlead.inference.v1.InferenceService/StreamGenerate: for rivals that pass it on as it is */
     PUBLIC_UNARY,    /* .../Generate */
     TRITON_STREAM,   /* inference.GRPCInferenceService/ModelStreamInfer */
@@ -87,6 +88,7 @@ void http2_flush(struct connection *connection);
 
 /* mock_messages.c: gRPC messages, with their prefixes. */
 void next_message(struct stream *stream, struct bytes *into);
-void dispatched(struct stream *stream); /* reads an EngineGenerateRequest or a WatchLoadRequest */
+bool reports(const struct stream *stream); /* to routers, for as long as they listen; no answer to a request */
+void dispatched(struct stream *stream);    /* reads an EngineGenerateRequest or a WatchLoadRequest */
 
 #endif

@@ -14,11 +14,9 @@ static const struct {
     const char *path_end;
     enum dialect dialect;
 } methods[] = {
-    {"EngineService/Generate", ENGINE_GENERATE},
-    {"EngineService/WatchLoad", ENGINE_LOAD},
-    {"InferenceService/StreamGenerate", PUBLIC_STREAM},
-    {"InferenceService/Generate", PUBLIC_UNARY},
-    {"GRPCInferenceService/ModelStreamInfer", TRITON_STREAM},
+    {"EngineService/Generate", ENGINE_GENERATE},           {"EngineService/WatchLoad", ENGINE_LOAD},
+    {"TicketReportService/FollowTickets", ENGINE_TICKETS}, {"InferenceService/StreamGenerate", PUBLIC_STREAM},
+    {"InferenceService/Generate", PUBLIC_UNARY},           {"GRPCInferenceService/ModelStreamInfer", TRITON_STREAM},
 };
 
 static nghttp2_nv field(const char *name, const char *value) {
@@ -46,7 +44,7 @@ static ssize_t on_wanted(nghttp2_session *session, int32_t id, uint8_t *into, si
         next_message(stream, &stream->message);
         stream->owed--;
         stream->sent++;
-        if (stream->dialect != ENGINE_LOAD) {
+        if (!reports(stream)) {
             mock.tokens++;
             mock.tokens_ever++;
         }
@@ -91,10 +89,10 @@ static void answer(struct stream *stream) {
     stream->tokens = 32;
     read_wish(stream->request.at, stream->request.len, &stream->tokens, &stream->interval_us);
     dispatched(stream);
-    if (stream->dialect == ENGINE_LOAD) {
+    if (reports(stream)) {
         stream->tokens = INT_MAX;
-        stream->interval_us = 1000000; /* what routers ask for */
-        stream->owed = 1;              /* one at once */
+        stream->interval_us = stream->dialect == ENGINE_LOAD ? 1000000 : 250000; /* what routers ask for; often */
+        stream->owed = 1;                                                        /* one at once */
         timer_start(&mock.timers, &stream->timer, now_us() + stream->interval_us);
         offer(stream);
         return;
@@ -136,7 +134,7 @@ static int on_field(nghttp2_session *session, const nghttp2_frame *frame, const 
 static int on_data(nghttp2_session *session, uint8_t flags, int32_t id, const uint8_t *from, size_t len, void *unused) {
     struct stream *stream = nghttp2_session_get_stream_user_data(session, id);
     (void)flags, (void)unused;
-    if (stream != NULL) bytes_add(&stream->request, from, len);
+    if (stream != NULL && stream->tokens == 0) bytes_add(&stream->request, from, len);
     return 0;
 }
 
@@ -145,9 +143,9 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
     (void)unused;
     if (stream == NULL || (frame->hd.type != NGHTTP2_DATA && frame->hd.type != NGHTTP2_HEADERS)) return 0;
     bool ended = frame->hd.flags & NGHTTP2_FLAG_END_STREAM;
-    /* Triton's clients keep their side open: the first message is the request. */
-    bool asked = stream->dialect == TRITON_STREAM && stream->request.len > 0 && stream->tokens == 0;
-    if (stream->tokens == 0 && (ended || asked)) answer(stream);
+    /* Who may say more keeps his side open: the first message is the request. */
+    bool goes_on = stream->dialect == TRITON_STREAM || stream->dialect == ENGINE_TICKETS;
+    if (stream->tokens == 0 && (ended || (goes_on && stream->request.len > 0))) answer(stream);
     return 0;
 }
 
@@ -156,7 +154,7 @@ static int on_close(nghttp2_session *session, int32_t id, uint32_t error, void *
     (void)error, (void)unused;
     if (stream == NULL) return 0;
     timer_stop(&mock.timers, &stream->timer);
-    if (stream->tokens > 0 && stream->dialect != ENGINE_LOAD) {
+    if (stream->tokens > 0 && !reports(stream)) {
         stream->connection->listener->running--;
         if (stream->sent < stream->tokens) mock.cancelled++;
     }

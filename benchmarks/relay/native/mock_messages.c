@@ -56,6 +56,17 @@ static void load_report(struct bytes *into, struct stream *stream) {
     bytes_free(&when);
 }
 
+/* fairlead.engine.v1.TicketReports: it is so late that no ticket can be redeemed any more, which settles all of them.
+ */
+static void ticket_reports(struct bytes *into, const struct stream *stream) {
+    number(into, 1, (uint64_t)stream->sent + 1);
+    number(into, 2, INT64_MAX / 2);
+}
+
+bool reports(const struct stream *stream) {
+    return stream->dialect == ENGINE_LOAD || stream->dialect == ENGINE_TICKETS;
+}
+
 /* fairlead.engine.v1.EngineGenerateResponse: a piece, on the first and the last with the load, on the last with the
  * end. */
 static void engine_message(struct stream *stream, struct bytes *into) {
@@ -85,6 +96,7 @@ void next_message(struct stream *stream, struct bytes *into) {
     bytes_add(into, prefix, sizeof prefix);
     switch (stream->dialect) {
     case ENGINE_LOAD: load_report(into, stream); break;
+    case ENGINE_TICKETS: ticket_reports(into, stream); break;
     case PUBLIC_UNARY: copy(into, &mock.templates.unary); break;
     case TRITON_STREAM:
         copy(into, stream->sent + 1 == stream->tokens ? &mock.templates.triton_last : &mock.templates.triton_token);

@@ -1,4 +1,4 @@
-"""The arithmetic of bench-relay: what a run and its rounds come to, which bars hold, what is said where C is missing."""
+"""The arithmetic of bench-relay: what a run and its rounds come to, which bars hold, what is said where C lacks."""
 
 from __future__ import annotations
 
