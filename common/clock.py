@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NewType, Protocol
 
 MonotonicNs = NewType("MonotonicNs", int)
@@ -24,15 +25,10 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The machine's clocks; see Clock. The system's own functions: a method around them costs twice as much."""
 
-    def monotonic_ns(self) -> MonotonicNs:
-        """See Clock."""
-        return time.monotonic_ns()  # type: ignore[return-value]  # calling the new type would double the cost
-
-    def wall_ns(self) -> WallNs:
-        """See Clock."""
-        return WallNs(time.time_ns())
+    monotonic_ns: Callable[[], MonotonicNs] = staticmethod(time.monotonic_ns)  # type: ignore[assignment]
+    wall_ns: Callable[[], WallNs] = staticmethod(time.time_ns)  # type: ignore[assignment]
 
 
 class FakeClock:

@@ -34,6 +34,8 @@ ANSWER_BYTES_MAX: Final = 3_000_000
 
 _DIGEST_BYTES: Final = 32
 
+_NO_GENERATION: Final = Generation()
+
 log = get_logger(__name__)
 
 
@@ -63,7 +65,7 @@ class Assignments:
     def generation(self, model_id: str) -> Generation:
         """Its generation; the zero generation where there is none."""
         held = self._maps.get(model_id)
-        return held.generation if held is not None else Generation()
+        return held.generation if held is not None else _NO_GENERATION
 
     def held_for_ns(self, model_id: str) -> int:
         """How long this process has had it, nanoseconds; 0 where there is none."""

@@ -161,11 +161,12 @@ class Attempts:
             FairleadError: What the replica answered, or that no replica can answer in time.
         """
         failure: FairleadError | None = None
-        order, model_id = relay.order, relay.order.model.model_id
+        order = relay.order
         relay.attempts, relay.excluded, relay.full = 0, set(), set()
         if relay.route is None:
             relay.route = self._routing.route(order, relay.receipt)
         if relay.batch:
+            model_id = order.bucket[1]
             subset = self._tables.subset_of(model_id, order.tenant_id)
             relay.full = self._fleet.full(model_id, subset, self._clock.monotonic_ns())
         while True:
@@ -195,12 +196,12 @@ class Attempts:
             except FailedPreconditionError:
                 self._routing.ended(chosen)
                 raise
-        record, receipt = chosen.member.record, relay.receipt
-        receipt.replica_id = record.replica_id
-        receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
+        member, receipt = chosen.member, relay.receipt
+        replica_id = receipt.replica_id = member.load.replica_id
+        receipt.engine = member.engine
         receipt.tried(Try(chosen.pick, self._clock.monotonic_ns()))
         for lost_id in relay.lost:
-            self._quarantine.tried_again(lost_id, record.replica_id)
+            self._quarantine.tried_again(lost_id, replica_id)
         relay.attempts += 1
         return chosen
 
@@ -213,7 +214,7 @@ class Attempts:
 
     async def _attempt(self, relay: Relay, route: Route, chosen: Chosen) -> None:
         receipt, record = relay.receipt, chosen.member.record
-        span, metadata = self._tracing.attempt(relay.trace, record.replica_id, receipt.attempts)
+        span, metadata = self._tracing.attempt(relay.trace, receipt.replica_id, receipt.attempts)
         failure: BaseException | None = None
         attempt = relay.attempt = Attempt(
             relay.client,
@@ -305,7 +306,7 @@ class Attempts:
         return budget
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Watch:
     """See Watcher: one attempt, and whom it concerns."""
 

@@ -35,7 +35,7 @@ _RANKS: Final = {pb.PRIORITY_SYSTEM: 0, pb.PRIORITY_INTERACTIVE: 1, pb.PRIORITY_
 _NS_PER_MINUTE: Final = 60 * NS_PER_S
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs each request a microsecond
 class Route:
     """What decides where a request may go; found once per request.
 
@@ -52,7 +52,7 @@ class Route:
     blocks: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as Route
 class Chosen:
     """A replica, with the request already counted on it.
 
@@ -130,16 +130,16 @@ class Routing:
         self._clock = clock
         self._random = random
         self._weighed_max = weighed_max
-        self._policies: dict[str, Policy] = {}
+        self._policies: dict[str, tuple[int, Policy]] = {}  # by model, each with its number in the API
         self._sent = Sent()
         self.counts = RoutingCounts()
 
     def route(self, order: Order, receipt: Receipt) -> Route:
         """Finds a request's place in the key space."""
         blocks: tuple[int, ...] = ()
-        if self._fleet.candidates(order.model.model_id, (), self._clock.monotonic_ns()).prefixes is not None:
+        if self._fleet.prefixes(order.bucket[1]) is not None:
             blocks = prefix_blocks(prompt_chunks(order.request))
-        affinity = order.request.session_id or (f"{blocks[0]:016x}" if blocks else receipt.request_id)
+        affinity = receipt.session_id or (f"{blocks[0]:016x}" if blocks else receipt.request_id)
         return Route(order, receipt, shard_key(order.tenant_id, affinity), blocks)
 
     async def choose(self, route: Route, excluded: Collection[str], *, may_wait: bool) -> Chosen:
@@ -157,7 +157,7 @@ class Routing:
                 room in time.
             QuotaExceededError: Too many wait for room already; reason QUEUE_FULL.
         """
-        policy = self._policy(route.order.model.model_id)
+        policy = self._policy(route.order.bucket[1])
         found: Found | None
         if may_wait and policy.waits_for_room and route.order.checked.priority != pb.PRIORITY_SYSTEM:
             found = await self._wait(route, frozenset(excluded))
@@ -191,6 +191,8 @@ class Routing:
 
     def freed(self, member: Member) -> None:
         """A replica may have got room."""
+        if not len(self._desk):
+            return
         load = member.load
 
         def worthwhile() -> bool:
@@ -236,7 +238,7 @@ class Routing:
         if found is not None:
             return found
         policy = self._policy(model_id)
-        ask, pool = self._ask(route, excluded), self._pool(route, begin_ns)
+        ask, pool = self._ask(route, excluded, begin_ns), self._pool(route, begin_ns)
         first = policy.pick(ask, pool)
         member = self._fleet.get(first.replica_id) if first is not None else None
         if first is None or member is None:
@@ -274,7 +276,7 @@ class Routing:
             full = [each.replica_id for each in open_ if not has_room(each)]
             if full and len(full) == len(open_):
                 return None
-        ask = self._ask(route, excluded)
+        ask = self._ask(route, excluded, now_ns)
         pick = policy.pick(ask._replace(excluded={*excluded, *full}) if full else ask, pool)
         if pick is None:
             return NoReplicaError()
@@ -289,7 +291,7 @@ class Routing:
         )
         self._sent.add(dispatch, order.tenant_id, _RANKS[order.checked.priority])
         self._count(route, pick)
-        return Chosen(member, pick, dispatch, self._tables.generation(order.model.model_id))
+        return Chosen(member, pick, dispatch, self._tables.generation(order.bucket[1]))
 
     def _hopeless(self, route: Route, ask: Ask, pool: Pool, pick: Pick, left_s: float) -> DeadlineExceededError | None:
         if route.receipt.output_tokens or not is_hopeless(pick.expected_first_token_s, left_s):
@@ -306,31 +308,37 @@ class Routing:
         )
 
     def _pool(self, route: Route, now_ns: int) -> Pool:
-        model_id = route.order.model.model_id
+        model_id = route.order.bucket[1]
         return self._fleet.candidates(model_id, self._tables.subset(model_id, route.shard_key), now_ns)
 
-    def _ask(self, route: Route, excluded: Collection[str]) -> Ask:
-        order, price = route.order, route.order.price
-        prompt_bytes = order.checked.prompt_bytes
-        return Ask(
-            prefill_milli_mu=price.cost.prefill_milli_mu,
-            decode_milli_mu=price.cost.decode_milli_mu,
-            input_tokens=price.input_tokens,
-            prefix_blocks=route.blocks,
-            block_tokens=PREFIX_BLOCK_BYTES * price.input_tokens / max(1, prompt_bytes) if route.blocks else 0.0,
-            session_id=order.request.session_id,
-            request_id=route.receipt.request_id,
-            tenant_id=order.tenant_id,
-            excluded=excluded,
-            weighed_max=self._weighed_max,
-            now_ns=self._clock.monotonic_ns(),
+    def _ask(self, route: Route, excluded: Collection[str], now_ns: int) -> Ask:
+        order, receipt, blocks = route.order, route.receipt, route.blocks
+        input_tokens, _, (prefill_milli_mu, decode_milli_mu, _) = order.price
+        block_tokens = PREFIX_BLOCK_BYTES * input_tokens / max(1, order.checked.prompt_bytes) if blocks else 0.0
+        values = (
+            prefill_milli_mu,
+            decode_milli_mu,
+            input_tokens,
+            blocks,
+            block_tokens,
+            receipt.session_id,
+            receipt.request_id,
+            order.tenant_id,
+            excluded,
+            self._weighed_max,
+            now_ns,
         )
+        # The constructor of a named tuple is a call more.
+        return tuple.__new__(Ask, values)
 
     def _policy(self, model_id: str) -> Policy:
-        name = policy_name(self._tables.routing_policy(model_id))
-        policy = self._policies.get(model_id)
-        if policy is None or policy.name != name:
-            policy = self._policies[model_id] = make_policy(name, self._random)
+        number = self._tables.routing_policy(model_id)
+        kept = self._policies.get(model_id)
+        if kept is not None and kept[0] == number:
+            return kept[1]
+        name = policy_name(number)
+        policy = kept[1] if kept is not None and kept[1].name == name else make_policy(name, self._random)
+        self._policies[model_id] = number, policy
         return policy
 
     def _give_back(self, found: Found) -> None:
@@ -338,7 +346,7 @@ class Routing:
             self.ended(found)
 
     def _count(self, route: Route, pick: Pick) -> None:
-        counts, model_id = self.counts, route.order.model.model_id
+        counts, model_id = self.counts, route.order.bucket[1]
         counts.picks[model_id, pick.policy] += 1
         counts.sticky[model_id] += pick.sticky
         counts.panic[model_id] += pick.panic

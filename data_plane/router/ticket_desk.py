@@ -209,7 +209,7 @@ class TicketDesk:
             raise given_up(order, receipt, 0, None) from None
         record = chosen.member.record
         receipt.replica_id = record.replica_id
-        receipt.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
+        receipt.engine = chosen.member.engine
         try:
             if record.replica_id not in self._keys or self.ledger.silent_s(record.replica_id) > _SILENT_S:
                 raise _unavailable("the replica for this request takes no tickets at present")

@@ -71,6 +71,10 @@ class WaitingDesk(Generic[T]):
         self._waiters: dict[Place[T], _Waiter[T]] = {}
         self._arrived = asyncio.Event()
 
+    def __len__(self) -> int:
+        """How many wait, for all models."""
+        return len(self._waiters)
+
     def at_once(self, model_id: str, subset: Subset, take: Callable[[], T | None]) -> T | None:
         """Gives a request its replica without a wait, where nobody waits before it.
 

@@ -83,6 +83,7 @@ class Member:
         record: As last written to the store.
         load: Its load as this router knows it.
         known_ns: Since when it is known.
+        engine: What it runs, "engine/version/hardware".
         listed: Whether the store lists it now.
         link: Its load stream.
         state: What the agent last said, or 0 before its first report.
@@ -95,6 +96,7 @@ class Member:
     record: engine_pb2.Replica
     load: ReplicaLoad
     known_ns: int
+    engine: str = ""
     listed: bool = True
     link: Link = Link.UNTRIED
     state: int = 0
@@ -151,6 +153,7 @@ class Fleet:
             model.members[record.replica_id] = member
             model.pools.clear()
         member.record = record
+        member.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
         member.listed = True
         member.load.serve(record.capacity_milli_mu_per_minute)
         self._keep_prefixes(member)
