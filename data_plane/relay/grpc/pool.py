@@ -28,7 +28,7 @@ WAITING_MAX: Final = 10_000
 
 MESSAGE_BYTES_MAX: Final = 64 << 20
 
-PATIENCE: Final = Patience(silence_s=2.0, answer_s=1.5)
+PATIENCE: Final = Patience(silence_s=1.0, answer_s=1.5)
 """A server that is frozen in the middle of streams is given up within seconds."""
 
 LIMITS: Final = Limits(stream_window_bytes=65_535)

@@ -28,6 +28,7 @@ alone costs two system calls."""
 _BUSY_WINDOW_S = 0.004
 _BUSY_PAUSE_S = 0.001
 _CHECKED_EVERY_S = 1.0
+_CHECKS_A_WAIT = 4
 _SIGN_OF_LIFE = b"are you?"
 
 
@@ -74,6 +75,10 @@ class Endpoint(asyncio.Protocol):
         self._stuck_since_s: float | None = None
         self._ended_s: float | None = None
         self._asked_s: float | None = None
+        self._checked_every_s = min(
+            _CHECKED_EVERY_S, patience.silence_s / _CHECKS_A_WAIT, patience.answer_s / _CHECKS_A_WAIT
+        )
+        self._due_s = 0.0
         self._begun_s = self._heard_s = self._used_s = self._window_s = self._loop.time()
         self._window_frames = 0
         self._client = client
@@ -89,7 +94,8 @@ class Endpoint(asyncio.Protocol):
         plain = transport.get_extra_info("socket")
         if plain is not None and plain.family in (socket.AF_INET, socket.AF_INET6):
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._timer = self._loop.call_later(_CHECKED_EVERY_S, self._check)
+        self._due_s = self._loop.time() + self._checked_every_s
+        self._timer = self._loop.call_at(self._due_s, self._check)
         self.flush()
 
     @property
@@ -110,10 +116,11 @@ class Endpoint(asyncio.Protocol):
         now_s = self._loop.time()
         self._heard_s, self._asked_s = now_s, None
         outbox = self._outbox
-        outbox.reading = True
+        outbox.reading = self.touched = True
         try:
             self.connection.receive(data, now_s)
         finally:
+            self.touched = False
             self.flush()
             outbox.flush()
         if self._client:
@@ -180,11 +187,17 @@ class Endpoint(asyncio.Protocol):
             self.lost.set_result(None)
 
     def _check(self) -> None:
-        """Looks once a second whether anybody is waited for for too long."""
+        """Looks every now and then whether anybody is waited for for too long."""
         transport, now_s, patience = self._transport, self._loop.time(), self._patience
         if transport is None:
             return
-        self._timer = self._loop.call_later(_CHECKED_EVERY_S, self._check)
+        stood_still_s = now_s - self._due_s
+        self._due_s = now_s + self._checked_every_s
+        self._timer = self._loop.call_at(self._due_s, self._check)
+        if stood_still_s > self._checked_every_s:
+            # This process itself was not run: what came meanwhile is still to be read, and nobody was silent.
+            self._forgive(stood_still_s)
+            return
         if self.connection.streams:
             self._used_s = now_s
         if (
@@ -200,3 +213,12 @@ class Endpoint(asyncio.Protocol):
             self._asked_s = now_s
             self.connection.ping(_SIGN_OF_LIFE)
         self.flush()
+
+    def _forgive(self, seconds: float) -> None:
+        self._begun_s += seconds
+        self._heard_s += seconds
+        self._used_s += seconds
+        if self._asked_s is not None:
+            self._asked_s += seconds
+        if self._stuck_since_s is not None:
+            self._stuck_since_s += seconds
