@@ -227,7 +227,11 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
             following = tasks.create_task(assignments.run())
             await stop.wait()
             supervisor.drain()
-            await asyncio.gather(_finish(dispatcher, config.drain_grace_s), _release(assignments, config.drain_grace_s))
+            # An engine of our own ends with us, and streams that go past us are not seen.
+            unseen = config.direct and engine.process_id != 0
+            await asyncio.gather(
+                finish(dispatcher, config.drain_grace_s, unseen=unseen), _release(assignments, config.drain_grace_s)
+            )
             await tickets.stop(_LAST_CALLS_S)
             servicer.close()
             await server.drain_and_stop(_LAST_CALLS_S)
@@ -243,9 +247,18 @@ async def _serve(config: EngineConfig, engine: Engine, stop: asyncio.Event) -> N
         telemetry.shutdown()
 
 
-async def _finish(dispatcher: Dispatcher, grace_s: float) -> None:
-    """Waits until nothing is in flight, at most `grace_s` seconds."""
-    log.info("finishing", in_flight=dispatcher.in_flight, grace_s=grace_s)
+async def finish(dispatcher: Dispatcher, grace_s: float, *, unseen: bool) -> None:
+    """Waits until nothing is in flight.
+
+    Args:
+        dispatcher: Knows what is.
+        grace_s: At most so long, seconds.
+        unseen: There may be more than it knows: exactly so long.
+    """
+    log.info("finishing", in_flight=dispatcher.in_flight, grace_s=grace_s, unseen=unseen)
+    if unseen:
+        await asyncio.sleep(grace_s)
+        return
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(grace_s):
             while dispatcher.in_flight:  # noqa: ASYNC110  # a few looks at the very end are no loop worth an event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,14 +11,18 @@ from common.clock import FakeClock
 from common.memory_store import MemoryStore
 from common.triton.chat import ChatTemplate
 from common.triton.wire import Dialect, ServedModel
+from engines.agent.dispatcher import Dispatcher
 from engines.agent.notices import Notices
 from engines.agent.record import Direct, ReplicaIdentity, ReplicaRecord
 from engines.config import EngineConfig
 from engines.engine import DirectWay, EngineDescription
 from engines.triton.messages import described
+from engines.wiring import finish
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import InvalidArgumentError
 from model_units.units import MilliModelUnitsPerMinute
+from tests.support.virtual_loop import run_virtually
+from tests.unit.engines.fake_engine import FakeEngine
 
 MODEL = ServedModel(
     "ensemble", Dialect.ENSEMBLE, {"text_input": ("BYTES", 2), "max_tokens": ("INT32", 2)}, frozenset({"b", "a"}), {}
@@ -73,3 +78,25 @@ def test_an_engine_without_an_address_cannot_be_direct() -> None:
     assert EngineConfig(engine="triton", **options).direct
     with pytest.raises(InvalidArgumentError, match="simulated"):
         EngineConfig(engine="simulated", **options)
+
+
+@pytest.mark.parametrize(("unseen", "waited_s"), [(True, 30.0), (False, 0.0)])
+def test_an_agent_that_is_passed_by_drains_by_time(unseen: bool, waited_s: float) -> None:
+    """Proves that an engine is not ended under streams its agent cannot see: only the grace period tells."""
+
+    async def run() -> float:
+        dispatcher = Dispatcher(
+            FakeEngine(),
+            model_id="m",
+            queued_max=1,
+            capacity=MilliModelUnitsPerMinute(100_000),
+            clock=FakeClock(),
+            changed=Notices(),
+            engine_failed=lambda: None,
+        )
+        loop = asyncio.get_running_loop()
+        begin_s = loop.time()
+        await finish(dispatcher, 30.0, unseen=unseen)
+        return loop.time() - begin_s
+
+    assert run_virtually(run()) == pytest.approx(waited_s)
