@@ -6,8 +6,11 @@ import struct
 from typing import Final
 
 from data_plane.relay.grpc.status import Code, RpcFaultError
+from data_plane.relay.http2.header_blocks import literal
 
 PREFIX_BYTES: Final = 5
+
+_TAKEN: Final = literal(b"grpc-accept-encoding", b"identity")
 
 _prefix = struct.Struct(">BI")
 
@@ -70,9 +73,8 @@ class Cutter:
                 most = self._message_bytes_max
                 raise RpcFaultError(Code.RESOURCE_EXHAUSTED, f"Received message larger than max ({length} vs. {most})")
             if compressed:
-                raise RpcFaultError(
-                    Code.UNIMPLEMENTED, "compressed messages are not taken: send grpc-encoding identity"
-                )
+                told = "compressed messages are not taken: send grpc-encoding identity"
+                raise RpcFaultError(Code.UNIMPLEMENTED, told, _TAKEN)
             after = at + PREFIX_BYTES + length
             if after > end:
                 self._needed = PREFIX_BYTES + length

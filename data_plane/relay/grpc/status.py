@@ -53,18 +53,20 @@ class RpcFaultError(Exception):
     Args:
         code: The status code.
         message: For people.
+        trailers: Further trailers, a header block.
     """
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(self, code: Code, message: str, trailers: bytes = b"") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.trailers = trailers
 
 
 def failure(error: FairleadError | RpcFaultError) -> bytes:
     """The trailers of an error."""
     if isinstance(error, RpcFaultError):
-        return status(error.code, error.message)
+        return status(error.code, error.message) + error.trailers
     return status(error.code.value[0], error.message) + literal(STATUS_DETAILS_KEY.encode(), binary(_details(error)))
 
 

@@ -20,7 +20,7 @@ from data_plane.relay.http2.frames import (
     ErrorCode,
     Setting,
 )
-from data_plane.relay.http2.limits import UPDATES_PER_DATA_FRAME, Allowance, Limits
+from data_plane.relay.http2.limits import UPDATES_PER_DATA_FRAME, UPDATES_PER_STREAM, Allowance, Limits
 from data_plane.relay.http2.sending import Handler, Sending
 from data_plane.relay.http2.stream import Stream
 
@@ -159,7 +159,9 @@ class Guarding(Sending):
         if len(payload) != 4:
             raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, "a window update is four bytes")
         self._updates += 1
-        if self._updates > self._limits.controls_burst + UPDATES_PER_DATA_FRAME * self._sent_frames:
+        opened = (self._next_id if self._client else self._last_id + 1) // 2
+        allowed = UPDATES_PER_STREAM * opened + UPDATES_PER_DATA_FRAME * self._sent_frames
+        if self._updates > self._limits.controls_burst + allowed:
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many window updates")
         increment = frames.read_u32(payload) & WINDOW_MAX
         if not stream_id:

@@ -10,6 +10,9 @@ from data_plane.relay.http2.frames import FRAME_BYTES_START, WINDOW_START
 UPDATES_PER_DATA_FRAME: Final = 10
 """WINDOW_UPDATEs that a peer may send for each DATA frame it got. Source: Envoy's default."""
 
+UPDATES_PER_STREAM: Final = 2
+"""And for each stream: grpcio widens a stream's window as soon as it wants to read. Source: Envoy's bound."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -18,7 +18,7 @@ from data_plane.relay.grpc.limits import CallLimits
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import ACK, CONTINUATION, END_HEADERS, PRIORITY, ErrorCode, Setting
 from data_plane.relay.http2.header_blocks import literal
-from data_plane.relay.http2.limits import Limits
+from data_plane.relay.http2.limits import UPDATES_PER_DATA_FRAME, UPDATES_PER_STREAM, Limits
 from data_plane.relay.server import ServerLimits
 from tests.integration.relay_defence.calls import ONCE, SILENCE, THRICE, begin, block, call, grpc_status, works
 from tests.integration.relay_defence.peer import Peer, data, headers, ping
@@ -88,7 +88,8 @@ async def test_window_updates_beyond_what_was_sent() -> None:
         peer = await Peer.greeted(served.port)
         await peer.send(call(1))
         await peer.answered(1)
-        await peer.send((WIRE.controls_burst + 10) * frames.window_update(0, 1))
+        allowed = WIRE.controls_burst + UPDATES_PER_STREAM + UPDATES_PER_DATA_FRAME
+        await peer.send(allowed * frames.window_update(0, 1))
         await peer.settled()
         assert not peer.closed
         await peer.send(frames.window_update(0, 1))

@@ -80,6 +80,15 @@ def test_requests_of_somebody_who_reads_nothing_are_refused() -> None:
     assert refused in connection.take()
 
 
+def test_a_window_update_for_each_of_a_thousand_calls_is_no_flood() -> None:
+    """Proves for what grpcio does: it widens each stream's window before an answer comes, or as none ever does."""
+    connection, _ = greeted(Limits())
+    for number in range(1_000):
+        connection.receive(request(2 * number + 1) + frames.window_update(2 * number + 1, 5), 0.0)
+    connection.receive(1_000 * frames.window_update(0, 5), 0.0)
+    assert connection.fault is None
+
+
 def test_acknowledgements_of_nothing_are_counted() -> None:
     for frame in (frames.frame(frames.SETTINGS, frames.ACK, 0), frames.frame(frames.PING, frames.ACK, 0, 8 * b"p")):
         connection, _ = greeted()

@@ -9,7 +9,7 @@ import pytest
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import END_HEADERS, ErrorCode, Setting
 from data_plane.relay.http2.header_blocks import encoded, literal
-from data_plane.relay.http2.limits import Limits
+from data_plane.relay.http2.limits import UPDATES_PER_DATA_FRAME, UPDATES_PER_STREAM, Limits
 from tests.unit.relay.peers import ANSWER, LIMITS, REQUEST, TRAILERS, code_of, data, greeted, kinds, request
 
 FLOODS: dict[str, Callable[[int], bytes]] = {
@@ -70,7 +70,7 @@ def test_window_updates_are_bounded_by_what_was_sent() -> None:
     connection, recorder = greeted()
     connection.receive(request(1), 0.0)
     connection.send_data(recorder.streams[1], b"token")
-    for _ in range(LIMITS.controls_burst + 10):
+    for _ in range(LIMITS.controls_burst + UPDATES_PER_STREAM + UPDATES_PER_DATA_FRAME):
         connection.receive(frames.window_update(0, 1), 0.0)
     assert connection.fault is None
     connection.receive(frames.window_update(0, 1), 0.0)
