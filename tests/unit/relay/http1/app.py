@@ -25,7 +25,7 @@ class Seen:
     """One call, as its server saw it; serves it by its path.
 
     /echo answers with the body, /held when the test says so, /early before the body, /stream with a chunk for each
-    line of the body, /open begins to stream and leaves the rest to the test.
+    line of the body, /open begins to stream and leaves the rest to the test. There is nothing elsewhere.
     """
 
     call: HttpCall
@@ -48,6 +48,8 @@ class Seen:
             self.call.end()
         elif self.call.path == "/open":
             self.call.begin(200, TEXT)
+        elif self.call.path != "/held":
+            self.call.respond(404, TEXT, b"")
 
     def on_fault(self, fault: Fault) -> None:
         assert self.body is None
