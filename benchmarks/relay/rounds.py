@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import math
 import socket
 import statistics
@@ -19,10 +21,11 @@ from rich.markup import escape
 from benchmarks.quota.processes import Process
 from benchmarks.relay import messages, rivals
 from benchmarks.relay.machine import ROUTER_CORE, memory_kb, tree
+from benchmarks.relay.ports import quiet_ports
 from benchmarks.relay.rivals import MissingError, Place, Rival
 from benchmarks.relay.scenarios import Loads, Sample, Scenario, Target
 from benchmarks.relay.site import Site
-from deploy.local.ports import HOST, free_ports
+from deploy.local.ports import HOST
 
 OURS: Final = "fairlead"
 DIRECT: Final = "direct"
@@ -104,7 +107,7 @@ class Rounds:
         self._speaks[name] = {each for each, does in (("grpc", grpc), ("http", http)) if does}
 
     async def _started(self, rival: Rival) -> Target:
-        grpc_port, http_port, prometheus_port = free_ports(3)
+        grpc_port, http_port, prometheus_port = quiet_ports(3)
         folder = self._site.folder / rival.name
         folder.mkdir(parents=True)
         upstreams = [f"{HOST}:{port}" for port in self._site.replica_ports]
@@ -139,7 +142,10 @@ class Rounds:
     async def _one(self, scenario: Scenario, target: Target, number: int, results: Results) -> Sample | None:
         sample: Sample | None = None
         try:
+            await self._site.mock_stats()
             sample = await self._loads.run(scenario, target, seed=number + 1)
+            late_ms = float(json.loads(await self._site.mock_stats())["late_ms_mean"])
+            sample = dataclasses.replace(sample, engine_late_ms=late_ms)
         except Exception as error:  # noqa: BLE001  # one run must not keep the others from being made
             self._console.print(f"[red]{scenario.name} on {target.name}: {escape(repr(error))}[/]", highlight=False)
         results.add(scenario.name, target.name, sample)
@@ -153,7 +159,8 @@ class Rounds:
             f"round {number + 1} {scenario.name:12} {target.name:14} {sample.raw_us:10.1f} us"
             f" ({sample.scaled():8.1f} scaled, step {sample.step_us:.3f}, stolen {sample.stolen:4.0%})"
             f"  busy {sample.busy:4.0%}  {sample.tokens_per_s:7.0f} tokens/s"
-            f"  TTFT {sample.ttft_ms_p50:8.2f} / {sample.ttft_ms_p99:8.2f} ms" + (failed if sample.failed else ""),
+            f"  TTFT {sample.ttft_ms_p50:8.2f} / {sample.ttft_ms_p99:8.2f} ms"
+            f"  engine late {sample.engine_late_ms:5.2f} ms" + (failed if sample.failed else ""),
             highlight=False,
         )
 

@@ -110,6 +110,8 @@ class Sample:
         memory_kb: Of the process tree after the run, or inside it where streams are live.
         live: Streams at a time, at most.
         error: The first error's text.
+        engine_late_ms: How late the mock engine wrote its tokens on average: where that is much, the load's own core
+            was what was measured.
     """
 
     raw_us: float
@@ -126,6 +128,7 @@ class Sample:
     memory_kb: float
     live: int
     error: str
+    engine_late_ms: float = 0.0
 
     def raw(self) -> float:
         """CPU time as it was."""

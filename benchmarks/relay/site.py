@@ -18,12 +18,13 @@ from benchmarks.quota.processes import Process, service
 from benchmarks.quota.site import http_get
 from benchmarks.relay import messages
 from benchmarks.relay.machine import LOAD_CORE, ROUTER_CORE
+from benchmarks.relay.ports import quiet_ports
 from benchmarks.report import ROOT
 from common import keys
 from common.etcd_store import EtcdStore
 from deploy.local import secret_files
 from deploy.local.etcd import etcd_program, find_etcd
-from deploy.local.ports import HOST, free_ports
+from deploy.local.ports import HOST
 from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 
@@ -58,7 +59,7 @@ class Site:
         self._secrets = secret_files.prepare(folder / "secrets")
         self.processes: list[Process] = []
         count = 3 * replicas
-        etcd, peer, self.grpc_port, self.http_port, self.ops_port, *self._ports = free_ports(5 + count)
+        etcd, peer, self.grpc_port, self.http_port, self.ops_port, *self._ports = quiet_ports(5 + count)
         self.replica_ports = self._ports[:replicas]
         """Where the mock engine answers as agents do, and as OpenAI's API and Triton do."""
         self._endpoint = f"{HOST}:{etcd}"

@@ -26,7 +26,17 @@ def show(results: Results, scenarios: Sequence[Scenario], console: Console) -> N
         title = f"{scenario.name}: CPU time per {unit}, median (least to greatest) of rounds"
         table = Table(title=title, title_justify="left")
         table.add_column("")
-        for column in ("us", "scaled us", "ours over it", "busy", "tokens/s", "TTFT p50 / p99 ms", "PSS MB", "failed"):
+        for column in (
+            "us",
+            "scaled us",
+            "ours over it",
+            "busy",
+            "tokens/s",
+            "TTFT p50 / p99 ms",
+            "PSS MB",
+            "engine late ms",
+            "failed",
+        ):
             table.add_column(column, justify="right")
         for target in targets:
             table.add_row(target, *_row(results, scenario.name, target))
@@ -48,6 +58,7 @@ def _row(results: Results, scenario: str, target: str) -> list[str]:
         median(0, "tokens_per_s"),
         f"{median(2, 'ttft_ms_p50')} / {median(2, 'ttft_ms_p99')}",
         median(1, "memory_kb", 1 / 1024),
+        median(1, "engine_late_ms"),
         str(sum(each is None or each.failed for each in runs)),
     ]
 
