@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 from common.clock import Clock
 from data_plane.relay.grpc.pool import Pool
 from data_plane.relay.http1.client import HttpPool
+from data_plane.relay.http2.endpoint import Patience
 from data_plane.router.dialects.credentials import Credentials
 from data_plane.router.dialects.openai import OpenAIUpstream
 from data_plane.router.dialects.triton import TritonUpstream
 from data_plane.router.upstream import Metadata, Receiver, Running, Upstream
 from fairlead.engine.v1 import engine_pb2
+
+TRITON_PATIENCE: Final = Patience(silence_s=300.0)
+"""A Triton that is asked for a sign of life more often than every 300 s, while it sends nothing, ends the connection at
+the third time, with all streams on it ("Too many pings"). So a frozen one is noticed by its streams' silence instead.
+Source: tritonserver --grpc-http2-min-recv-ping-interval-without-data and --grpc-http2-max-ping-strikes."""
 
 
 class DispatchingUpstream:
@@ -56,7 +63,7 @@ class Engines:
     """
 
     def __init__(self, clock: Clock, credentials_file: str = "") -> None:
-        self._http, self._grpc = HttpPool(), Pool()
+        self._http, self._grpc = HttpPool(), Pool(patience=TRITON_PATIENCE)
         credentials = Credentials.load(Path(credentials_file)) if credentials_file else Credentials()
         self.ways: dict[engine_pb2.Dialect.ValueType, Upstream] = {
             engine_pb2.DIALECT_TRITON: TritonUpstream(self._grpc, clock),

@@ -19,6 +19,7 @@ from common.clock import SystemClock
 from common.generation import Sampling
 from common.triton.wire import REQUEST_TO_BLAME, Dialect, ServedModel, tensors_of
 from data_plane.relay.grpc.pool import Pool
+from data_plane.router.dialects.dispatch import Engines
 from data_plane.router.dialects.triton import TritonUpstream
 from data_plane.router.dialects.triton_messages import NoMessageError, ResponseReader, request_message
 from engines.engine import EngineRequest, Prompt
@@ -350,6 +351,19 @@ async def test_the_deadline_ends_a_request() -> None:
         await noted.ended()
         assert isinstance(noted.failure, DeadlineExceededError)
         await eventually(lambda: fake.left == ["cancelled"])
+
+
+async def test_a_triton_that_is_silent_for_long_keeps_its_stream() -> None:
+    """Proves that a long prefill is left alone: grpc's servers, Triton among them, end connections that ping often."""
+    async with serving(saying(token("a"), hold=True)) as (fake, _):
+        engines = Engines(SystemClock())
+        noted = start(engines.ways[engine_pb2.DIALECT_TRITON], record_of(Dialect.ENSEMBLE, fake.address))
+        await eventually(lambda: noted.texts)
+        await asyncio.sleep(7.0)  # with pings every two seconds it would have ended after four
+        assert not noted.ends
+        assert not fake.left
+        await engines.close()
+        await noted.ended()
 
 
 async def test_a_paused_client_holds_triton() -> None:
