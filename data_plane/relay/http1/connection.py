@@ -280,7 +280,7 @@ class Connection(asyncio.Protocol):
             if self.blocked:
                 return False
             if reader.arrived:
-                self._begin(reader.arrived.popleft())
+                self._begin(reader.arrived.pop(0))
                 return True
             if reader.broken:  # within a body that nobody waits for
                 self._finish()

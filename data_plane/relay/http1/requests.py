@@ -6,7 +6,6 @@ folded headers, bare line feeds and the like are refused by it. What it leaves o
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -135,7 +134,7 @@ class Reader:
         self._count = 0
         self._head_bytes = 0
         self._raw_bytes = 0
-        self.arrived: deque[Request] = deque()
+        self.arrived: list[Request] = []  # an empty deque is ten times as large
         self.broken = False
         self.begun = 0
 
