@@ -16,7 +16,6 @@ but only makes work is counted (`Limits`), and too much of it is a mistake.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from data_plane.relay.http2 import frames
@@ -114,6 +113,11 @@ class Connection(Guarding):
     def heard_out(self) -> bool:
         """Whether a server that drains knows the last request that it serves."""
         return self._last_served < STREAM_MAX
+
+    @property
+    def unfinished(self) -> object:
+        """The header block that has not come whole, always the same one; None while there is none."""
+        return self._block
 
     def drain(self) -> None:
         """Takes no new streams, those that are open go on. A server hears the client out for one round trip first, so
@@ -253,9 +257,11 @@ class Connection(Guarding):
         """A whole header block came. It is decoded in any case: the next one builds on it."""
         if len(block) > self._limits.header_block_bytes_max:
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
-        fields: Fields | None = None
-        with suppress(TooLargeError):
+        fields: Fields | None
+        try:
             fields = self._decoder.decode(block)
+        except TooLargeError:
+            fields = None
         ended = flags & END_STREAM != 0
         stream = self.streams.get(stream_id)
         if stream is None:

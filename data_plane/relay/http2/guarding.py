@@ -142,9 +142,10 @@ class Guarding(Sending):
                 self._peer_streams = value
             elif name == Setting.ENABLE_PUSH and (value > 1 or (self._client and value)):
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, f"an ENABLE_PUSH of {value}")
+        # First of all: what a wider window lets out would be too much for a peer that has not read this.
+        self._answer(frames.frame(frames.SETTINGS, frames.ACK, 0))
         if window != self._peer_window:
             self._resize_windows(window)
-        self._answer(frames.frame(frames.SETTINGS, frames.ACK, 0))
 
     def _resize_windows(self, size: int) -> None:
         difference, self._peer_window = size - self._peer_window, size

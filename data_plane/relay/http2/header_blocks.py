@@ -39,12 +39,14 @@ class Fields(tuple[tuple[bytes, bytes], ...]):
     content_length: int | None = 0
     memo: Any = None
 
+    _named: dict[bytes, bytes] | None = None
+
     def header(self, name: bytes) -> bytes | None:
         """The value of the first header of that name; None where there is none."""
-        for each, value in self:
-            if each == name:
-                return value
-        return None
+        named = self._named
+        if named is None:
+            named = self._named = dict(reversed(self))
+        return named.get(name)
 
 
 TABLE_BYTES_MAX: Final = 4_096

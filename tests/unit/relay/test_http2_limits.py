@@ -235,6 +235,16 @@ def test_data_waits_for_a_slow_reader_and_for_the_network() -> None:
     assert recorder.sent == [3, 1]
 
 
+def test_a_wider_window_is_acknowledged_before_it_is_used() -> None:
+    connection, recorder = greeted()
+    connection.receive(frames.window_update(0, 1 << 20) + request(1), 0.0)
+    connection.send_data(recorder.streams[1], 70_000 * b"x")
+    connection.take()
+    connection.receive(frames.settings([(frames.Setting.INITIAL_WINDOW_SIZE, 80_000)]), 0.0)
+    assert [kind for kind, _, _ in kinds(connection.take())] == [frames.SETTINGS, frames.DATA]
+    assert recorder.sent == [1]
+
+
 def test_streams_that_wait_take_turns() -> None:
     connection, recorder = greeted()
     connection.receive(request(1) + request(3) + request(5), 0.0)
