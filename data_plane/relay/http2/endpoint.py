@@ -37,7 +37,7 @@ class Patience:
     """How long a peer is waited for, seconds.
 
     Attributes:
-        greeting_s: For its first frame.
+        greeting_s: For its first frame, and for a header block that it has begun.
         stuck_s: For the network to take anything of what waits for it, and the rest once the connection has ended.
         silence_s: For anything from it while streams are open, before it is asked for a sign of life.
         answer_s: And for that.
@@ -74,6 +74,8 @@ class Endpoint(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._stuck_since_s: float | None = None
         self._ended_s: float | None = None
+        self._unfinished: object = None
+        self._unfinished_s = 0.0
         self._asked_s: float | None = None
         self._checked_every_s = min(
             _CHECKED_EVERY_S, patience.silence_s / _CHECKS_A_WAIT, patience.answer_s / _CHECKS_A_WAIT
@@ -200,8 +202,11 @@ class Endpoint(asyncio.Protocol):
             return
         if self.connection.streams:
             self._used_s = now_s
+        if self.connection.unfinished is not self._unfinished:
+            self._unfinished, self._unfinished_s = self.connection.unfinished, now_s
         if (
             (not self.connection.greeted and now_s - self._begun_s >= patience.greeting_s)
+            or (self._unfinished is not None and now_s - self._unfinished_s >= patience.greeting_s)
             or (self._stuck_since_s is not None and now_s - self._stuck_since_s >= patience.stuck_s)
             or (self._ended_s is not None and now_s - self._ended_s >= patience.stuck_s)
             or (self._asked_s is not None and now_s - self._asked_s >= patience.answer_s)
@@ -218,6 +223,7 @@ class Endpoint(asyncio.Protocol):
         self._begun_s += seconds
         self._heard_s += seconds
         self._used_s += seconds
+        self._unfinished_s += seconds
         if self._asked_s is not None:
             self._asked_s += seconds
         if self._stuck_since_s is not None:

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+import pytest
 import trustme
 
 from data_plane.relay.grpc.framing import framed
@@ -177,6 +178,21 @@ async def test_an_answer_that_nobody_reads_is_dropped_with_its_connection() -> N
                 await peer.send(data(2 * number + 1, message[at : at + 16_000], ended=ended))
         await eventually(lambda: served.server.gate.open == 0, LET_GO_S)
         assert await works(served.port)
+        await peer.close()
+
+
+@pytest.mark.parametrize("beside", [b"", begin(1)])
+async def test_a_header_block_that_never_ends_is_not_kept_for_long(beside: bytes) -> None:
+    """Proves that parts of headers are dropped long before an idle connection is, also of a client that goes on."""
+    patience = Patience(greeting_s=1.0)
+    async with serving(ServerLimits(patience=patience)) as served:
+        peer = await Peer.connected(served.port)
+        await peer.send(GREETING + beside + headers(3, block=ONCE[:10], flags=0))
+        dripping = asyncio.create_task(_drip(peer, frames.frame(frames.CONTINUATION, 0, 3, 16_000 * b"x")))
+        async with asyncio.timeout(LET_GO_S):
+            await peer.until_closed()
+        await dripping
+        await eventually(lambda: served.server.gate.open == 0)
         await peer.close()
 
 
