@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -28,6 +26,7 @@ from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
 from tests.fuzz.chances import Chances
 from tests.fuzz.http2_targets import LIMITS
+from tests.fuzz.transport import Transport, within_loop
 from tests.fuzz.work import Work
 
 LINES_START = 6_000
@@ -126,36 +125,6 @@ def piece(data: bytes) -> None:
     assert {field.name for field, _ in read.ListFields()} <= {"text", "output_tokens"}
 
 
-class _Transport(asyncio.Transport):
-    """Takes everything, and says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = 0
-        self.closing = False
-
-    def write(self, data: Any) -> None:
-        self.written += len(data)
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def close(self) -> None:
-        self.closing = True
-
-    def abort(self) -> None:
-        self.closing = True
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-
 class _Served:
     """Answers with what came, at once or when it has all; or never.
 
@@ -207,14 +176,6 @@ CALLS = CallLimits(
 )
 
 
-def _within_loop(run: Callable[[], None]) -> None:
-    async def within() -> None:
-        run()
-        await asyncio.sleep(0)
-
-    asyncio.run(within())
-
-
 def _request(chances: Chances) -> bytes:
     """Headers that mostly are a request of gRPC."""
     choice = chances.byte()
@@ -235,7 +196,7 @@ def _request(chances: Chances) -> bytes:
 def server(data: bytes) -> None:
     """Calls in frames, at a server that answers, waits or holds them up, while its clock goes on."""
     chances = Chances(data)
-    _within_loop(lambda: _serve(chances))
+    within_loop(lambda: _serve(chances))
 
 
 def _serve(chances: Chances) -> None:
@@ -248,7 +209,7 @@ def _serve(chances: Chances) -> None:
     tally = Tally()
     routes = {b"/s/one": Route(method), b"/s/many": Route(method, streams_requests=True)}
     end = ServerEnd(routes, CALLS, tally, LIMITS, Patience())
-    transport = _Transport()
+    transport = Transport()
     came = 0
     with Work() as work:
         end.endpoint.connection_made(transport)
@@ -300,13 +261,13 @@ class _Reply:
 def client(data: bytes) -> None:
     """Answers in frames, at a client that has asked three times."""
     chances = Chances(data)
-    _within_loop(lambda: _ask(chances))
+    within_loop(lambda: _ask(chances))
 
 
 def _ask(chances: Chances) -> None:
     freed: list[ClientEnd] = []
     end = ClientEnd(LIMITS, Patience(), message_bytes_max=1_000, freed=freed.append)
-    end.endpoint.connection_made(_Transport())
+    end.endpoint.connection_made(Transport())
     end.endpoint.data_received(frames.settings(()))
     replies = [_Reply() for _ in range(3)]
     calls = [ClientCall(encoded([(b":method", b"POST")]), framed(b"ask"), reply) for reply in replies]
