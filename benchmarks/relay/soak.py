@@ -42,6 +42,8 @@ _FIRST_TOKENS_PER_S: Final = 2_000.0
 _TOKENS_PER_S_MAX: Final = 40_000.0
 """More than that the load's own core does not carry beside the mock engine."""
 _STEP_MAX: Final = 2.0
+_CARRIED_MIN: Final = 0.9
+"""Of the tokens; requests that are cancelled cost some."""
 _REPLICAS: Final = 3
 
 _INJECTED: Final = {
@@ -121,8 +123,8 @@ class Soak:
             f"segment {number + 1}: {self._tokens_per_s:,.0f} tokens/s wanted, busy {busy:.0%}, "
             f"{seen.memory_kb[-1] / 1024:.1f} MB, {seen.done:,} done, {seen.injected:,} injected, {seen.errors} errors"
         )
-        step = min(_STEP_MAX, max(1 / _STEP_MAX, self._share / max(busy, 0.01)))
-        self._tokens_per_s = min(_TOKENS_PER_S_MAX, self._tokens_per_s * step)
+        carried = sum(each["messages"] / each["window_s"] for each in found) / self._tokens_per_s
+        self._tokens_per_s = next_rate(self._tokens_per_s, self._share / max(busy, 0.01), carried)
         return line
 
     async def left_open(self) -> float:
@@ -157,6 +159,19 @@ class Soak:
             *("-w", str(_ANSWER_S), "-d", str(_SEGMENT_S), "-k", str(connections)),
             *("-W", ",".join(map(str, tree(self._pid))), *_INJECTED[protocol]),
         ]
+
+
+def next_rate(tokens_per_s: float, wanted: float, carried: float) -> float:
+    """The rate of the next segment.
+
+    Args:
+        tokens_per_s: Of this one.
+        wanted: Times the CPU time that it took.
+        carried: Share of its tokens that came. Where they did not all come, others had the core, and more load would
+            be overload.
+    """
+    step = min(wanted, _STEP_MAX) if carried >= _CARRIED_MIN else min(wanted, carried)
+    return min(_TOKENS_PER_S_MAX, tokens_per_s * max(step, 1 / _STEP_MAX))
 
 
 async def _run(command: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from benchmarks.relay.__main__ import PHASES, wanted_phases
 from benchmarks.relay.machine import REFERENCE_STEP_US, memory_kb, step_us, tree
 from benchmarks.relay.rounds import DIRECT, OURS, Results
 from benchmarks.relay.scenarios import SCENARIOS, Sample, Scenario, sample
-from benchmarks.relay.soak import Seen
+from benchmarks.relay.soak import Seen, next_rate
 from benchmarks.report import Report
 from fairlead.inference.v1 import inference_pb2 as pb
 
@@ -147,6 +147,14 @@ def test_memory_grows_from_the_second_fifth_to_the_last() -> None:
     """What is filled once at the beginning is no growth; ten segments have fifths of two, four have none."""
     assert Seen(memory_kb=[10, 50, 100, 100, 100, 100, 100, 100, 104, 104]).growth_percent() == pytest.approx(4.0)
     assert isnan(Seen(memory_kb=[1.0, 2.0, 3.0, 4.0]).growth_percent())
+
+
+def test_the_soak_never_loads_more_onto_a_core_that_others_have() -> None:
+    """It grows by no more than twice, shrinks by no more than half, and where tokens did not come it never grows."""
+    assert next_rate(1_000.0, wanted=5.0, carried=0.95) == 2_000
+    assert next_rate(1_000.0, wanted=1.1, carried=0.95) == pytest.approx(1_100)
+    assert next_rate(1_000.0, wanted=0.1, carried=0.95) == 500
+    assert next_rate(1_000.0, wanted=5.0, carried=0.8) == 800
 
 
 def test_bodies_ask_the_mock_for_the_tokens_of_the_scenario() -> None:
