@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +39,10 @@ log = get_logger(__name__)
 LOST_AFTER_S: Final = 30.0
 """A replica that has not been heard for so long is given up with all its tickets. It keeps what it has to report twice
 as long, so that a network that comes back in time loses nothing."""
+
+UNREDEEMED_COUNTS_S: Final = 2.0
+"""So long the work of a ticket that is not redeemed counts as on its way to its replica. A client that is there redeems
+it at once, and the replica says so within a second; what somebody only holds must not keep others away for longer."""
 
 _REASONS: Final = {reason.value: reason for reason in Reason}
 
@@ -108,11 +113,13 @@ class TicketLedger:
         self._clock = books.clock
         self._heard_ns: dict[str, int] = {}
         self._by_id: dict[tuple[str, str], OpenTicket[Held]] = {}
+        self._awaited: deque[tuple[int, OpenTicket[Held]]] = deque()  # those counted unredeemed, since when
 
     def enter(self, expires_ns: int, held: Held) -> None:
         """Enters a ticket that is being issued."""
         ticket = self.book.add(held.chosen.member.record.replica_id, expires_ns, held)
         self.counts.issued += 1
+        self._awaited.append((self._clock.monotonic_ns(), ticket))
         if held.named:
             self._by_id[held.order.tenant_id, held.receipt.request_id] = ticket
 
@@ -149,7 +156,12 @@ class TicketLedger:
             self._unused(ticket.held, Reason.TICKET_EXPIRED)
 
     def sweep(self) -> None:
-        """Gives up replicas that are not heard any more. To be called about once a second."""
+        """Gives up replicas that are not heard any more, and work that nobody redeems. To be called twice a second."""
+        counted_ns = self._clock.monotonic_ns() - int(UNREDEEMED_COUNTS_S * NS_PER_S)
+        while self._awaited and self._awaited[0][0] <= counted_ns:
+            ticket = self._awaited.popleft()[1]
+            if not ticket.redeemed:
+                self._routing.ended(ticket.held.chosen)
         for replica_id in self.book.replicas():
             if self.silent_s(replica_id) > LOST_AFTER_S:
                 self.lost(replica_id)

@@ -13,7 +13,7 @@ from common.tickets import TOKEN_BYTES_MAX, request_digest, unseal
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.fleet import Link
 from data_plane.router.exchange import Call, Delta
-from data_plane.router.ticket_ledger import LOST_AFTER_S
+from data_plane.router.ticket_ledger import LOST_AFTER_S, UNREDEEMED_COUNTS_S
 from fairlead.engine.v1 import ticket_pb2
 from fairlead.errors import (
     ConflictError,
@@ -178,6 +178,26 @@ async def test_an_unused_ticket_ends_when_the_replica_is_past_it() -> None:
     assert lab.router.holds.open_holds == 1
     lab.report(used, outcome=CANCELLED)
     assert lab.settled_milli_mu == 0
+    assert lab.received_equals_finished()
+
+
+async def test_what_nobody_redeems_does_not_keep_others_away() -> None:
+    """After two seconds an unredeemed ticket is no load of its replica; its hold stays, and a late use is charged."""
+    lab = Lab()
+    used, held = await lab.issue(), await lab.issue()
+    lab.report(used)
+    lab.time.advance(UNREDEEMED_COUNTS_S - 0.1)
+    lab.desk.ledger.sweep()
+    assert lab.in_flight_at_replica() == 2
+    lab.time.advance(0.1)
+    lab.desk.ledger.sweep()
+    assert lab.in_flight_at_replica() == 1
+    assert lab.router.holds.open_holds == 2
+    for ticket in (held, used):
+        lab.report(ticket, output_tokens=3)
+        lab.report(ticket, output_tokens=5, outcome=CANCELLED)
+    assert lab.in_flight_at_replica() == 0
+    assert lab.settled_milli_mu > 0
     assert lab.received_equals_finished()
 
 
