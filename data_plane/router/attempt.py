@@ -192,12 +192,13 @@ class Attempt:
             self._client.finish(message.finish_reason, message.usage)
             self._ended.set_result(None)
             self._plain = False
+        elif self._silence is None:
+            self._silence = self._loop.call_later(self._token_timeout_s, self._check_silence)
 
     def _start(self) -> None:
         self._started = True
         self._plain = self._replay is None
         self._watcher.started()
-        self._silence = self._loop.call_later(self._token_timeout_s, self._check_silence)
 
     def _hold(self) -> None:
         if not self._held and self._running is not None:

@@ -252,8 +252,7 @@ class Attempts:
 
     def reported(self, load: engine_pb2.LoadReport) -> None:
         """A replica says how loaded it is."""
-        self._fleet.report(load.replica_id, Report.of(load), load.state, self._clock.monotonic_ns())
-        member = self._fleet.get(load.replica_id)
+        member = self._fleet.report(load.replica_id, Report.of(load), load.state, self._clock.monotonic_ns())
         if member is not None:
             self._routing.freed(member)
 

@@ -131,8 +131,7 @@ class LoadWatch:
             log.warning("another replica answers", replica_id=replica_id, answered=report.replica_id)
             return False
         now_ns = self._clock.monotonic_ns()
-        self._fleet.report(replica_id, Report.of(report), report.state, now_ns)
-        member = self._fleet.get(replica_id)
+        member = self._fleet.report(replica_id, Report.of(report), report.state, now_ns)
         if member is None:
             return True
         if member.link is not Link.UP:

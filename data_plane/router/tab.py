@@ -16,6 +16,8 @@ from model_units.length import next_covered_tokens
 
 _TOLD_EVERY_TOKENS: Final = 32
 
+_CANCELLED: Final = pb.FINISH_REASON_CANCELLED
+
 
 class Tab:
     """What one admitted request holds, gets and pays. Its hold ends in exactly one settlement.
@@ -106,22 +108,23 @@ class Tab:
             counted: By the engine.
             ended_ns: Monotonic time of its end; None for now.
         """
-        receipt, books, order = self._receipt, self._books, self._order
-        usage = pb.Usage(
-            input_tokens=counted.input_tokens or order.price.input_tokens,
-            cached_input_tokens=counted.cached_input_tokens,
-            output_tokens=max(counted.output_tokens, receipt.output_tokens),
+        order, accounts, now_ns = self._order, self._books.accounts, self._books.clock.monotonic_ns()
+        said_input, said_output = counted.input_tokens, counted.output_tokens
+        input_tokens = said_input or order.price.input_tokens
+        cached_input_tokens, output_tokens = counted.cached_input_tokens, self._receipt.output_tokens
+        if said_output > output_tokens:
+            output_tokens = said_output
+        self.usage = usage = pb.Usage(
+            input_tokens=input_tokens, cached_input_tokens=cached_input_tokens, output_tokens=output_tokens
         )
-        self.usage = usage
         self._tell()
-        cost = self._settle(usage)
-        now_ns = books.clock.monotonic_ns()
-        books.accounts.input_tokens[order.bucket] += usage.input_tokens
-        if usage.output_tokens > 1 and self._first_token_ns:
-            gap_s = ((ended_ns or now_ns) - self._first_token_ns) / NS_PER_S / (usage.output_tokens - 1)
-            books.accounts.token_time(receipt.model_id, gap_s)
-        if finish_reason != pb.FINISH_REASON_CANCELLED:
-            self._learn(counted)
+        cost = self._settle(input_tokens, cached_input_tokens, output_tokens, now_ns)
+        accounts.input_tokens[order.bucket] += input_tokens
+        if output_tokens > 1 and self._first_token_ns:
+            gap_s = ((ended_ns or now_ns) - self._first_token_ns) / NS_PER_S / (output_tokens - 1)
+            accounts.token_time(order.bucket[1], gap_s)
+        if finish_reason != _CANCELLED:
+            self._learn(said_input, said_output)
         return Finished(finish_reason, usage, cost)
 
     def close(self) -> None:
@@ -129,47 +132,45 @@ class Tab:
         if self.hold is None or not self.hold.open:
             return
         self._tell()
+        now_ns = self._books.clock.monotonic_ns()
         if self._receipt.output_tokens:
-            self._settle(
-                pb.Usage(input_tokens=self._order.price.input_tokens, output_tokens=self._receipt.output_tokens)
-            )
+            self._settle(self._order.price.input_tokens, 0, self._receipt.output_tokens, now_ns)
         else:
-            now_ns = self._books.clock.monotonic_ns()
             self._books.holds.refund(self.hold, now_ns)
             self._receipt.quota = self._books.holds.view(self._order.bucket, now_ns)
 
-    def _learn(self, counted: pb.Usage) -> None:
+    def _learn(self, input_tokens: int, output_tokens: int) -> None:
         order = self._order
         self._books.pricing.observe(
             order.profile,
             tenant_id=order.tenant_id,
-            model_id=order.model.model_id,
+            model_id=order.bucket[1],
             prompt_bytes=order.checked.prompt_bytes,
             messages=order.checked.messages,
-            input_tokens=counted.input_tokens,
-            output_tokens=counted.output_tokens,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
             runs_to_max=order.checked.runs_to_max,
             bytes_per_token_start=order.model.bytes_per_token,
         )
 
-    def _settle(self, usage: pb.Usage) -> pb.Cost:
+    def _settle(self, input_tokens: int, cached_input_tokens: int, output_tokens: int, now_ns: int) -> pb.Cost:
         assert self.hold is not None
         books, order, receipt = self._books, self._order, self._receipt
-        now_ns = books.clock.monotonic_ns()
-        cost = pricing.settled(order.profile, usage.input_tokens, usage.output_tokens, usage.cached_input_tokens)
-        total = cost.total_milli_mu
-        books.holds.settle(self.hold, total, now_ns)
-        books.demand.used(order.bucket, total, now_ns)
-        books.accounts.settled_milli_mu[order.bucket] += total
-        books.settled(order.model.model_id, total, now_ns)
-        receipt.usage = (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens)
+        bucket, holds = order.bucket, books.holds
+        cost = pricing.settled(order.profile, input_tokens, output_tokens, cached_input_tokens)
+        prefill, decode, total = cost
+        holds.settle(self.hold, total, now_ns)
+        books.demand.used(bucket, total, now_ns)
+        books.accounts.settled_milli_mu[bucket] += total
+        books.settled(bucket[1], total, now_ns)
+        receipt.usage = (input_tokens, cached_input_tokens, output_tokens)
         receipt.cost = cost
-        books.usage.settled(order.bucket, Counts(1, *receipt.usage, cost.prefill_milli_mu, cost.decode_milli_mu))
-        receipt.quota = books.holds.view(order.bucket, now_ns)
+        books.usage.settled(bucket, Counts(1, input_tokens, cached_input_tokens, output_tokens, prefill, decode))
+        receipt.quota = holds.view(bucket, now_ns)
         return pb.Cost(
             estimated_milli_mu=receipt.estimated_milli_mu,
             settled_milli_mu=total,
-            prefill_milli_mu=cost.prefill_milli_mu,
-            decode_milli_mu=cost.decode_milli_mu,
+            prefill_milli_mu=prefill,
+            decode_milli_mu=decode,
             quota_left_milli_mu=receipt.quota_left_milli_mu,
         )

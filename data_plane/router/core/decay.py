@@ -28,8 +28,11 @@ class DecayingSum:
 
     def add(self, amount: float, now_ns: int) -> None:
         """Adds `amount` at `now_ns`; an older time counts as the newest one seen."""
-        self._value = self.value(now_ns) + amount
-        self._at_ns = max(now_ns, self._at_ns)
+        elapsed_ns = now_ns - self._at_ns
+        if elapsed_ns > 0:
+            self._value *= math.exp(-elapsed_ns * self._decay_per_ns)
+            self._at_ns = now_ns
+        self._value += amount
 
     def value(self, now_ns: int) -> float:
         """The sum at `now_ns`."""

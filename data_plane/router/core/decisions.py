@@ -65,7 +65,7 @@ class DecisionLog(Generic[R]):
 
     def remember(self, record: R) -> None:
         """Keeps a request; what is written into it later shows in what is found."""
-        if self.enabled:
+        if self._tenants.kept_max > 0:
             (self._tenants if record.tenant_id else self._strangers).add(record)
 
     def find(self, request_id: str, tenant_id: str | None) -> list[R]:
@@ -91,10 +91,6 @@ class _Tenant(Generic[R]):
     def __init__(self) -> None:
         self.records: OrderedDict[int, R] = OrderedDict()
         self.numbers: dict[str, tuple[int, ...]] = {}
-
-    def add(self, number: int, record: R) -> None:
-        self.records[number] = record
-        self.numbers[record.request_id] = (*self.numbers.get(record.request_id, ()), number)
 
     def drop_oldest(self) -> None:
         _, record = self.records.popitem(last=False)
@@ -134,17 +130,18 @@ class _Shared(Generic[R]):
         return self._kept
 
     def add(self, record: R) -> None:
-        tenant_id = record.tenant_id
+        tenant_id, request_id = record.tenant_id, record.request_id
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             tenant = self._tenants[tenant_id] = _Tenant()
-        self._added += 1
+        number = self._added = self._added + 1
         before = len(tenant.records)
-        if len(tenant.numbers.get(record.request_id, ())) >= SAME_ID_MAX:
-            tenant.drop_oldest_of(record.request_id)
-            tenant.add(self._added, record)
+        tenant.records[number] = record
+        same = tenant.numbers.get(request_id)
+        tenant.numbers[request_id] = (number,) if same is None else (*same, number)
+        if same is not None and len(same) >= SAME_ID_MAX:
+            tenant.drop_oldest_of(request_id)
             return
-        tenant.add(self._added, record)
         if self._kept == self.kept_max and before == self._most:
             # Nobody has more: this tenant makes room for itself.
             tenant.drop_oldest()

@@ -66,6 +66,7 @@ class Room(enum.Enum):
 # request.
 _UP: Final = Link.UP
 _READY: Final = Health.READY
+_SAYS_READY: Final = engine_pb2.REPLICA_STATE_READY
 _DOUBTFUL: Final = Health.DOUBTFUL
 _CLOSED: Final = Health.CLOSED
 _STALE_NS: Final = int(REPORT_STALE_S * _NS_PER_S)
@@ -166,7 +167,7 @@ class Fleet:
             member.listed = False
             self._forget_if_gone(member, now_ns)
 
-    def report(self, replica_id: str, report: Report, state: int, now_ns: int) -> None:
+    def report(self, replica_id: str, report: Report, state: int, now_ns: int) -> Member | None:
         """A report arrived, on the load stream or with an answer.
 
         Args:
@@ -174,13 +175,22 @@ class Fleet:
             report: The load.
             state: engine.v1.ReplicaState.
             now_ns: When it arrived.
+
+        Returns:
+            The replica, if it is known.
         """
         member = self._members.get(replica_id)
-        if member is not None and member.record.dialect:
-            report = report.blind()
-        if member is not None and member.load.report(report, now_ns):
+        if member is None:
+            return None
+        load = member.load
+        if load.report(report.blind() if member.record.dialect else report, now_ns):
+            # Who is ready and says so again is believed a while longer; nothing else about its health changes.
+            again = state == member.state == _SAYS_READY and load.health is _READY and member.link is _UP
+            again = again and member.heard_ns <= now_ns >= member.failed_ns
             member.state, member.heard_ns = state, now_ns
-            self._judge(member, now_ns)
+            if not again:
+                self._judge(member, now_ns)
+        return member
 
     def link(self, replica_id: str, link: Link, now_ns: int) -> None:
         """The load stream of a replica came up or went down."""
@@ -228,7 +238,7 @@ class Fleet:
         """What the router believes of a replica."""
         link = member.link
         if link is _UP:
-            if member.state == engine_pb2.REPLICA_STATE_READY:
+            if member.state == _SAYS_READY:
                 silent = now_ns - member.heard_ns > _STALE_NS
                 return _DOUBTFUL if silent or member.failed_ns > member.heard_ns else _READY
             return _STATE_HEALTH.get(member.state or member.record.state, _CLOSED)

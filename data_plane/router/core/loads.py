@@ -20,9 +20,8 @@ knows only what it sent there, so it is neither flooded nor left alone for good.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import ceil, inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from data_plane.router.core.candidate import SECONDS_PER_MINUTE, Candidate, Health, hash64
 from data_plane.router.core.prefix_index import CacheChange, PrefixIndex
@@ -55,9 +54,8 @@ REQUESTS_MAX: Final = 10_000
 some hundreds waiting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A replica's own measurement.
+class Report(NamedTuple):
+    """A replica's own measurement. A tuple, because every answer brings one.
 
     Attributes:
         sequence: Grows with every report of one replica process.
@@ -88,22 +86,22 @@ class Report:
         cache = None
         if message.HasField("cache"):
             cache = CacheChange(message.cache.whole, message.cache.added, message.cache.dropped)
-        return cls(
-            sequence=message.sequence,
-            pending_prefill_milli_mu=message.pending_prefill_milli_mu,
-            decode_milli_mu=message.decode_milli_mu,
-            queued_decode_milli_mu=message.queued_decode_milli_mu,
-            requests=message.queued_requests + message.running_requests,
-            kv_used_tokens=message.kv_used_tokens,
-            kv_capacity_tokens=message.kv_capacity_tokens,
-            dispatches_seen=message.dispatches_seen,
-            cache=cache,
+        values = (
+            message.sequence,
+            message.pending_prefill_milli_mu,
+            message.decode_milli_mu,
+            message.queued_decode_milli_mu,
+            message.queued_requests + message.running_requests,
+            message.kv_used_tokens,
+            message.kv_capacity_tokens,
+            message.dispatches_seen,
+            cache,
         )
+        return tuple.__new__(cls, values)
 
     def blind(self) -> Report:
         """The same of an agent that requests go past: what it says of work is about none of them, so it is not said."""
-        return replace(
-            self,
+        return self._replace(
             pending_prefill_milli_mu=-1,
             decode_milli_mu=-1,
             queued_decode_milli_mu=0,
@@ -204,7 +202,8 @@ class ReplicaLoad(Candidate):
             now_ns: Monotonic now.
             prefix_blocks: Names of its prompt's blocks, which will be in the replica's cache.
         """
-        prefill, decode = max(0, prefill_milli_mu), max(0, decode_milli_mu)
+        prefill = prefill_milli_mu if prefill_milli_mu > 0 else 0
+        decode = decode_milli_mu if decode_milli_mu > 0 else 0
         dispatch = Dispatch(self, self._next_number, prefill, decode, now_ns)
         self._next_number += 1
         self._in_flight[dispatch.number] = dispatch
@@ -270,8 +269,9 @@ class ReplicaLoad(Candidate):
         if late:
             return False
         if not 0 <= report.requests <= REQUESTS_MAX:
-            report = replace(report, requests=0)
-        self.kv_used_tokens, self.kv_capacity_tokens = max(0, report.kv_used_tokens), max(0, report.kv_capacity_tokens)
+            report = report._replace(requests=0)
+        used, capacity = report.kv_used_tokens, report.kv_capacity_tokens
+        self.kv_used_tokens, self.kv_capacity_tokens = used if used > 0 else 0, capacity if capacity > 0 else 0
         self._report, self._heard_ns = report, now_ns
         self._gone_prefill = self._gone_decode = self._ended_requests = 0
         self._see(report.dispatches_seen, now_ns)
