@@ -103,9 +103,11 @@ class Reference:
 
     Args:
         client: Whether it opens the streams.
+        opens: Whether it lets more come as soon as something came.
     """
 
-    def __init__(self, *, client: bool) -> None:
+    def __init__(self, *, client: bool, opens: bool = True) -> None:
+        self._opens = opens
         config = h2.config.H2Configuration(client_side=client, header_encoding=None)
         self.h2 = h2.connection.H2Connection(config)
         self.h2.initiate_connection()
@@ -123,7 +125,7 @@ class Reference:
                     self.of(event.stream_id).trailers = tuple((bytes(n), bytes(v)) for n, v in event.headers)
                 case h2.events.DataReceived():
                     self.of(event.stream_id).data += event.data
-                    if event.flow_controlled_length:
+                    if event.flow_controlled_length and self._opens:
                         self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
                 case h2.events.StreamEnded():
                     self.of(event.stream_id).ended = True
