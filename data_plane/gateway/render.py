@@ -116,7 +116,11 @@ class Stream:
         if not self._before:
             # Everything but the text is the same in every later chunk: encoded once.
             self._before, self._after = self._chunk([self._shape.delta(_MARK, None, first=False)]).split(_encode(_MARK))
-        return self._before + _encode(text.decode("utf-8", "replace")) + self._after
+        try:
+            token = text.decode()
+        except UnicodeDecodeError:
+            token = text.decode("utf-8", "replace")
+        return b"".join((self._before, _encode(token), self._after))
 
     def end(self, finished: Finished) -> bytes:
         """The last chunks."""
