@@ -30,7 +30,7 @@ from data_plane.router.lease_desk import LeaseDesk
 from data_plane.router.router import SERVICE, Router
 from data_plane.router.service import SERVICE_NAME, InferenceService
 from data_plane.router.sockets import Worker
-from data_plane.router.succession import until_granted
+from data_plane.router.succession import Succession
 from fairlead.admin.v1 import admin_pb2
 from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2_grpc
@@ -131,8 +131,9 @@ class FrontDoors:
                 await worker.join(stop, tasks)
             await until(lambda: self._missing() is None, stop, None)
             await until(lambda: leases.usable and exchange.asked, stop, _FIRST_LEASE_WAIT_S)
-            if worker is not None and worker.replaces:
-                await until_granted(worker.replaces, store, leases, self._holds, self._clock, stop)
+            if worker is not None and worker.beside:
+                inherits = Succession(worker.beside, store, leases, self._holds, self._clock, replaces=worker.replaces)
+                await inherits.wait(stop)
             if stop.is_set():
                 return
             grpc_address, http_port = await self._grpc.start(), await self._http.start()

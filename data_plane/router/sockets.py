@@ -44,13 +44,14 @@ class Worker(asyncio.Protocol):
         inherited: What it got.
 
     Attributes:
-        replaces: Instance id of the worker that serves the slot until this one is ready; empty for none.
+        beside: Instance id of a worker that serves already; empty for none.
+        replaces: That one leaves once this one is ready, and stays where this one does not become so.
         grpc: The slot's own listening sockets of gRPC, for the door that closes them in the end.
         http: Likewise.
     """
 
     def __init__(self, inherited: wire.Inherited) -> None:
-        self.replaces = inherited.replaces
+        self.beside, self.replaces = inherited.beside, inherited.replaces
         self.grpc = [_copy(inherited.grpc[inherited.slot])]
         self.http = [_copy(inherited.http[inherited.slot])]
         self._inherited = inherited

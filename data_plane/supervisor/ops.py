@@ -78,5 +78,5 @@ async def _fetch(session: aiohttp.ClientSession, address: str) -> str | None:
         async with session.get(f"http://{address}/metrics") as response:
             return await response.text() if response.status == 200 else None
     except (aiohttp.ClientError, TimeoutError) as error:
-        log.warning("a worker does not give its metrics", address=address, error=str(error))
+        log.debug("a worker does not give its metrics", address=address, error=str(error))
         return None

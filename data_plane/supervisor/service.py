@@ -169,8 +169,8 @@ class Supervisor:
             self._gone(number, None)
             return
         grpc, http = (each.numbers for each in self._listening)
-        instance_id, other_id = (f"{self._id}-{worker_name(start.slot, turn)}" for turn in (start.turn, 1 - start.turn))
-        inherited = wire.Inherited(start.slot, other_id if start.replaces else "", -1, grpc, http)
+        instance_id = f"{self._id}-{worker_name(start.slot, start.turn)}"
+        inherited = wire.Inherited(start.slot, self._beside(start), start.replaces, -1, grpc, http)
         try:
             process = await WorkerProcess.start(
                 self._command(instance_id),
@@ -188,6 +188,12 @@ class Supervisor:
         if worker is not None and (worker.killed is not None or worker.told):
             process.signal(signal.SIGTERM if worker.killed is None else signal.SIGKILL)
         self._gone(number, await process.wait())
+
+    def _beside(self, start: Start) -> str:
+        """The instance id of a worker that serves while this one is started: the slot's own, else any."""
+        ready = [worker for worker in self._crew.workers() if worker.phase is Phase.READY and worker.killed is None]
+        ready.sort(key=lambda worker: worker.slot != start.slot)
+        return f"{self._id}-{worker_name(ready[0].slot, ready[0].turn)}" if ready else ""
 
     def _gone(self, number: int, code: int | None) -> None:
         name, pid = self._named(number)

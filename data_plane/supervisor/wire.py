@@ -35,14 +35,16 @@ class Inherited(msgspec.Struct, frozen=True):
 
     Attributes:
         slot: Its own.
-        replaces: Instance id of the worker that serves the slot until this one is ready; empty for none.
+        beside: Instance id of a worker that serves already; empty for none.
+        replaces: That one leaves once this one is ready, and stays where this one does not become so.
         channel: To the supervisor.
         grpc: Listening sockets by slot.
         http: Likewise.
     """
 
     slot: int
-    replaces: str
+    beside: str
+    replaces: bool
     channel: int
     grpc: tuple[int, ...]
     http: tuple[int, ...]
