@@ -15,8 +15,11 @@ import asyncio
 import ssl
 from typing import Final
 
+from common.logs import get_logger
 from data_plane.relay.http1.client_calls import Fault, HttpCall, HttpLimits, HttpReceiver, Origin
 from data_plane.relay.http1.client_connection import Connection
+
+log = get_logger(__name__)
 
 ALPN: Final = ["http/1.1"]
 
@@ -104,7 +107,8 @@ class HttpPool:
                     server_hostname=origin.host if origin.tls else None,
                 )
                 return made
-        except (OSError, TimeoutError, UnicodeError):  # the last: a host that is no name
+        except (OSError, TimeoutError, UnicodeError) as error:  # the last: a host that is no name
+            log.warning("cannot connect", host=origin.host, port=origin.port, error=str(error) or type(error).__name__)
             return None
 
     def _connected(self, call: HttpCall, task: asyncio.Task[Connection | None]) -> None:
