@@ -31,9 +31,7 @@ class Echo:
             self._answer(stream)
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
-        assert self.connection is not None
         self.content[stream.id].append(data)
-        self.connection.consumed(stream, len(data))
         if ended:
             self._answer(stream)
 
