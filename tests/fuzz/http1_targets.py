@@ -21,6 +21,7 @@ LINES_START = 4_000
 LINES_PER_BYTE = 60
 LINES_PER_PIECE = 250
 ANSWER_BYTES_MAX = 1_500
+CONTENT_BYTES_MAX = 4_000
 
 PARTS: tuple[bytes, ...] = (
     b"POST /echo HTTP/1.1\r\nHost: a\r\n",
@@ -60,7 +61,7 @@ Told = list[tuple[str, str, bytes | None, int | None]]
 
 def _content(chances: Chances) -> bytes:
     content = b""
-    while chances.left:
+    while chances.left and len(content) < CONTENT_BYTES_MAX:
         choice = chances.byte()
         content += PARTS[choice % 32] if choice % 32 < len(PARTS) else chances.take(choice >> 5)
     return content
