@@ -219,7 +219,7 @@ class OpenAIRunning(Running):
 
     def _read(self, chunk: Chunk, choices: list[Choice]) -> None:
         for choice in choices:
-            if choice.index:
+            if choice.index or self.over:
                 continue
             text, counts = messages.text_of(choice)
             if counts:

@@ -35,14 +35,7 @@ class Running:
         tokens: Told to the receiver so far.
     """
 
-    __slots__ = (
-        "_loop",
-        "_receiver",
-        "_timer",
-        "finished",
-        "over",
-        "tokens",
-    )
+    __slots__ = ("_loop", "_receiver", "_timer", "finished", "over", "tokens")
 
     def __init__(self, receiver: Receiver, clock: Clock, deadline_ns: int) -> None:
         self._receiver = receiver

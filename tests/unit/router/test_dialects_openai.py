@@ -401,6 +401,16 @@ async def test_cancelling_closes_the_connection_at_once() -> None:
         await eventually(lambda: not made.connections)
 
 
+async def test_cancelling_inside_an_event_hides_the_rest_of_it() -> None:
+    """Proves that a server that puts several pieces into one event cannot speak to a client that has left."""
+    choices = [{"index": 0, "delta": {"content": text}} for text in "abc"]
+    async with bench(saying(event(choices=choices), hold=True)) as made:
+        noted = start(made.upstream, made.replica, noted=Noted(cancel_at=2))
+        await eventually(lambda: noted.cancelled)
+        await eventually(lambda: not made.connections)
+        assert noted.texts == ["a", "b"]
+
+
 async def test_cancelling_at_the_end_keeps_the_connection() -> None:
     """Shows that a router which leaves with the last message costs no connection."""
 
