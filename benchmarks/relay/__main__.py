@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.relay import bars, build, rivals, tables
-from benchmarks.relay.rounds import Results, Rounds
+from benchmarks.relay.rounds import Results, Rounds, runs_on
 from benchmarks.relay.scenarios import SCENARIOS, Loads
 from benchmarks.relay.site import site
 from benchmarks.report import ROOT, Bar, Report
@@ -55,7 +56,7 @@ async def measure(report: Report, console: Console) -> None:
         async with site(build.programs(), int(os.environ.get("REPLICAS") or REPLICAS)) as running:
             rounds = Rounds(running, Loads(running.programs["load_generator"], running.folder, seconds), console)
             try:
-                await rounds.start(chosen, results)
+                await rounds.start([each for each in chosen if any(runs_on(each, one) for one in scenarios)], results)
                 await rounds.run(scenarios, count, results)
             finally:
                 left_out |= rounds.left_out
@@ -71,6 +72,8 @@ def main() -> None:
     """Measures, prints and writes the report."""
     console = Console() if sys.stdout.isatty() else Console(width=180)
     report, began_s = Report("relay"), time.monotonic()
+    # Ended from outside it still says what it knows.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(measure(report, console))
     except build.BuildError as error:

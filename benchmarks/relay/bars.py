@@ -85,7 +85,8 @@ def report(results: Results, phases: Collection[str], left_out: Collection[str],
     ours = [sample for (_, target), samples in results.samples.items() if target == OURS for sample in samples]
     to.add("runs_with_errors", float(sum(each is None or each.failed for each in ours)), Bar(0.0))
     steps = [each.step_us for samples in results.samples.values() for each in samples if each is not None]
-    to.add("reference_step_us", statistics.median(steps) if steps else math.nan)
+    if steps:
+        to.add("reference_step_us", statistics.median(steps))
 
 
 def _added_ttft(results: Results, to: Report) -> None:

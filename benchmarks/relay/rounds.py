@@ -35,6 +35,12 @@ _PROBE_S: Final = 20.0
 _POLL_S: Final = 0.2
 
 
+def runs_on(rival: Rival, scenario: Scenario) -> bool:
+    """Whether a scenario is run on a rival."""
+    speaks = rival.grpc if scenario.protocol == "grpc" else rival.http
+    return speaks and (not scenario.systems or rival.name in scenario.systems)
+
+
 class Results:
     """Samples by scenario and target, in the order of rounds; a run that failed is None."""
 

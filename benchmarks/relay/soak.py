@@ -13,6 +13,7 @@ import asyncio
 import json
 import math
 import os
+import signal
 import statistics
 import sys
 import time
@@ -225,6 +226,8 @@ def main() -> None:
     """Soaks, prints and writes the report."""
     console = Console() if sys.stdout.isatty() else Console(width=180)
     report = Report("relay-soak")
+    # Ended from outside it still says what it knows.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         asyncio.run(measure(report, console))
     except build.BuildError as error:

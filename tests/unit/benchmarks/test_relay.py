@@ -12,7 +12,7 @@ import pytest
 from benchmarks.relay import bars, build, messages, proxy_configs, rivals
 from benchmarks.relay.__main__ import PHASES, wanted_phases
 from benchmarks.relay.machine import REFERENCE_STEP_US, memory_kb, step_us, tree
-from benchmarks.relay.rounds import DIRECT, OURS, Results
+from benchmarks.relay.rounds import DIRECT, OURS, Results, runs_on
 from benchmarks.relay.scenarios import SCENARIOS, Sample, Scenario, sample
 from benchmarks.relay.soak import Seen, next_rate
 from benchmarks.report import Report
@@ -197,6 +197,14 @@ def test_phases_and_rivals_are_named_with_commas_or_spaces() -> None:
         rivals.wanted("haproxy")
     with pytest.raises(SystemExit, match="p30k: unknown"):
         wanted_phases("p30k")
+
+
+def test_a_rival_is_started_for_what_it_can_carry() -> None:
+    """grpc.aio speaks no HTTP, and LiteLLM is not asked for 20,000 tokens a second."""
+    names = {each.name: [one.name for one in SCENARIOS if runs_on(each, one)] for each in rivals.RIVALS}
+    assert names["grpc_aio"] == ["grpc_unary", "grpc_s32", "grpc_p2500"]
+    assert names["litellm"] == ["http_s32_by_4"]
+    assert {"grpc_p50k", "http_p20k"} <= set(names["nginx"])
 
 
 def test_without_a_compiler_it_names_the_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
