@@ -186,7 +186,7 @@ class Whole(Answered):
         """See Sink."""
         assert self._exchange is not None
         receipt = self._exchange.receipt
-        answer = whole_message(receipt, b"".join(self._texts).decode(), finished)
+        answer = whole_message(receipt, b"".join(self._texts).decode(errors="replace"), finished)
         self.call.send(framed(answer.SerializeToString()))
         self.call.finish(trailers(receipt))
 
