@@ -20,7 +20,7 @@ from data_plane.relay.grpc.server_end import ServerEnd
 from data_plane.relay.grpc.status import CONTENT_TYPE, RpcFaultError, binary, from_binary, status, timeout_s
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.endpoint import Patience
-from data_plane.relay.http2.frames import END_HEADERS, END_STREAM, PREFACE
+from data_plane.relay.http2.frames import END_HEADERS, END_STREAM, PREFACE, Setting
 from data_plane.relay.http2.header_blocks import HeaderDecoder, encoded, literal
 from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
@@ -149,6 +149,11 @@ class _Served:
             self.call.finish()
         if self.way == 3:
             self.call.hold()
+        if self.way == 5:
+            self.call.send(framed(40_000 * b"x"))
+            self.call.finish()
+        if self.way == 6:
+            self.call.send(framed(90_000 * b"x"))
 
     def on_half_closed(self) -> None:
         assert not self.gone
@@ -165,6 +170,8 @@ class _Served:
     def on_writable(self) -> None:
         assert not self.gone
         assert not self.call.blocked
+        if self.way == 6:
+            self.call.finish()
 
 
 CALLS = CallLimits(
@@ -203,7 +210,7 @@ def _serve(chances: Chances) -> None:
     served: list[_Served] = []
 
     def method(call: ServerCall) -> _Served:
-        served.append(_Served(call, chances.byte() % 5))
+        served.append(_Served(call, chances.byte() % 7))
         return served[-1]
 
     tally = Tally()
@@ -213,10 +220,11 @@ def _serve(chances: Chances) -> None:
     came = 0
     with Work() as work:
         end.endpoint.connection_made(transport)
-        end.endpoint.data_received(PREFACE + frames.settings(()))
+        window = chances.one_of(65_535, 0, 1_000)
+        end.endpoint.data_received(PREFACE + frames.settings([(Setting.INITIAL_WINDOW_SIZE, window)]))
         next_id, now_s = 1, asyncio.get_running_loop().time()
         while chances.left and not transport.closing:
-            action, stream_id = chances.byte() % 6, 1 + 2 * (chances.byte() % 8)
+            action, stream_id = chances.byte() % 9, 1 + 2 * (chances.byte() % 8)
             if action < 2:
                 frame = frames.frame(frames.HEADERS, END_HEADERS | action, next_id, _request(chances))
                 next_id += 2
@@ -226,6 +234,13 @@ def _serve(chances: Chances) -> None:
                 frame = frames.frame(frames.DATA, chances.byte() & END_STREAM, stream_id, chances.some())
             elif action == 4:
                 frame = frames.rst_stream(stream_id, 8)
+            elif action == 5:
+                frame = frames.window_update(stream_id if chances.byte() & 1 else 0, chances.one_of(1, 10_000, 100_000))
+            elif action == 6:
+                frame = frames.frame(frames.HEADERS, END_HEADERS | END_STREAM, stream_id, encoded([(b"x-t", b"1")]))
+            elif action == 7 and chances.byte() == 7:
+                end.drain()
+                continue
             else:
                 now_s += chances.byte() / 10
                 end.check(now_s)
@@ -242,7 +257,8 @@ def _serve(chances: Chances) -> None:
     for each in served:
         assert each.call.over
         assert each.call.served is None
-    assert work.lines <= LINES_START + 60 * LINES_PER_BYTE + 3 * LINES_PER_BYTE * came, (work.lines, came)
+    # A window update may let go what was sent to all of them.
+    assert work.lines <= 3 * (LINES_START + LINES_PER_BYTE * came) + 2_000 * len(served), (work.lines, came)
 
 
 class _Reply:

@@ -22,6 +22,7 @@ LINES_PER_BYTE = 60
 LINES_PER_PIECE = 250
 ANSWER_BYTES_MAX = 1_500
 CONTENT_BYTES_MAX = 4_000
+PIECES_MAX = 200
 
 PARTS: tuple[bytes, ...] = (
     b"POST /echo HTTP/1.1\r\nHost: a\r\n",
@@ -70,8 +71,8 @@ def _content(chances: Chances) -> bytes:
 def endpoint(data: bytes) -> None:
     """Parts of requests in any order, and bytes between them, whole and in pieces."""
     chances = Chances(data)
-    size = 1 + chances.byte() % 64
-    content = _content(chances)
+    size, content = 1 + chances.byte() % 64, _content(chances)
+    size = max(size, len(content) // PIECES_MAX)
     told: list[Told] = []
     for cut in (len(content) or 1, size):
         within_loop(lambda cut=cut: told.append(_serve(content, cut)))  # type: ignore[misc]

@@ -262,7 +262,7 @@ class Exchange:
             self._frame(frames.HEADERS, flags, stream_id, block)
 
     def _data(self) -> None:
-        length = min(self.chances.number(), 16_384)
+        length = self.chances.one_of(5, 16_384, 16_384, 1_000, 0, min(self.chances.number(), 16_384))
         self._frame(frames.DATA, self.chances.byte() & 9, self._stream_id(), b"\x05" * length)
 
     def _settings(self) -> None:
@@ -333,7 +333,7 @@ class Exchange:
     def _send_much(self) -> None:
         stream = self._some()
         if stream is not None:
-            length = min(self.chances.number(), 100_000)
+            length = self.chances.one_of(70_000, 20_000, 100, min(self.chances.number(), 100_000))
             self.own += 1 + length // 1_000
             self.own_bytes += length
             self.core.send_data(stream, length * b"x")
