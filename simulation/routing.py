@@ -157,6 +157,7 @@ class Routing:
             load, replica_id = member.load, member.record.replica_id
 
             def worthwhile() -> bool:
+                load.settle()
                 return load.health is not Health.READY or has_room(load)
 
             now_ns = self._loop.now_ns

@@ -196,6 +196,7 @@ class Routing:
         load = member.load
 
         def worthwhile() -> bool:
+            load.settle()
             return load.health is not Health.READY or has_room(load)
 
         self._desk.freed(member.record.model_id, member.record.replica_id, worthwhile)

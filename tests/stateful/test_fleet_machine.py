@@ -157,6 +157,7 @@ class FleetMachine(RuleBasedStateMachine):
         known = pending + unseen if sane else waiting
         member = self.fleet.get(name)
         assert member is not None
+        member.load.settle()
         assert known <= member.load.pending_prefill_milli_mu <= max(known, waiting), "exact at the moment of a report"
 
     @rule(name=st.sampled_from(NAMES), prefill=st.sampled_from([0, 100, 40_000]))
@@ -164,12 +165,14 @@ class FleetMachine(RuleBasedStateMachine):
         member, each = self.fleet.get(name), self.naive.get(name)
         if member is None or each is None:
             return
+        member.load.settle()
         before = member.load.pending_prefill_milli_mu
         sent = member.load.dispatch(prefill, 10, self.now_ns)
         each.sent += 1
         assert sent.number == each.sent
         each.open.append(sent)
         each.unseen.append(sent)
+        member.load.settle()
         assert member.load.pending_prefill_milli_mu >= min(prefill, before + prefill) - 1
 
     @precondition(lambda self: any(each.open for each in self.naive.values()))
@@ -210,6 +213,7 @@ class FleetMachine(RuleBasedStateMachine):
             assert member is not None
             assert self.fleet.health(member, self.now_ns) is each.health(self.now_ns), (name, each)
             assert member.load.in_flight == len(each.open)
+            member.load.settle()
             assert member.load.pending_prefill_milli_mu >= 0 <= member.load.decode_milli_mu
         for model_id in MODELS:
             ours = [each for each in self.naive.values() if each.model_id == model_id]

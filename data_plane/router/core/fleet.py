@@ -113,15 +113,17 @@ class _Model:
         members: Its replicas, by id.
         prefixes: What their caches hold.
         pools: Candidates of the subsets that were asked for, by the subset's identity; each keeps its subset alive.
+        changed: Members whose load is to be settled before anybody looks at it.
         doubt_ns: The first moment at which time alone may change somebody's health.
         judged_ns: When everybody's health was last judged; earlier moments come only where time goes backwards.
     """
 
-    __slots__ = ("doubt_ns", "judged_ns", "members", "pools", "prefixes")
+    __slots__ = ("changed", "doubt_ns", "judged_ns", "members", "pools", "prefixes")
 
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.prefixes = PrefixIndex()
+        self.changed: list[ReplicaLoad] = []
         self.pools: dict[int, tuple[Sequence[str], Pool]] = {}
         self.doubt_ns = 0
         self.judged_ns = 0
@@ -151,6 +153,7 @@ class Fleet:
             member = Member(record, ReplicaLoad(record.replica_id), now_ns)
             self._members[record.replica_id] = member
             model = self._by_model.setdefault(record.model_id, _Model())
+            member.load.changed = model.changed
             model.members[record.replica_id] = member
             model.pools.clear()
         member.record = record
@@ -263,6 +266,10 @@ class Fleet:
             return Pool(())
         if not model.judged_ns <= now_ns < model.doubt_ns:
             self._judge_all(model, now_ns)
+        if model.changed:
+            for load in model.changed:
+                load.settle()
+            model.changed.clear()
         kept = model.pools.get(id(subset))
         if kept is not None and kept[0] is subset:
             kept[1].age(now_ns)

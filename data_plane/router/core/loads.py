@@ -20,7 +20,7 @@ knows only what it sent there, so it is neither flooded nor left alone for good.
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import ceil
 from typing import Final, NamedTuple
 
 from data_plane.router.core.candidate import SECONDS_PER_MINUTE, Candidate, Health, hash64
@@ -141,12 +141,17 @@ class Dispatch:
 class ReplicaLoad(Candidate):
     """One replica's load as this router knows it. A candidate for the policies.
 
+    What happens to it several times per request shows in what a candidate has once somebody looks: `settle` works it
+    out as of the last change.
+
     Attributes:
         prefixes: The index that its cache is kept in; None where it keeps no prefixes.
+        changed: Where it enters itself when there is something to settle; None where it settles at once.
     """
 
     __slots__ = (
         "_absurd",
+        "_changed_ns",
         "_counted",
         "_decode_left",
         "_decode_per_ns",
@@ -170,12 +175,15 @@ class ReplicaLoad(Candidate):
         "_unseen_decode",
         "_unseen_prefill",
         "_waiting",
+        "changed",
         "prefixes",
     )
 
     def __init__(self, replica_id: str) -> None:
         super().__init__(replica_id, hash64(replica_id), Health.CLOSED, 0, 0, 0)
         self.prefixes: PrefixIndex | None = None
+        self.changed: list[ReplicaLoad] | None = None
+        self._changed_ns: int | None = None  # the last change, until it is settled
         self._report = Report(0, 0, 0)
         self._heard_ns = 0
         self._next_number = 1
@@ -217,7 +225,7 @@ class ReplicaLoad(Candidate):
         if prefix_blocks and self.prefixes is not None:
             dispatch.blocks = self.prefixes.add(self.replica_id, prefix_blocks)
         self._expected, self._expected_ns = self._expected_at(now_ns) + prefill, now_ns
-        self._settle(now_ns)
+        self._change(now_ns)
         return dispatch
 
     def started(self, dispatch: Dispatch, now_ns: int) -> None:
@@ -226,7 +234,7 @@ class ReplicaLoad(Candidate):
             return
         dispatch.started_ns = now_ns
         self._begun(dispatch, now_ns)
-        self._settle(now_ns)
+        self._change(now_ns)
 
     def ended(self, dispatch: Dispatch, now_ns: int) -> None:
         """The request left the replica, whatever became of it. To be called once, after `report` likewise."""
@@ -248,7 +256,7 @@ class ReplicaLoad(Candidate):
             # What of it was left at the report: all, or in proportion to the time where it was running already.
             running_ns = max(now_ns - started_ns, since_ns)
             self._gone_decode += dispatch.decode_milli_mu * since_ns // running_ns
-        self._settle(now_ns)
+        self._change(now_ns)
 
     def report(self, report: Report, now_ns: int) -> bool:
         """Takes a replica's report.
@@ -275,9 +283,8 @@ class ReplicaLoad(Candidate):
         self._report, self._heard_ns = report, now_ns
         self._gone_prefill = self._gone_decode = self._ended_requests = 0
         self._see(report.dispatches_seen, now_ns)
-        self._expected, self._expected_ns = inf, now_ns
-        self._settle(now_ns)
-        self._expected = float(self._known)
+        self._expected, self._expected_ns = float(self._known_now()[0]), now_ns
+        self._change(now_ns)
         return True
 
     def serve(self, capacity_milli_mu_per_minute: int) -> None:
@@ -302,20 +309,16 @@ class ReplicaLoad(Candidate):
         unseen = len(self._unseen)
         self.carry(pending, decode + self._unseen_decode, self._queued, self._requests, self._unseen_prefill, unseen)
 
-    def _settle(self, now_ns: int) -> None:
-        """Works out what holds until something begins or ends."""
-        # A report's number, or where that cannot be true, what this router knows of it itself. This runs several times
-        # per request, so comparisons stand in place of calls.
-        report, absurd, unseen_prefill = self._report, self._absurd, self._unseen_prefill
-        said = report.pending_prefill_milli_mu
-        if 0 <= said < absurd:
-            said -= self._gone_prefill
-        else:
-            said = self._waiting - unseen_prefill
-        known = said + unseen_prefill if said > 0 else unseen_prefill
-        least = self._waiting - self._largest
-        self._least = least = least if least > 0 else 0
-        self._known = known if known > least else least
+    def settle(self) -> None:
+        """Works out what holds until something begins or ends, as of the last change."""
+        now_ns = self._changed_ns
+        if now_ns is None:
+            return
+        self._changed_ns = None
+        # A report's number, or where that cannot be true, what this router knows of it itself. This runs for every
+        # request, so comparisons stand in place of calls.
+        report, absurd = self._report, self._absurd
+        self._known, self._least = self._known_now()
         said = report.decode_milli_mu
         if 0 <= said < absurd:
             said -= self._gone_decode
@@ -327,6 +330,27 @@ class ReplicaLoad(Candidate):
         requests = report.requests + len(self._unseen) - self._ended_requests
         self._requests = requests if requests > self.in_flight else self.in_flight
         self.age(now_ns)
+
+    def _change(self, now_ns: int) -> None:
+        """There is something to settle."""
+        entered, self._changed_ns = self._changed_ns is not None, now_ns
+        if self.changed is None:
+            self.settle()
+        elif not entered:
+            self.changed.append(self)
+
+    def _known_now(self) -> tuple[int, int]:
+        """Prefill that is known to wait, and how much of it at least is not done whatever time has passed."""
+        said, unseen_prefill = self._report.pending_prefill_milli_mu, self._unseen_prefill
+        if 0 <= said < self._absurd:
+            said -= self._gone_prefill
+        else:
+            said = self._waiting - unseen_prefill
+        known = said + unseen_prefill if said > 0 else unseen_prefill
+        least = self._waiting - self._largest
+        if least < 0:
+            least = 0
+        return (known if known > least else least), least
 
     def _begun(self, dispatch: Dispatch, now_ns: int) -> None:
         """Its prefill no longer waits."""

@@ -71,12 +71,15 @@ def test_idle_reports_of_an_agent_that_sees_nothing_do_not_hide_what_was_sent() 
         first = load.dispatch(100, 50, 0)
         for sequence in range(1, 5):
             fleet.report("r", Report(sequence, 0, 0), READY, sequence * SECOND)
+            load.settle()
             assert (load.pending_prefill_milli_mu, load.decode_milli_mu) == known
             assert load.requests == 1
             assert fleet.health(member, sequence * SECOND) is Health.READY
         load.started(first, 5 * SECOND)
+        load.settle()
         assert load.pending_prefill_milli_mu == 0
         load.ended(first, 6 * SECOND)
+        load.settle()
         assert (load.decode_milli_mu, load.requests) == (0, 0)
 
 
@@ -107,10 +110,12 @@ def test_what_is_known_at_a_report_is_what_is_under_way(steps: list[tuple[str, i
             sequence += 1
             now_ns += DISPATCH_UNSEEN_NS
             fleet.report("r", Report(sequence, amount, amount, amount, amount % 9, amount), READY, now_ns)
+            load.settle()
             waiting = sum(each.prefill_milli_mu for each in open_ if each.started_ns is None)
             assert load.pending_prefill_milli_mu == waiting
             assert load.decode_milli_mu == sum(each.decode_milli_mu for each in open_)
             assert load.requests == len(open_)
             assert load.queued_decode_milli_mu == load.kv_used_tokens == 0
+        load.settle()
         assert load.pending_prefill_milli_mu <= sum(each.prefill_milli_mu for each in open_)
         assert load.decode_milli_mu <= sum(each.decode_milli_mu for each in open_)

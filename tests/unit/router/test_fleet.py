@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from data_plane.router.core.candidate import Health
 from data_plane.router.core.fleet import Fleet, Link, Member, Room
-from data_plane.router.core.loads import DISPATCH_UNSEEN_NS, ReplicaLoad, Report
+from data_plane.router.core.loads import DISPATCH_UNSEEN_NS, Dispatch, ReplicaLoad, Report
 from fairlead.engine.v1 import engine_pb2
 
 READY = engine_pb2.REPLICA_STATE_READY
@@ -204,3 +204,48 @@ def test_what_a_pick_sees_is_what_is_believed_now(history: list[tuple[str, int, 
         assert seen == known
         pool = [each.replica_id for each in fleet.candidates("m", subset, now_ns)]
         assert pool == ([name for name in subset if name in known] or sorted(known))
+
+
+moments = st.lists(
+    st.tuples(
+        st.sampled_from(["send", "start", "end", "report", "look"]), st.integers(0, 999), st.integers(0, 3 * SECOND)
+    ),
+    max_size=30,
+)
+
+
+@settings(deadline=None)
+@given(moments)
+def test_candidates_have_what_happened_up_to_now(moments: list[tuple[str, int, int]]) -> None:
+    """However much happens between two looks, a fleet's replica has what one has that works it out at every step."""
+    fleet, alone, now_ns = Fleet(), ReplicaLoad("r"), SECOND
+    fleet.enlist(engine_pb2.Replica(replica_id="r", model_id="m", capacity_milli_mu_per_minute=60_000), now_ns)
+    alone.serve(60_000)
+    open_: list[tuple[Dispatch, Dispatch]] = []
+    for what, amount, later_ns in moments:
+        now_ns += later_ns
+        member = fleet.get("r")
+        assert member is not None
+        if what == "send":
+            pair = [load.dispatch(amount, amount // 2, now_ns) for load in (member.load, alone)]
+            open_.append((pair[0], pair[1]))
+        elif what == "report":
+            report = Report(amount, amount, amount // 2, dispatches_seen=amount % 7)
+            fleet.report("r", report, READY, now_ns)
+            alone.report(report, now_ns)
+        elif what == "look":
+            (seen,) = fleet.candidates("m", (), now_ns)
+            if alone.aged_ns != seen.aged_ns:
+                alone.age(seen.aged_ns)
+            assert (seen.told, seen.load_minutes, seen.requests, seen.in_flight) == (
+                alone.told,
+                alone.load_minutes,
+                alone.requests,
+                alone.in_flight,
+            )
+        elif open_:
+            which = amount % len(open_)
+            for dispatch in open_[which]:
+                (dispatch.load.started if what == "start" else dispatch.load.ended)(dispatch, now_ns)
+            if what == "end":
+                del open_[which]
