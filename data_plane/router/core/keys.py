@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -113,7 +112,7 @@ class Verified:
 
     def __init__(self, pepper: bytes) -> None:
         self._pepper = pepper
-        self._named = hashlib.blake2b(digest_size=_NAME_BYTES, key=secrets.token_bytes(32))
+        self._named = hashlib.blake2b(digest_size=_NAME_BYTES, key=hmac.digest(pepper, b"remembered", hashlib.sha256))
         self._known: dict[bytes, tuple[StoredKey, Caller]] = {}
 
     def __len__(self) -> int:
