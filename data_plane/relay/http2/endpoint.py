@@ -2,10 +2,6 @@
 
 Whoever tells a connection to send something outside a call of its handler touches its endpoint afterwards (see
 `outbox`); within such a call that is done once everything that came is dealt with.
-
-A read from a busy replica brings one token of one client more often than many: a write for each costs more than all
-the rest. So where many frames come, a client's end reads once a millisecond, and writes as seldom. Where few come that
-would only cost time.
 """
 
 from __future__ import annotations
@@ -21,12 +17,6 @@ from data_plane.relay.http2.limits import Limits
 from data_plane.relay.http2.sending import WRITE_BYTES_MAX, Handler
 from data_plane.relay.outbox import Outbox
 
-BUSY_FRAMES_PER_S = 10_000
-"""From so many data frames a second on a client's end reads once a millisecond. Source: measured; a frame that comes
-alone costs two system calls."""
-
-_BUSY_WINDOW_S = 0.004
-_BUSY_PAUSE_S = 0.001
 _CHECKED_EVERY_S = 1.0
 _CHECKS_A_WAIT = 4
 _SIGN_OF_LIFE = b"are you?"
@@ -64,7 +54,6 @@ class Endpoint(asyncio.Protocol):
         connection: The connection.
         lost: Done once the transport is closed.
         touched: See `outbox.Writer`.
-        busy: So much comes that reading is slowed down.
     """
 
     def __init__(self, handler: Handler, limits: Limits, patience: Patience, *, client: bool) -> None:
@@ -81,11 +70,11 @@ class Endpoint(asyncio.Protocol):
             _CHECKED_EVERY_S, patience.silence_s / _CHECKS_A_WAIT, patience.answer_s / _CHECKS_A_WAIT
         )
         self._due_s = 0.0
-        self._begun_s = self._heard_s = self._used_s = self._window_s = self._loop.time()
-        self._window_frames = 0
+        self._begun_s = self._heard_s = self._used_s = self._loop.time()
+        self._frames = 0  # of data, that the outbox knows of
         self._client = client
         self._outbox = Outbox.here()
-        self.touched = self.busy = False
+        self.touched = False
         self.connection = Connection(handler, limits, client=client, now_s=self._begun_s)
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -124,9 +113,12 @@ class Endpoint(asyncio.Protocol):
         finally:
             self.touched = False
             self.flush()
-            outbox.flush()
-        if self._client:
-            self._slow_down(now_s)
+            if self._client:
+                frames = self.connection.data_frames
+                outbox.came(self, frames - self._frames, now_s)
+                self._frames = frames
+            else:
+                outbox.flush()
 
     def abort(self) -> None:
         """Ends the connection at once, whatever waits to be written."""
@@ -137,17 +129,15 @@ class Endpoint(asyncio.Protocol):
         """The connection was told to send something: it will be written soon."""
         self._outbox.touch(self)
 
-    def _slow_down(self, now_s: float) -> None:
-        elapsed_s = now_s - self._window_s
-        if elapsed_s >= _BUSY_WINDOW_S:
-            frames = self.connection.data_frames
-            self.busy = frames - self._window_frames > BUSY_FRAMES_PER_S * elapsed_s
-            self._window_frames, self._window_s = frames, now_s
-        if self.busy and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
-            self._loop.call_later(_BUSY_PAUSE_S, self._read_on)
+    def pause(self) -> bool:
+        """See outbox.Reader."""
+        if self._transport is None or self._transport.is_closing():
+            return False
+        self._transport.pause_reading()
+        return True
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
+        """See outbox.Reader."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from data_plane.relay.http2 import frames
-from data_plane.relay.http2.endpoint import BUSY_FRAMES_PER_S, Endpoint, Patience
+from data_plane.relay.http2.endpoint import Endpoint, Patience
 from data_plane.relay.http2.frames import PREFACE
 from data_plane.relay.http2.header_blocks import encoded
 from data_plane.relay.http2.limits import Limits
 from data_plane.relay.http2.sending import WRITE_BYTES_MAX
-from data_plane.relay.outbox import Outbox
+from data_plane.relay.outbox import BUSY_FRAMES_PER_S, Outbox
 from tests.support.virtual_loop import run_virtually
 from tests.unit.relay.peers import ANSWER, REQUEST, Recorder, data, request
 
@@ -168,9 +168,63 @@ def test_reading_slows_down_where_much_comes_and_only_there(client: bool) -> Non
 
         assert await run(BUSY_FRAMES_PER_S * 8 // 10) == 0
         assert await run(BUSY_FRAMES_PER_S * 12 // 10) == (0 if not client else pytest.approx(23, abs=2))
-        assert endpoint.busy is client
+        assert Outbox.here().busy is client
         assert await run(BUSY_FRAMES_PER_S // 10) <= 2
-        assert not endpoint.busy
+        assert not Outbox.here().busy
+
+    run_virtually(main())
+
+
+def test_what_busy_replicas_bring_at_once_is_one_write_for_each_client() -> None:
+    """Proves that all replicas together count as busy, that they are read at the same time, and what that saves."""
+
+    async def main() -> None:
+        replicas = [ends(client=True) for _ in range(3)]
+        endpoint, recorder, transport = ends(client=False)
+        endpoint.data_received(
+            PREFACE + frames.settings([(4, 1 << 30)]) + frames.window_update(0, 1 << 30) + request(1)
+        )
+
+        def passes_on(_stream: object, content: bytes, _ended: bool) -> None:
+            endpoint.connection.send_data(recorder.streams[1], content)
+            endpoint.touch()
+
+        for replica, handler, _ in replicas:
+            replica.connection.open(encoded(REQUEST))
+            handler.on_data = passes_on  # type: ignore[method-assign]
+            answer = frames.frame(frames.HEADERS, frames.END_HEADERS, 1, encoded(ANSWER))
+            replica.data_received(frames.settings(()) + answer)
+        quarter = (
+            BUSY_FRAMES_PER_S // 4 // 500
+        )  # for each of three: below the rate, and above it with half as much more
+        for _ in range(10):
+            await asyncio.sleep(0.002)
+            for replica, _, _ in replicas:
+                replica.data_received(quarter * data(1, b"token"))
+        assert not Outbox.here().busy
+        for _ in range(10):
+            await asyncio.sleep(0.002)
+            for replica, _, read in replicas:
+                assert read.reading
+                replica.data_received(2 * quarter * data(1, b"token"))
+        assert Outbox.here().busy
+        transport.writes.clear()
+        await asyncio.sleep(0.0015)
+        transport.writes.clear()
+        assert all(read.reading for _, _, read in replicas)
+        for replica, _, _ in replicas:
+            replica.data_received(2 * quarter * data(1, b"token"))
+        assert not transport.writes
+        assert not any(read.reading for _, _, read in replicas)
+        await asyncio.sleep(0)
+        assert [write.count(b"token") for write in transport.writes] == [3 * 2 * quarter]
+        await asyncio.sleep(0.0011)
+        assert all(read.reading for _, _, read in replicas)
+        replicas[0][2].closing = True
+        replicas[0][0].data_received(data(1, b"last"))
+        replicas[1][0].data_received(1_000 * data(1, b"token"))
+        replicas[1][0].connection_lost(None)
+        await asyncio.sleep(0.0011)
 
     run_virtually(main())
 
