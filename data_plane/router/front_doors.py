@@ -31,6 +31,7 @@ from data_plane.router.router import SERVICE, Router
 from data_plane.router.service import SERVICE_NAME, InferenceService
 from data_plane.router.sockets import Worker
 from data_plane.router.succession import Succession
+from data_plane.router.ticket_door import ticket_methods
 from fairlead.admin.v1 import admin_pb2
 from fairlead.inference.v1 import decision_pb2_grpc, inference_pb2_grpc
 from fairlead.sharding.v1 import sharding_pb2_grpc
@@ -81,7 +82,8 @@ class FrontDoors:
                 tls=tls(config, "h2"),
                 limits=server_limits(config),
             )
-            self._grpc.serve(SERVICE_NAME, GrpcDoor(router.flow, clock).methods())
+            door = GrpcDoor(router.flow, clock)
+            self._grpc.serve(SERVICE_NAME, {**door.methods(), **ticket_methods(door, router.tickets)})
         else:
             self._grpc = GrpcServer(config, telemetry, reuse_port=True, own_port=True)
         servicer = InferenceService(router.flow, router.tables, router.pricing, clock, router.tickets)

@@ -44,7 +44,11 @@ class GrpcDoor:
         return {"Generate": lambda call: Whole(self, call), "StreamGenerate": lambda call: Streamed(self, call)}
 
     def open(self, served: Answered, message: bytes) -> Exchange:
-        """Makes a request of a message.
+        """Makes a request of a message; see `read`."""
+        return self.flow.open(self.read(served, message))
+
+    def read(self, served: Answered, message: bytes) -> Call:
+        """Reads a request.
 
         Raises:
             InvalidArgumentError: It is none.
@@ -60,7 +64,7 @@ class GrpcDoor:
         fields = served.call.fields
         traced = [(name.decode(), value.decode("latin-1")) for name, value in fields if name in _TRACE_NAMES]
         trace = trace_fields(traced) if traced else ()
-        return self.flow.open(Call(request, served.authorization, deadline_ns, trace, served.caller))
+        return Call(request, served.authorization, deadline_ns, trace, served.caller)
 
 
 class Answered:
