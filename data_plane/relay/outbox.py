@@ -14,6 +14,10 @@ import asyncio
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
+from common.logs import get_logger
+
+log = get_logger(__name__)
+
 BUSY_FRAMES_PER_S: Final = 10_000
 """From so many data frames a second on they are read once a millisecond. Source: measured; a frame that comes alone
 costs two system calls."""
@@ -87,7 +91,10 @@ class Outbox:
             touched, self._touched = self._touched, []
             for writer in touched:
                 writer.touched = False
-                writer.flush()
+                try:
+                    writer.flush()
+                except Exception as error:  # one client's trouble holds up no other
+                    log.error("cannot write", exc_info=error)
 
     def came(self, reader: Reader, frames: int, now_s: float) -> None:
         """The end of a read from a replica: flushes all that were touched, now or after the reads beside it.

@@ -148,7 +148,7 @@ class Endpoint(asyncio.Protocol):
             return
         if self._stuck_since_s is None:
             data = self.connection.take()
-            if data:
+            if data and not transport.is_closing():  # uvloop's would raise
                 transport.write(data)
                 if self.connection.has_more:
                     self._outbox.touch(self)

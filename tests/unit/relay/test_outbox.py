@@ -53,6 +53,24 @@ def test_who_is_touched_is_flushed_once_at_the_loops_next_step() -> None:
     run_virtually(main())
 
 
+def test_one_who_cannot_write_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Writer):
+        def flush(self) -> None:
+            raise ValueError("no")
+
+    async def main() -> None:
+        outbox = Outbox.here()
+        broken, writer = Broken(outbox), Writer(outbox)
+        for _ in range(2):
+            outbox.touch(broken)
+            outbox.touch(writer)
+            await asyncio.sleep(0)
+        assert writer.flushed == 2
+
+    run_virtually(main())
+    assert [record.message for record in caplog.records] == ["cannot write"] * 2
+
+
 def test_within_a_read_nothing_is_scheduled() -> None:
     async def main() -> None:
         outbox = Outbox.here()

@@ -116,6 +116,24 @@ async def _refused(port: int) -> bool:
     return False
 
 
+async def test_what_is_said_to_a_connection_that_was_just_cut_off_is_lost_quietly() -> None:
+    """Proves that between the cut and the loop's word of it nothing raises."""
+    async with serving() as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        await eventually(lambda: served.server._ends)
+        (end,) = served.server._ends
+        await eventually(lambda: end.endpoint.transport is not None)
+        end.endpoint.abort()
+        end.endpoint.connection.ping(b"anybody?")
+        end.endpoint.flush()
+        assert not end.endpoint.pause()
+        end.endpoint.read_on()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        await eventually(lambda: served.server.gate.open == 0)
+
+
 async def test_connections_at_the_limit_and_one_more() -> None:
     async with serving(ServerLimits(connections_max=2)) as served:
         kept = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(2)]
