@@ -191,20 +191,23 @@ class Exchange:
         books.accounts.finish(receipt.tenant_id, receipt.model_id, outcome, reason)
         if trace.span is not None:
             tracing.finish_request(trace.span, receipt, failure, self._finished)
+        # Nothing may go on pointing in a circle: what is freed at once costs a third less than what a collection finds.
+        sink, self._sink, self._relay = self._sink, NOBODY, None
         if told is None:
             assert self._finished is not None
-            self._sink.on_finished(self._finished)
+            sink.on_finished(self._finished)
         else:
-            self._fail(told, outcome)
+            self._fail(sink, told, outcome)
+        failure = told = None  # their tracebacks hold this frame
 
-    def _fail(self, error: FairleadError, outcome: Outcome) -> None:
+    def _fail(self, sink: Sink, error: FairleadError, outcome: Outcome) -> None:
         receipt = self.receipt
         if outcome is Outcome.REFUSED:
             self._log_refusal(error)
         error.metadata.setdefault("request_id", receipt.request_id)
         if receipt.output_tokens:
             error.metadata.setdefault("output_tokens", str(receipt.output_tokens))
-        self._sink.on_failed(error)
+        sink.on_failed(error)
 
     def _cut_off(self) -> tuple[Outcome, str, FairleadError]:
         """What a request is that was cancelled: by its client, unless its deadline was here."""

@@ -68,11 +68,12 @@ class AgentCall:
         call: Its call; None where it was too late for one.
     """
 
-    __slots__ = ("_finished", "_receiver", "call")
+    __slots__ = ("_ending", "_finished", "_receiver", "call")
 
     def __init__(self, receiver: Receiver) -> None:
         self._receiver: Receiver | None = receiver
         self._finished = False
+        self._ending: asyncio.TimerHandle | None = None
         self.call: ClientCall | None = None
 
     def on_message(self, message: bytes) -> None:
@@ -95,6 +96,9 @@ class AgentCall:
 
     def on_end(self, failure: FairleadError | None) -> None:
         """See Reply."""
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.on_end(None if failure is None else meaning(failure))
@@ -104,7 +108,7 @@ class AgentCall:
         self._receiver = None
         if self.call is not None:
             if self._finished:
-                asyncio.get_running_loop().call_later(_ENDING_S, self.call.cancel)
+                self._ending = asyncio.get_running_loop().call_later(_ENDING_S, self.call.cancel)
             else:
                 self.call.cancel()
 
