@@ -7,6 +7,7 @@ WRITE_BYTES_MAX goes out, so that one stream with much to say does not hold up t
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final, Protocol
 
 from data_plane.relay.http2 import frames
@@ -21,7 +22,7 @@ from data_plane.relay.http2.frames import (
     pack_head,
 )
 from data_plane.relay.http2.header_blocks import EMPTY_TABLE, Fields
-from data_plane.relay.http2.stream import Stream
+from data_plane.relay.http2.stream import NOTHING, Stream
 
 WRITE_BYTES_MAX: Final = 1 << 18
 """Bytes of data in one write, and bytes that wait for the network before data waits in its streams instead."""
@@ -173,6 +174,8 @@ class Sending:
         if not stream.local_ended and length:
             # In pieces of a frame: what a window cuts off is copied.
             most = self._peer_frame_bytes
+            if stream.queue is NOTHING:
+                stream.queue = deque()
             stream.queue += (data,) if length <= most else [data[at : at + most] for at in range(0, length, most)]
             stream.queued_bytes += length
             self._push(stream)
@@ -254,6 +257,7 @@ class Sending:
             if once and queue:
                 self._blocked[stream.id] = stream
                 return
+        stream.queue = NOTHING
         if stream.ending is not None:
             self._send_end(stream)
         self._handler.on_sent(stream)
@@ -269,7 +273,7 @@ class Sending:
         stream.closed = stream.local_ended = stream.remote_ended = True
         stream.quick = False
         stream.ending = None
-        stream.queue.clear()
+        stream.queue = NOTHING
         stream.queued_bytes = 0
         self._blocked.pop(stream.id, None)
         self.streams.pop(stream.id, None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Final
+
+NOTHING: Final[deque[bytes]] = deque(maxlen=0)
+"""The queue of all streams where nothing waits: one of its own takes as much memory as all the rest of a stream."""
 
 
 class Stream:
@@ -13,7 +16,7 @@ class Stream:
         id: Its number on its connection.
         context: Whatever the handler keeps with it.
         send_window: Bytes that the peer takes on it now; below 0 after it has lowered its window.
-        queue: What waits for the peer's window, in order.
+        queue: What waits for the peer's window, in order; NOTHING where nothing does.
         queued_bytes: All of that.
         ending: The header block that ends our side after the queue; empty bytes for none but the end.
         receive_window: Bytes that the peer may send on it still.
@@ -49,7 +52,7 @@ class Stream:
         self.context: Any = None
         self.send_window = send_window
         self.receive_window = receive_window
-        self.queue: deque[bytes] = deque()
+        self.queue = NOTHING
         self.queued_bytes = 0
         self.ending: bytes | None = None
         self.content_left = -1
