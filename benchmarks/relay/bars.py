@@ -51,6 +51,8 @@ _RATIOS: Final = (
 _ADDED_TTFT_MS: Final = {"p50": 0.6, "p99": 2.0}
 _IDLE_MB: Final = 60.0
 _STREAM_KB: Final = 4.0
+_LATE_MS: Final = 5.0
+"""An engine that is later than half the time between two tokens was short of its core: such a run says little."""
 _TICKETS_PER_S: Final = 20_000.0
 
 
@@ -84,7 +86,9 @@ def report(results: Results, phases: Collection[str], left_out: Collection[str],
         to.add("tickets_per_s_per_core", per_s, Bar(_TICKETS_PER_S, at_most=False))
     ours = [sample for (_, target), samples in results.samples.items() if target == OURS for sample in samples]
     to.add("runs_with_errors", float(sum(each is None or each.failed for each in ours)), Bar(0.0))
-    steps = [each.step_us for samples in results.samples.values() for each in samples if each is not None]
+    every = [each for samples in results.samples.values() for each in samples if each is not None]
+    to.add("runs_with_late_engine", float(sum(each.engine_late_ms > _LATE_MS for each in every)))
+    steps = [each.step_us for each in every]
     if steps:
         to.add("reference_step_us", statistics.median(steps))
 

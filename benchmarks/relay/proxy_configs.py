@@ -38,7 +38,8 @@ def _listener(name: str, port: int) -> dict[str, Any]:
         "stat_prefix": name,
         "codec_type": "AUTO",
         "stream_idle_timeout": "0s",
-        "http2_protocol_options": {"max_concurrent_streams": 100_000},
+        # A client that is slow for a moment would be taken for a flood by frames that wait for it.
+        "http2_protocol_options": {"max_concurrent_streams": 100_000, "max_outbound_frames": _MANY},
         "route_config": {"virtual_hosts": [{"name": name, "domains": ["*"], "routes": [route]}]},
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": _ROUTER}}],
     }

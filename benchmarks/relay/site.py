@@ -14,6 +14,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from benchmarks.quota.processes import Process, service
 from benchmarks.quota.site import http_get
 from benchmarks.relay import messages
@@ -36,6 +38,7 @@ START_S_MAX: Final = 90.0
 
 _QUOTA: Final = 500_000_000_000
 """mMU per minute: quota is counted at every request and never short."""
+_LEASE: Final = "fairlead_router_lease_milli_mu_per_minute"
 _TOKENS_MAX: Final = 4_000_000
 _POLL_S: Final = 0.1
 _SETTLING_S: Final = 2.0
@@ -96,6 +99,7 @@ class Site:
         command = service("data_plane.router", "router-1", settings)
         self.router = self.run("router", command, core=ROUTER_CORE)
         await self.until(self._router_answers, "router")
+        await self.until(self._router_granted, "quota at the router")
         await asyncio.sleep(_SETTLING_S)
         return self.router
 
@@ -164,6 +168,16 @@ class Site:
         with contextlib.suppress(OSError):
             return (await http_get(f"{HOST}:{self.ops_port}", "/readyz"))[0] == HTTPStatus.OK
         return False
+
+    async def _router_granted(self) -> bool:
+        """Whether it has a lease on every model: it opens without, where the limiter takes its time."""
+        rates = [
+            sample.value
+            for family in text_string_to_metric_families(await self.metrics())
+            for sample in family.samples
+            if sample.name == _LEASE
+        ]
+        return len(rates) == len({record.model_id for record in self._records}) and all(rates)
 
     def _record(self, model_id: str, number: int, port: int) -> engine_pb2.Replica:
         record = engine_pb2.Replica(

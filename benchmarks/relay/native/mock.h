@@ -10,6 +10,7 @@ enum dialect {
     ENGINE_GENERATE, /* fairlead.engine.v1.EngineService/Generate */
     ENGINE_LOAD,     /* .../WatchLoad */
     ENGINE_TICKETS,  /* fairlead.engine.v1.TicketReportService/FollowTickets */
+    ASSIGNMENTS,     /* fairlead.sharding.v1.AssignmentService/ExchangeAssignments: there are none */
     PUBLIC_STREAM,   /* fairlead.inference.v1.InferenceService/StreamGenerate: for rivals that pass it on as it is */
     PUBLIC_UNARY,    /* .../Generate */
     TRITON_STREAM,   /* inference.GRPCInferenceService/ModelStreamInfer */

@@ -14,9 +14,13 @@ static const struct {
     const char *path_end;
     enum dialect dialect;
 } methods[] = {
-    {"EngineService/Generate", ENGINE_GENERATE},           {"EngineService/WatchLoad", ENGINE_LOAD},
-    {"TicketReportService/FollowTickets", ENGINE_TICKETS}, {"InferenceService/StreamGenerate", PUBLIC_STREAM},
-    {"InferenceService/Generate", PUBLIC_UNARY},           {"GRPCInferenceService/ModelStreamInfer", TRITON_STREAM},
+    {"EngineService/Generate", ENGINE_GENERATE},
+    {"EngineService/WatchLoad", ENGINE_LOAD},
+    {"TicketReportService/FollowTickets", ENGINE_TICKETS},
+    {"AssignmentService/ExchangeAssignments", ASSIGNMENTS},
+    {"InferenceService/StreamGenerate", PUBLIC_STREAM},
+    {"InferenceService/Generate", PUBLIC_UNARY},
+    {"GRPCInferenceService/ModelStreamInfer", TRITON_STREAM},
 };
 
 static nghttp2_nv field(const char *name, const char *value) {
@@ -99,7 +103,7 @@ static void answer(struct stream *stream) {
     }
     mock.requests++;
     stream->connection->listener->running++;
-    if (stream->dialect == PUBLIC_UNARY) stream->tokens = 1;
+    if (stream->dialect == PUBLIC_UNARY || stream->dialect == ASSIGNMENTS) stream->tokens = 1;
     if (stream->interval_us > 0) { /* nothing, not even headers, before the first token */
         timer_start(&mock.timers, &stream->timer, now_us() + stream->interval_us);
         return;

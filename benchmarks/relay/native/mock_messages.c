@@ -97,6 +97,7 @@ void next_message(struct stream *stream, struct bytes *into) {
     switch (stream->dialect) {
     case ENGINE_LOAD: load_report(into, stream); break;
     case ENGINE_TICKETS: ticket_reports(into, stream); break;
+    case ASSIGNMENTS: break;
     case PUBLIC_UNARY: copy(into, &mock.templates.unary); break;
     case TRITON_STREAM:
         copy(into, stream->sent + 1 == stream->tokens ? &mock.templates.triton_last : &mock.templates.triton_token);
