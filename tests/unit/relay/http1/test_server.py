@@ -374,6 +374,13 @@ async def test_sockets_that_were_bound_before() -> None:
         async with await Lab(app, server, port).client() as client:
             client.ask("/echo", b"hi")
             assert (await client.answer()).body == b"hi"
+    async with await Lab(app, server, ports[0]).client() as client:
+        await eventually(lambda: server.connections == 1)
+        await server.leave(sockets[:1])
+        client.ask("/echo", b"still here")
+        assert (await client.answer()).body == b"still here"
+        with pytest.raises(ConnectionRefusedError):
+            await Lab(app, server, ports[0]).client()
     await server.drain_and_stop(1.0)
 
 

@@ -166,6 +166,26 @@ async def test_an_inherited_socket_is_left_to_others() -> None:
     inherited.close()
 
 
+async def test_further_sockets_are_taken_and_left_while_it_serves() -> None:
+    """Proves that a left socket takes no call any more, and that the calls of its connections go on."""
+    inherited = bound("127.0.0.1", 0, reuse_port=True)
+    copy = inherited.dup()
+    address = f"127.0.0.1:{inherited.getsockname()[1]}"
+    async with serving() as served, grpc.aio.insecure_channel(address) as channel:
+        assert await served.server.listen_on([copy]) == inherited.getsockname()[1]
+        assert await channel.unary_unary(path("Once"))(b"x", timeout=20) == b"x"
+        await served.server.leave([copy])
+        assert copy.fileno() < 0
+        assert await channel.unary_unary(path("Once"))(b"y", timeout=20) == b"y"
+        with socket.create_connection(inherited.getsockname(), timeout=5) as waits:
+            inherited.setblocking(True)
+            inherited.settimeout(5)
+            taken, who = inherited.accept()
+            assert who == waits.getsockname()
+            taken.close()
+    inherited.close()
+
+
 async def test_a_port_of_its_own() -> None:
     async with serving(own_port=True) as served:
         assert served.server.own_address != served.address
