@@ -69,8 +69,8 @@ class Relay:
     attempt: Attempt | None = None
     route: Route | None = None
     lost: list[str] = field(default_factory=list)
-    excluded: set[str] = field(default_factory=set)
-    full: set[str] = field(default_factory=set)
+    excluded: set[str] = field(init=False)
+    full: set[str] = field(init=False)
     attempts: int = 0
     started_attempts: int = 0
     cleared: bool = False

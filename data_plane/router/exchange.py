@@ -129,7 +129,8 @@ class Receipt:
         this.wait_ns, self.room_wait_ns = self.room_wait_ns, 0
         self.attempts += 1
         self.tries.append(this)
-        del self.tries[:-TRIES_KEPT_MAX]
+        if len(self.tries) > TRIES_KEPT_MAX:
+            del self.tries[0]
 
     def gave_back(self, bucket: BucketView) -> None:
         """What was held went back, and the request waits again.

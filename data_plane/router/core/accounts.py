@@ -18,6 +18,9 @@ from typing import Final
 class Outcome(enum.Enum):
     """How a request ended. Exactly one per request."""
 
+    # Each is there once, so it is its own hash; that of enums runs in Python.
+    __hash__ = object.__hash__
+
     COMPLETED = "completed"
     """Answered to its end (or replayed from the idempotency window)."""
     FAILED = "failed"
