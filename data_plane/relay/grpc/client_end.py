@@ -166,7 +166,10 @@ class ClientEnd:
 
     def on_trailers(self, stream: Stream, fields: Fields) -> None:
         """See http2.Handler."""
-        self._over(stream, failure_of(fields))
+        failure, call = failure_of(fields), stream.context
+        if failure is None and call.cutter is not None:
+            failure = UnavailableError("the replica ended within a message", reason=Reason.REPLICA_LOST)
+        self._over(stream, failure)
 
     def on_reset(self, stream: Stream, code: int) -> None:
         """See http2.Handler."""
