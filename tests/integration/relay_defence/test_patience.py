@@ -181,7 +181,7 @@ async def test_an_answer_that_nobody_reads_is_dropped_with_its_connection() -> N
         await peer.close()
 
 
-@pytest.mark.parametrize("beside", [b"", begin(1)])
+@pytest.mark.parametrize("beside", [b"", begin(1)], ids=["alone", "beside a call"])
 async def test_a_header_block_that_never_ends_is_not_kept_for_long(beside: bytes) -> None:
     """Proves that parts of headers are dropped long before an idle connection is, also of a client that goes on."""
     patience = Patience(greeting_s=1.0)
