@@ -24,7 +24,7 @@ class DoorConfig(CommonConfig):
         1_000, "most calls at a time on one connection of gRPC", minimum=1, maximum=100_000
     )
     header_bytes_max: int = setting(
-        32_768, "all headers of one request together, bytes; 32 more count for each", minimum=4_096, maximum=1_048_576
+        32_768, "all headers of one request together, bytes; 32 more count for each", minimum=4_096, maximum=65_536
     )
     request_receive_s: float = setting(60.0, "time for a request to come whole, seconds", minimum=1, maximum=3600)
     answer_unread_s: float = setting(
