@@ -195,16 +195,24 @@ class Whole(Answered):
         self.call.finish(trailers(receipt))
 
 
-# Each name as the beginning of a header; its value follows as one byte of length and the bytes.
-_NAMES: Final = tuple(literal(name.encode(), b"")[:-1] for name, _ in receipt_metadata(Receipt("")))
+# All of them as one block: after each name one byte of length and the value.
+_SHORT: Final = b"".join(
+    literal(name.encode(), b"")[:-1].replace(b"%", b"%%") + b"%c%b" for name, _ in receipt_metadata(Receipt(""))
+)
 _SHORT_BYTES_MAX: Final = 126
 
 
 def trailers(receipt: Receipt) -> bytes:
     """The same as a header block."""
-    block = b""
-    for name, (plain, value) in zip(_NAMES, receipt_metadata(receipt), strict=True):
+    values: list[int | bytes] = []
+    longest = 0
+    for _, value in receipt_metadata(receipt):
         coded = value.encode()
         size = len(coded)
-        block += name + bytes((size,)) + coded if size <= _SHORT_BYTES_MAX else literal(plain.encode(), coded)
-    return block
+        if size > longest:
+            longest = size
+        values.append(size)
+        values.append(coded)
+    if longest <= _SHORT_BYTES_MAX:
+        return _SHORT % tuple(values)
+    return b"".join(literal(name.encode(), value.encode()) for name, value in receipt_metadata(receipt))

@@ -8,12 +8,17 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from hpack import Decoder
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.config import CommonConfig
 from common.rpc import GrpcServer
 from data_plane.relay.server import RelayServer
+from data_plane.router.answers import receipt_metadata
 from data_plane.router.core.accounts import Outcome
-from data_plane.router.grpc_door import GrpcDoor
+from data_plane.router.exchange import Receipt
+from data_plane.router.grpc_door import GrpcDoor, trailers
 from data_plane.router.service import SERVICE_NAME, InferenceService
 from fairlead.errors import FairleadError, QuotaExceededError, Reason, UnavailableError, from_rpc_error
 from fairlead.inference.v1 import inference_pb2 as pb
@@ -73,6 +78,16 @@ async def test_a_stream_says_whose_it_is_first_and_what_it_cost_last(stub: Any, 
     assert int(trailers["fairlead-settled-milli-mu"]) == messages[-1].cost.settled_milli_mu > 0
     assert trailers["fairlead-replica"] == messages[0].replica_id
     assert lab.received_equals_finished()
+
+
+@given(st.text(max_size=200), st.text(max_size=200), st.integers(0, 2**62))
+def test_the_receipt_in_the_trailers_is_read_as_it_was_written(request_id: str, replica_id: str, amount: int) -> None:
+    """Whatever its values and however long they are."""
+    receipt = Receipt(request_id, replica_id=replica_id, estimated_milli_mu=amount)
+    read = Decoder().decode(trailers(receipt), raw=True)
+    assert [(bytes(name), bytes(value)) for name, value in read] == [
+        (name.encode(), value.encode()) for name, value in receipt_metadata(receipt)
+    ]
 
 
 async def test_a_whole_answer(stub: Any, lab: RouterLab) -> None:
@@ -153,7 +168,7 @@ async def test_the_callers_deadline_ends_the_request(stub: Any, lab: RouterLab) 
         await stub.Generate(prompt_request(), metadata=AUTH, timeout=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await eventually(lab.received_equals_finished)
-    assert lab.upstream.cancelled
+    await eventually(lambda: lab.upstream.cancelled)
 
 
 async def test_a_client_that_does_not_read_holds_the_replica(stub: Any, lab: RouterLab) -> None:
