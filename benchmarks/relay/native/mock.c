@@ -17,8 +17,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <nghttp2/nghttp2.h>
-
 enum { LISTENERS_MAX = 64 };
 
 struct mock mock;
@@ -44,9 +42,8 @@ void read_wish(const uint8_t *from, size_t len, int *tokens, int64_t *interval_u
 void end_connection(struct connection *connection) {
     if (connection->dead) return;
     connection->dead = true;
-    if (connection->session != NULL) nghttp2_session_del(connection->session); /* closes its streams */
-    connection->session = NULL;
-    http1_forget(connection);
+    if (connection->session != NULL) http2_forget(connection);
+    else http1_forget(connection);
     channel_close(&connection->channel, false);
     bytes_free(&connection->in);
     connection->next_dead = mock.dead;

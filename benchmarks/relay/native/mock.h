@@ -25,6 +25,7 @@ struct stream {
     int tokens, sent, owed; /* of the answer; written so far; due and not written */
     int64_t interval_us;    /* between tokens; 0: back to back */
     /* HTTP/2 only: */
+    struct stream *before, *after; /* on the same connection */
     int32_t id;
     bool answering;
     struct bytes request, message; /* `message` is what is left to write of one */
@@ -48,6 +49,7 @@ struct connection {
     struct nghttp2_session *session; /* NULL: HTTP/1.1 */
     struct bytes in;                 /* HTTP/1.1: requests not read yet */
     struct stream *only;             /* HTTP/1.1: the answer under way */
+    struct stream *streams;          /* HTTP/2: all of them */
 };
 
 /* Bodies, made by the bench; one file each in the folder of templates. */
@@ -86,6 +88,7 @@ void http2_begin(struct connection *connection);
 void http2_read(struct connection *connection, const uint8_t *from, size_t len);
 void http2_token(struct stream *stream);
 void http2_flush(struct connection *connection);
+void http2_forget(struct connection *connection);
 
 /* mock_messages.c: gRPC messages, with their prefixes. */
 void next_message(struct stream *stream, struct bytes *into);

@@ -117,6 +117,9 @@ static int on_begin(nghttp2_session *session, const nghttp2_frame *frame, void *
         struct stream *stream = zeroed(sizeof *stream);
         stream->id = frame->hd.stream_id;
         stream->connection = connection;
+        stream->after = stream->connection->streams;
+        if (stream->after != NULL) stream->after->before = stream;
+        stream->connection->streams = stream;
         nghttp2_session_set_stream_user_data(session, stream->id, stream);
     }
     return 0;
@@ -153,10 +156,9 @@ static int on_frame(nghttp2_session *session, const nghttp2_frame *frame, void *
     return 0;
 }
 
-static int on_close(nghttp2_session *session, int32_t id, uint32_t error, void *unused) {
-    struct stream *stream = nghttp2_session_get_stream_user_data(session, id);
-    (void)error, (void)unused;
-    if (stream == NULL) return 0;
+static void forget(struct stream *stream) {
+    *(stream->before != NULL ? &stream->before->after : &stream->connection->streams) = stream->after;
+    if (stream->after != NULL) stream->after->before = stream->before;
     timer_stop(&mock.timers, &stream->timer);
     if (stream->tokens > 0 && !reports(stream)) {
         stream->connection->listener->running--;
@@ -165,7 +167,21 @@ static int on_close(nghttp2_session *session, int32_t id, uint32_t error, void *
     bytes_free(&stream->request);
     bytes_free(&stream->message);
     free(stream);
+}
+
+static int on_close(nghttp2_session *session, int32_t id, uint32_t error, void *unused) {
+    struct stream *stream = nghttp2_session_get_stream_user_data(session, id);
+    (void)error, (void)unused;
+    if (stream != NULL) forget(stream);
     return 0;
+}
+
+/* The connection is over. nghttp2 tells of no stream's end then. */
+void http2_forget(struct connection *connection) {
+    nghttp2_session_del(connection->session);
+    connection->session = NULL;
+    while (connection->streams != NULL)
+        forget(connection->streams);
 }
 
 void http2_begin(struct connection *connection) {
