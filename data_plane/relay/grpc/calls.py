@@ -163,6 +163,8 @@ class ServerCall:
             return
         self.close()
         self._connection.end(self.stream, trailers if self._headed else HEAD + trailers)
+        if self.stream.closed:
+            self.stream.context = None  # so that neither waits for the garbage collector
         self._endpoint.touch()
 
     def close(self) -> None:

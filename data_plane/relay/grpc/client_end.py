@@ -82,9 +82,11 @@ class ClientCall:
         """Gives it up: the server is told at once. Harmless after the end."""
         self.reply = None
         if self.stream is not None and self._end is not None:
-            self._end.endpoint.connection.reset(self.stream, ErrorCode.CANCEL)
-            self._end.endpoint.touch()
-            self._end.freed()
+            end, stream = self._end, self.stream
+            self._end = self.stream = None
+            end.endpoint.connection.reset(stream, ErrorCode.CANCEL)
+            end.endpoint.touch()
+            end.freed()
 
     def pause(self) -> None:
         """Takes no more from the network than is under way."""
@@ -101,6 +103,7 @@ class ClientCall:
 
     def over(self, failure: FairleadError | None) -> None:
         """It has ended."""
+        self._end = self.stream = None
         reply, self.reply = self.reply, None
         if reply is not None:
             reply.on_end(failure)

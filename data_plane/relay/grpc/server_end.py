@@ -126,6 +126,7 @@ class ServerEnd:
     def on_reset(self, stream: Stream, code: int) -> None:
         """See http2.Handler."""
         call: ServerCall | None = stream.context
+        stream.context = None
         if call is not None:
             self._gone(call)
 
@@ -136,6 +137,8 @@ class ServerEnd:
             call.blocked = False
             if call.served is not None:
                 call.served.on_writable()
+        if stream.closed:
+            stream.context = None
 
     def on_pong(self, payload: bytes) -> None:
         """See http2.Handler."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,10 +14,12 @@ import pytest
 import trustme
 
 from common.rpc import fail
+from data_plane.relay.grpc.client_end import ClientCall
 from data_plane.relay.grpc.framing import framed
 from data_plane.relay.grpc.pool import Pool, timeout_header
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.endpoint import Patience
+from data_plane.relay.http2.stream import Stream
 from fairlead.errors import FairleadError, InternalError, QuotaExceededError, Reason, UnavailableError
 from tests.support.waiting import eventually
 
@@ -298,6 +301,29 @@ async def test_over_tls_the_server_must_prove_who_it_is() -> None:
             async with pooled(tls=context) as pool:
                 failure = await call(pool, address, b"3")[1].end()
                 assert (failure.reason if failure else None) is expected
+
+
+async def test_calls_leave_nothing_to_the_garbage_collector() -> None:
+    """Streams and calls refer to one another while they last, and no longer: a collection costs more than a call."""
+    async with serving(counting) as address, pooled() as pool:
+        assert await call(pool, address, b"3")[1].end() is None
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for _ in range(20):
+                assert await call(pool, address, b"3")[1].end() is None
+            running, heard = call(pool, address, b"100000")
+            await eventually(lambda: heard.messages)
+            running.cancel()
+            del running, heard
+            gc.collect()
+            left = [each for each in gc.garbage if isinstance(each, Stream | ClientCall | Heard)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert left == []
 
 
 async def test_messages_beyond_the_limit_are_not_taken() -> None:
