@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common.service import run_service
-from data_plane.router import wiring
+from data_plane.router import router, wiring
 from data_plane.router.config import RouterConfig
 from data_plane.router.core.holds import BucketKey, Hold, Holds, LeaseTerms, Refusal, Refused
 from data_plane.router.core.pricing import Price, Pricing
@@ -120,8 +120,8 @@ def main() -> int:
         return 2
     replaced = {"Holds": CountAfterHolds} if rule == "count_after" else {"Pricing": MaxTokensPricing}
     for name, stand_in in replaced.items():
-        setattr(wiring, name, stand_in)
-    return run_service(wiring.SERVICE, RouterConfig, wiring.serve)
+        setattr(router, name, stand_in)
+    return run_service(router.SERVICE, RouterConfig, wiring.serve)
 
 
 if __name__ == "__main__":

@@ -303,6 +303,12 @@ async def test_over_tls_the_server_must_prove_who_it_is() -> None:
                 assert (failure.reason if failure else None) is expected
 
 
+async def cancelled_in_the_middle(pool: Pool, address: str) -> None:
+    running, heard = call(pool, address, b"100000")
+    await eventually(lambda: heard.messages)
+    running.cancel()
+
+
 async def test_calls_leave_nothing_to_the_garbage_collector() -> None:
     """Streams and calls refer to one another while they last, and no longer: a collection costs more than a call."""
     async with serving(counting) as address, pooled() as pool:
@@ -313,10 +319,7 @@ async def test_calls_leave_nothing_to_the_garbage_collector() -> None:
         try:
             for _ in range(20):
                 assert await call(pool, address, b"3")[1].end() is None
-            running, heard = call(pool, address, b"100000")
-            await eventually(lambda: heard.messages)
-            running.cancel()
-            del running, heard
+            await cancelled_in_the_middle(pool, address)
             gc.collect()
             left = [each for each in gc.garbage if isinstance(each, Stream | ClientCall | Heard)]
         finally:
