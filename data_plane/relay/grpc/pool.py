@@ -28,8 +28,9 @@ WAITING_MAX: Final = 10_000
 
 MESSAGE_BYTES_MAX: Final = 64 << 20
 
-PATIENCE: Final = Patience(silence_s=1.0, answer_s=1.5)
-"""A server that is frozen in the middle of streams is given up within seconds."""
+PATIENCE: Final = Patience(greeting_s=CONNECT_S, silence_s=1.0, answer_s=1.5)
+"""A server that is frozen is given up within seconds, be it in the middle of streams or before it has said a word: its
+kernel goes on taking connections."""
 
 LIMITS: Final = Limits(stream_window_bytes=65_535)
 """What a server may send that a slow client has not taken yet is what a stream costs at most."""

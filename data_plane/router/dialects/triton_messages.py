@@ -156,6 +156,8 @@ class ResponseReader:
                 self.error = data[begin:end].decode(errors="replace")
             elif kind == _BYTES and number == _RESPONSE:
                 self._read_response(data[begin:end])
+        if self.error:  # the next one need not have it
+            self._head = self._text_head = b""
 
     def _read_response(self, data: bytes) -> None:
         head_end = tail_at = before = 0

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_plane.router.attempts import Attempts, Relay
 from data_plane.router.core.holds import Hold, Holds
+from data_plane.router.life import Exchange
 from data_plane.router.limiter_client import LimiterClient
 from tests.faults import mutants
 
@@ -21,7 +22,7 @@ POINTS = ("hold", "stream", "settle", "report")
 """After the hold and before the dispatch; after the first token; after the settlement and before the answer's end; with
 a report on its way to the limiter."""
 
-_run, _settle, _report = Attempts.run, Holds.settle, LimiterClient._report
+_run, _deliver, _settle, _report = Attempts.run, Exchange.deliver, Holds.settle, LimiterClient._report
 
 
 def _die() -> None:
@@ -29,16 +30,15 @@ def _die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _run_not(self: Attempts, relay: Relay) -> AsyncGenerator[Any, None]:
+async def _run_not(self: Attempts, relay: Relay) -> None:
     _die()
-    async for message in _run(self, relay):
-        yield message
+    await _run(self, relay)
 
 
-async def _run_partly(self: Attempts, relay: Relay) -> AsyncGenerator[Any, None]:
-    async for message in _run(self, relay):
-        yield message
-        _die()
+def _deliver_and_die(self: Exchange, piece: bytes, tokens: int) -> bool:
+    keeps_up = _deliver(self, piece, tokens)
+    asyncio.get_running_loop().call_soon(_die)  # once it is written
+    return keeps_up
 
 
 def _settle_and_die(self: Holds, hold: Hold, cost_milli_mu: int, now_ns: int) -> None:
@@ -55,7 +55,7 @@ async def _report_and_die(self: LimiterClient, **named: Any) -> float:
 
 _CHANGES: dict[str, Callable[[], None]] = {
     "hold": lambda: setattr(Attempts, "run", _run_not),
-    "stream": lambda: setattr(Attempts, "run", _run_partly),
+    "stream": lambda: setattr(Exchange, "deliver", _deliver_and_die),
     "settle": lambda: setattr(Holds, "settle", _settle_and_die),
     "report": lambda: setattr(LimiterClient, "_report", _report_and_die),
 }

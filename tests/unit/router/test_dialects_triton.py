@@ -418,6 +418,18 @@ def _built(final: bool, tensors: list[tuple[str, bytes]], model: str, error: str
     return message
 
 
+def test_an_error_is_not_that_of_the_response_after_it() -> None:
+    """Two responses alike but for the first one's complaint: the second has none, however it is read."""
+    tensors = [("text_output", text(b"a")), ("finish_reason", b"")]
+    reader = ResponseReader()
+    reader.read(_built(False, tensors, "", "boom").SerializeToString())
+    assert reader.error == "boom"
+    healthy = _built(False, tensors, "", "").SerializeToString()
+    assert reader.next_text(healthy, 0) is None
+    reader.read(healthy)
+    assert reader.error == ""
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(responses_of, st.lists(st.binary(max_size=40_000 // 4), max_size=3)), max_size=4))
 def test_the_reader_reads_what_protobuf_reads(streams: list[tuple[Any, list[bytes]]]) -> None:
