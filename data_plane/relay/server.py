@@ -20,13 +20,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from common.config import CommonConfig
 from common.telemetry import Telemetry
+from data_plane.relay.binding import bound
 from data_plane.relay.grpc.calls import Method, Route
 from data_plane.relay.grpc.hosting import Host
 from data_plane.relay.grpc.limits import CallLimits, Tally
 from data_plane.relay.grpc.server_end import ServerEnd
 from data_plane.relay.http2.endpoint import Endpoint, Patience
 from data_plane.relay.http2.limits import Limits
-from data_plane.relay.listening import Gate, Listener, bound
+from data_plane.relay.listening import Gate, Listener
 from fairlead.errors import InvalidArgumentError, Reason, UnavailableError
 
 _CHECKED_EVERY_S: Final = 0.25

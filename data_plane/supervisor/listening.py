@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
+from data_plane.relay.binding import bound
 from fairlead.errors import InvalidArgumentError
 
 
@@ -37,7 +38,7 @@ class Listening:
         try:
             with contextlib.ExitStack() as opened:
                 for _ in range(slots):
-                    self.sockets.append(opened.enter_context(_bound(host, self.port)))
+                    self.sockets.append(opened.enter_context(bound(host, self.port, reuse_port=True)))
                     self.port = int(self.sockets[0].getsockname()[1])
                 opened.pop_all()
         except OSError as error:
@@ -54,20 +55,3 @@ class Listening:
         """Lets go of them; a worker that has them listens on until it closes them too."""
         for each in self.sockets:
             each.close()
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, kind, protocol, _, address = found[0]
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        made.setblocking(False)
-        made.bind(address)
-    except OSError:
-        made.close()
-        raise
-    return made

@@ -15,8 +15,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from common.telemetry import Telemetry
+from data_plane.relay.binding import bound
 from data_plane.relay.grpc.framing import framed
-from data_plane.relay.listening import bound
 from data_plane.relay.server import RelayServer, ServerLimits
 from fairlead.errors import InvalidArgumentError, Reason, UnavailableError, from_rpc_error
 from tests.support.waiting import eventually
