@@ -9,12 +9,8 @@ in turn. RIVALS=none measures ours alone. Every bar that is missed is reported a
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import sys
-import time
-import traceback
 from typing import Final
 
 from rich.console import Console
@@ -22,9 +18,10 @@ from rich.markup import escape
 
 from benchmarks.relay import bars, build, rivals, tables
 from benchmarks.relay.rounds import Results, Rounds, runs_on
+from benchmarks.relay.running import run
 from benchmarks.relay.scenarios import SCENARIOS, Loads
 from benchmarks.relay.site import site
-from benchmarks.report import ROOT, Bar, Report
+from benchmarks.report import ROOT, Report
 
 PHASES: Final = (*dict.fromkeys(scenario.phase for scenario in SCENARIOS), "memory")
 ROUNDS: Final = 5
@@ -68,25 +65,5 @@ async def measure(report: Report, console: Console) -> None:
             console.print(f"left out: {name}: {escape(why)}", highlight=False)
 
 
-def main() -> None:
-    """Measures, prints and writes the report."""
-    console = Console() if sys.stdout.isatty() else Console(width=180)
-    report, began_s = Report("relay"), time.monotonic()
-    # Ended from outside it still says what it knows.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        asyncio.run(measure(report, console))
-    except build.BuildError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted: what had been measured is in the report, and what had not counts as missed")
-    except Exception:  # noqa: BLE001  # what was measured before is worth being told
-        console.print(f"[red]{escape(traceback.format_exc())}[/]")
-        report.add("failed", 1.0, Bar(0.0))
-    finally:
-        report.add("wall_s", time.monotonic() - began_s)
-        console.print(f"written to {report.publish(console)}")
-
-
 if __name__ == "__main__":
-    main()
+    run("relay", measure)

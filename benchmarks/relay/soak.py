@@ -13,11 +13,8 @@ import asyncio
 import json
 import math
 import os
-import signal
 import statistics
-import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +26,7 @@ from rich.markup import escape
 
 from benchmarks.relay import build, messages
 from benchmarks.relay.machine import LOAD_CORE, memory_kb, tree
+from benchmarks.relay.running import run
 from benchmarks.relay.scenarios import STREAMS_PER_CONNECTION
 from benchmarks.relay.site import AUTHORIZATION, Site, site
 from benchmarks.report import Bar, Report
@@ -222,24 +220,5 @@ def _open_files(pid: int) -> int:
     return sum(len(list(Path(f"/proc/{each}/fd").iterdir())) for each in tree(pid))
 
 
-def main() -> None:
-    """Soaks, prints and writes the report."""
-    console = Console() if sys.stdout.isatty() else Console(width=180)
-    report = Report("relay-soak")
-    # Ended from outside it still says what it knows.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        asyncio.run(measure(report, console))
-    except build.BuildError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("interrupted: what had been measured is in the report, and what had not counts as missed")
-    except Exception:  # noqa: BLE001  # what was measured before is worth being told
-        console.print(f"[red]{escape(traceback.format_exc())}[/]")
-        report.add("failed", 1.0, Bar(0.0))
-    finally:
-        console.print(f"written to {report.publish(console)}")
-
-
 if __name__ == "__main__":
-    main()
+    run("relay-soak", measure)
