@@ -220,7 +220,9 @@ class Attempts:
             relay.client,
             _Watch(self, relay, chosen),
             token_timeout_s=self._token_timeout_s,
-            replay=Replay(relay.text().decode(), receipt.output_tokens) if receipt.output_tokens else None,
+            replay=Replay(relay.text().decode(errors="replace"), receipt.output_tokens)
+            if receipt.output_tokens
+            else None,
             kept=relay.kept,
         )
         try:
@@ -318,6 +320,12 @@ class _Watch:
 
     def reported(self, load: engine_pb2.LoadReport) -> None:
         self.attempts.reported(load)
+
+
+def _replay(relay: Relay) -> Replay | None:
+    """What the client has of earlier attempts; text that is no UTF-8 is no reason to break off."""
+    delivered_tokens = relay.receipt.output_tokens
+    return Replay(relay.text().decode(errors="replace"), delivered_tokens) if delivered_tokens else None
 
 
 def _fingerprint(order: Order) -> bytes:
