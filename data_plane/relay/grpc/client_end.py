@@ -6,6 +6,7 @@ something may have been it is REPLICA_LOST.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -109,14 +110,6 @@ class ClientCall:
             reply.on_end(failure)
 
 
-class FreedListener(Protocol):
-    """Whom a connection tells that a stream has ended."""
-
-    def __call__(self, end: ClientEnd) -> None:
-        """There may be room for another stream."""
-        ...
-
-
 class ClientEnd:
     """See the module. It is the handler of its connection.
 
@@ -130,7 +123,9 @@ class ClientEnd:
         endpoint: Its end of the connection.
     """
 
-    def __init__(self, limits: Limits, patience: Patience, *, message_bytes_max: int, freed: FreedListener) -> None:
+    def __init__(
+        self, limits: Limits, patience: Patience, *, message_bytes_max: int, freed: Callable[[ClientEnd], None]
+    ) -> None:
         self._message_bytes_max = message_bytes_max
         self._freed = freed
         self.endpoint = Endpoint(self, limits, patience, client=True)
