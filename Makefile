@@ -29,7 +29,7 @@ PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_p
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-faults fuzz lint format type proto verify-proto lock bench-live bench-units bench-sim bench-quota bench-routing bench-relay bench-relay-soak image up down clean
+.PHONY: help run test test-unit test-faults fuzz lint format type proto verify-proto native lock bench-live bench-units bench-sim bench-quota bench-routing bench-relay bench-relay-soak image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -72,6 +72,9 @@ proto: ## Generates the stubs from protos/
 verify-proto: ## Checks that the stubs are those of protos/
 	@$(WITH_TESTS)
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python tools/generate_stubs.py --verify
+
+native: ## Compiles the router's busiest modules; needs gcc and Python's headers, and all works without, slower
+	@$(BOOTSTRAP) --tests -- -m deploy.native
 
 lock: ## Resolves requirements/*.in into hash-locked files (needs the package index)
 	@$(PYTHON) deploy/bootstrap.py --lock
