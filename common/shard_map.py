@@ -56,7 +56,7 @@ def shard_key(tenant_id: str, affinity: str) -> int:
     return tenant_keys(tenant_id)[0] | int.from_bytes(digest, "big")
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, order=True)
 class Generation:
     """Orders the assignments of one model; the zero generation is older than any.
 

@@ -84,7 +84,7 @@ COEFFICIENTS: Final = ("a", "b", "d", "g")
 """Names of the coefficients, in the order of every vector of them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evidence:
     """What a profile's measurement says about its own quality.
 
@@ -149,7 +149,7 @@ class Evidence:
         return max([self.hold_out_error, *(abs(error) for error in self.class_errors.values())])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CostProfile:
     """The constants of the cost function for one (model, hardware, engine, latency objective).
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
 
 from model_units.cost import TOKENS_MAX
@@ -42,15 +41,19 @@ _EXTENSION_TOKENS_MIN: Final = 32
 _sqrt: Final = math.sqrt
 
 
-@dataclass(slots=True)
 class _Means:
     """Running means, begun at 0: `unlearned` is the share of them that a prior has still to fill."""
 
-    weight: float = 0.0
-    weighted_length: float = 0.0
-    square: float = 0.0
-    unlearned: float = 1.0
-    observations: int = _PRIOR_OBSERVATIONS
+    __slots__ = ("observations", "square", "unlearned", "weight", "weighted_length")
+
+    def __init__(
+        self, weight: float = 0.0, weighted_length: float = 0.0, square: float = 0.0, unlearned: float = 1.0
+    ) -> None:
+        self.weight = weight
+        self.weighted_length = weighted_length
+        self.square = square
+        self.unlearned = unlearned
+        self.observations = _PRIOR_OBSERVATIONS
 
 
 class OutputLengthEstimator:

@@ -98,7 +98,7 @@ def _read_object(kind: Callable[..., _T], path: str, raw: object) -> _T:
     values: dict[str, object] = {}
     for name, field in known.items():
         if name in raw:
-            values[name] = _READERS[str(field.type)](f"{path}.{name}", raw[name])
+            values[name] = _READERS[name](f"{path}.{name}", raw[name])
         elif not _has_default(field):
             raise InvalidArgumentError(f"{path} needs the field {name!r}", field=f"{path}.{name}")
     try:
@@ -165,17 +165,33 @@ def _wrong_type(path: str, wanted: str, value: object) -> InvalidArgumentError:
     return InvalidArgumentError(f"{path} must be {wanted}, not {type(value).__name__}", field=path)
 
 
-# How a field is read, by the type it is declared with.
+# How a field of a profile or of its evidence is read, by its name.
 _READERS: Final[Mapping[str, Callable[[str, object], object]]] = MappingProxyType(
     {
-        "str": _text,
-        "int": _whole,
-        "float": _number,
-        "CostForm": _form,
-        "Evidence | None": _evidence,
-        "Mapping[str, tuple[float, float]]": _mapping(_pair),
-        "Mapping[str, float]": _mapping(_number),
-        "tuple[tuple[float, float], ...]": _pairs,
+        "profile_id": _text,
+        "model": _text,
+        "hardware": _text,
+        "engine": _text,
+        "tpot_objective_ms": _number,
+        "a": _number,
+        "b": _number,
+        "d": _number,
+        "g": _number,
+        "provenance": _text,
+        "version": _whole,
+        "form": _form,
+        "ttft_objective_ms": _number,
+        "image_s": _number,
+        "image_cpu_s": _number,
+        "create_time": _text,
+        "evidence": _evidence,
+        "intervals": _mapping(_pair),
+        "hold_out_error": _number,
+        "class_errors": _mapping(_number),
+        "points": _whole,
+        "engine_s": _number,
+        "latency_curve": _pairs,
+        "latency_spread": _number,
     }
 )
 

@@ -228,14 +228,14 @@ class FleetMachine(RuleBasedStateMachine):
             for subset in SUBSETS:
                 wanted = [name for name in subset if name in known] or sorted(known)
                 pool = self.fleet.candidates(model_id, subset, self.now_ns)
-                assert [each.replica_id for each in pool] == wanted
+                assert [each.replica_id for each in pool.members] == wanted
                 health = {name: known[name].health(self.now_ns) for name in wanted}
                 ready = [name for name in wanted if health[name] is Health.READY]
                 open_ = [name for name in wanted if health[name] is not Health.CLOSED]
                 panic = 2 * len(ready) < len(open_)
                 assert [each.replica_id for each in pool.eligible] == (open_ if panic else ready)
                 assert pool.panic == panic
-                assert all(isinstance(each, ReplicaLoad) for each in pool)
+                assert all(isinstance(each, ReplicaLoad) for each in pool.members)
 
 
 class TrustsRecords(Fleet):

@@ -64,7 +64,7 @@ class End(enum.Enum):
     """It was given up: the request was cancelled or its deadline passed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Never:
     """The answer to a hold that waiting cannot bring.
 

@@ -76,7 +76,7 @@ _GRACE_NS: Final = int(UNTRIED_GRACE_S * _NS_PER_S)
 _POOLS_MAX: Final = 4096
 
 
-@dataclass(slots=True)
+@dataclass
 class Member:
     """One known replica.
 

@@ -48,7 +48,7 @@ class Refusal(enum.Enum):
     """Nothing is granted to this router for this tenant and model now."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LeaseTerms:
     """One tenant's share of one model at this router.
 
@@ -65,7 +65,7 @@ class LeaseTerms:
     quota_milli_mu_per_minute: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Refused:
     """The answer to a hold that was not granted.
 

@@ -9,7 +9,6 @@ bytes of the answers it keeps: an answer that does not fit is forgotten, oldest 
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from fairlead.errors import ConflictError, InvalidArgumentError, Reason
@@ -24,12 +23,14 @@ _NS_PER_S: Final = 1_000_000_000
 _Key = tuple[str, str]
 
 
-@dataclass(slots=True)
 class _Entry(Generic[T]):
-    fingerprint: bytes
-    finished_ns: int | None = None
-    answer: T | None = None
-    answer_bytes: int = 0
+    __slots__ = ("answer", "answer_bytes", "fingerprint", "finished_ns")
+
+    def __init__(self, fingerprint: bytes) -> None:
+        self.fingerprint = fingerprint
+        self.finished_ns: int | None = None
+        self.answer: T | None = None
+        self.answer_bytes = 0
 
 
 class IdempotencyWindow(Generic[T]):

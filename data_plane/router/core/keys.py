@@ -34,7 +34,7 @@ class StoredKey(Protocol):
     key_hmac: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Caller:
     """Who sent a request.
 

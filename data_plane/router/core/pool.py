@@ -21,7 +21,7 @@ _READY: Final = Health.READY
 _CLOSED: Final = Health.CLOSED
 
 
-class Pool(list[Candidate]):
+class Pool:
     """The replicas of one workload, as a policy picks among them.
 
     Loads go on changing in it; after anybody's health changed it must be made anew, as `Fleet.candidates` does.
@@ -31,6 +31,7 @@ class Pool(list[Candidate]):
         prefixes: What the caches of the model's replicas hold; None where nobody keeps prefixes.
 
     Attributes:
+        members: The subset.
         prefixes: As given.
         eligible: Those that may be chosen: the ready ones, or all open ones where too few are.
         panic: Health is ignored because too few replicas have it.
@@ -40,16 +41,16 @@ class Pool(list[Candidate]):
         places: Where in `eligible` the replica with a cache bit stands.
     """
 
-    __slots__ = ("aged_ns", "cache_mask", "eligible", "order", "panic", "places", "prefixes")
+    __slots__ = ("aged_ns", "cache_mask", "eligible", "members", "order", "panic", "places", "prefixes")
 
     def __init__(self, candidates: Iterable[Candidate], prefixes: PrefixIndex | None = None) -> None:
-        super().__init__(candidates)
+        self.members = list(candidates)
         self.prefixes = prefixes
         self.aged_ns = 0
-        eligible, self.panic = usable(self)
+        eligible, self.panic = usable(self.members)
         self._allow(eligible)
 
-    def _allow(self, eligible: Sequence[Candidate]) -> None:
+    def _allow(self, eligible: list[Candidate]) -> None:
         self.eligible = eligible
         self.order = range(len(eligible))
         self.cache_mask = 0
@@ -81,12 +82,12 @@ class Pool(list[Candidate]):
         if not excluded:
             return self
         rest = Pool([each for each in self.eligible if each.replica_id not in excluded], self.prefixes)
-        rest._allow(list(rest))
+        rest._allow(rest.members)
         rest.panic = self.panic
         return rest
 
 
-def usable(candidates: Sequence[Candidate]) -> tuple[Sequence[Candidate], bool]:
+def usable(candidates: Sequence[Candidate]) -> tuple[list[Candidate], bool]:
     """Those that may be chosen: the ready ones, or all open ones where too few are, and then in a panic (True)."""
     ready = [each for each in candidates if each.health is _READY]
     if len(ready) < len(candidates):

@@ -14,7 +14,6 @@ given up after a while.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
 OPEN_MAX: Final = 100_000
@@ -23,7 +22,6 @@ OPEN_MAX: Final = 100_000
 T = TypeVar("T")
 
 
-@dataclass(slots=True, eq=False)
 class OpenTicket(Generic[T]):
     """A ticket that has not ended.
 
@@ -37,13 +35,16 @@ class OpenTicket(Generic[T]):
         returned: The client gave it back; the replica has not agreed yet.
     """
 
-    number: int
-    replica_id: str
-    expires_ns: int
-    held: T
-    redeemed: bool = False
-    output_tokens: int = 0
-    returned: bool = False
+    __slots__ = ("expires_ns", "held", "number", "output_tokens", "redeemed", "replica_id", "returned")
+
+    def __init__(self, number: int, replica_id: str, expires_ns: int, held: T) -> None:
+        self.number = number
+        self.replica_id = replica_id
+        self.expires_ns = expires_ns
+        self.held = held
+        self.redeemed = False
+        self.output_tokens = 0
+        self.returned = False
 
 
 class Moved(NamedTuple, Generic[T]):
@@ -58,10 +59,12 @@ class Moved(NamedTuple, Generic[T]):
     output_tokens: int
 
 
-@dataclass(slots=True)
 class _Replica(Generic[T]):
-    tickets: dict[int, OpenTicket[T]] = field(default_factory=dict)
-    expiries: list[tuple[int, int]] = field(default_factory=list)  # a heap of (when, number)
+    __slots__ = ("expiries", "tickets")
+
+    def __init__(self) -> None:
+        self.tickets: dict[int, OpenTicket[T]] = {}
+        self.expiries: list[tuple[int, int]] = []  # a heap of (when, number)
 
 
 class TicketBook(Generic[T]):

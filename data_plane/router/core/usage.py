@@ -64,7 +64,7 @@ TableKey = tuple[int, int]
 """(hour since the Unix epoch, number of the table within it from 0)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """One table as it was when it was asked for.
 

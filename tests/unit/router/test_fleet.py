@@ -108,12 +108,12 @@ def test_a_vanished_record_is_kept_while_its_stream_is_up() -> None:
     hear(fleet, 1, 0)
     fleet.delist("r", 0)
     assert fleet.health(member, SECOND) is Health.READY
-    assert [each.replica_id for each in fleet.candidates("m", (), SECOND)] == ["r"]
+    assert [each.replica_id for each in fleet.candidates("m", (), SECOND).members] == ["r"]
     fleet.sweep(SECOND)
     assert fleet.get("r") is member
     fleet.sweep(10 * SECOND)
     assert fleet.get("r") is None
-    assert fleet.candidates("m", (), SECOND) == []
+    assert fleet.candidates("m", (), SECOND).members == []
 
 
 @pytest.mark.parametrize("link", [Link.UNTRIED, Link.SILENT, Link.REFUSED])
@@ -200,9 +200,9 @@ def test_what_a_pick_sees_is_what_is_believed_now(history: list[tuple[str, int, 
             case _:
                 now_ns += how * SECOND
         known = {member.record.replica_id: fleet.health(member, now_ns) for member in fleet}
-        seen = {each.replica_id: each.health for each in fleet.candidates("m", (), now_ns)}
+        seen = {each.replica_id: each.health for each in fleet.candidates("m", (), now_ns).members}
         assert seen == known
-        pool = [each.replica_id for each in fleet.candidates("m", subset, now_ns)]
+        pool = [each.replica_id for each in fleet.candidates("m", subset, now_ns).members]
         assert pool == ([name for name in subset if name in known] or sorted(known))
 
 
@@ -234,7 +234,7 @@ def test_candidates_have_what_happened_up_to_now(moments: list[tuple[str, int, i
             fleet.report("r", report, READY, now_ns)
             alone.report(report, now_ns)
         elif what == "look":
-            (seen,) = fleet.candidates("m", (), now_ns)
+            (seen,) = fleet.candidates("m", (), now_ns).members
             if alone.aged_ns != seen.aged_ns:
                 alone.age(seen.aged_ns)
             assert (seen.told, seen.load_minutes, seen.requests, seen.in_flight) == (

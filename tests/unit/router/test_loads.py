@@ -234,8 +234,8 @@ def test_the_fleet_keeps_the_caches_of_replicas_that_have_one() -> None:
     assert (fleet.prefixes("m"), len(index)) == (None, 0)
     fleet.enlist(record, 0)
     fleet.enlist(engine_pb2.Replica(replica_id="r", model_id="other", state=READY), 0)
-    assert fleet.candidates("m", (), 0) == []
-    assert [each.replica_id for each in fleet.candidates("other", (), 0)] == ["r"]
+    assert fleet.candidates("m", (), 0).members == []
+    assert [each.replica_id for each in fleet.candidates("other", (), 0).members] == ["r"]
     assert fleet.prefixes("nothing") is None
 
 
