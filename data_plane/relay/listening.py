@@ -12,7 +12,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from common.logs import get_logger
 from data_plane.relay.http2.endpoint import Endpoint
@@ -145,7 +145,7 @@ class Listener:
         end = self._connected()
         try:
             transport, _ = await self._loop.connect_accepted_socket(
-                lambda: end,
+                lambda: cast(asyncio.Protocol, end),
                 accepted,
                 ssl=tls,
                 ssl_handshake_timeout=self._handshake_s if tls is not None else None,

@@ -62,7 +62,7 @@ class GrpcDoor:
             left_s = deadline_s - asyncio.get_running_loop().time()
             deadline_ns = self._clock.monotonic_ns() + int(left_s * NS_PER_S)
         fields = served.call.fields
-        traced = [(name.decode(), value.decode("latin-1")) for name, value in fields if name in _TRACE_NAMES]
+        traced = [(name.decode(), value.decode("latin-1")) for name, value in fields.pairs if name in _TRACE_NAMES]
         trace = trace_fields(traced) if traced else ()
         return Call(request, served.authorization, deadline_ns, trace, served.caller)
 

@@ -97,7 +97,7 @@ def values(data: bytes) -> None:
     assert read is None or len(read) <= len(data)
     text = data.decode("utf-8", "replace")
     block = HeaderDecoder(1 << 20).decode(status(len(data) % 17, text))
-    assert all(0x20 <= byte < 0x7F for _, value in block for byte in value)
+    assert all(0x20 <= byte < 0x7F for _, value in block.pairs for byte in value)
     chances = Chances(data)
     code, told = chances.some(), failure_of(block)
     assert told is None or text[:100] in str(told) or not text

@@ -215,7 +215,7 @@ Method = Callable[[ServerCall], Served]
 """Begins to serve a call. May raise FairleadError: the call is refused before any of its content is read."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Route:
     """Where calls of one path go.
 

@@ -48,7 +48,7 @@ class HostedContext:
     def invocation_metadata(self) -> Metadata:
         """The request's metadata."""
         metadata: list[tuple[str, str | bytes]] = []
-        for name, value in self._call.fields:
+        for name, value in self._call.fields.pairs:
             if name[:1] == b":" or name in _OF_THE_WIRE:
                 continue
             if name.endswith(b"-bin"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CallLimits:
     """What calls may cost.
 
@@ -24,7 +24,7 @@ class CallLimits:
     process_waiting_bytes_max: int = 256 << 20
 
 
-@dataclass(slots=True)
+@dataclass
 class Tally:
     """What all connections of a server have together.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from typing import Final
+from typing import Final, cast
 
 from common.logs import get_logger
 from data_plane.relay.grpc.client_end import ClientCall, ClientEnd, Reply
@@ -104,7 +104,7 @@ class Pool:
         end = ClientEnd(self._limits, self._patience, message_bytes_max=MESSAGE_BYTES_MAX, freed=server.freed)
         async with asyncio.timeout(CONNECT_S):
             await asyncio.get_running_loop().create_connection(
-                lambda: end.endpoint, host.strip("[]"), int(port), ssl=self._tls
+                lambda: cast(asyncio.Protocol, end.endpoint), host.strip("[]"), int(port), ssl=self._tls
             )
         return end
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from common.rpc import as_fairlead_error
@@ -28,7 +28,7 @@ _UNSUPPORTED_MEDIA_TYPE: Final = encoded(((b":status", b"415"), (b"accept", CONT
 _PROXY_BETWEEN: Final = HEAD + status(Code.INTERNAL, "te: trailers is missing: a proxy on the way drops trailers")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Asked:
     """What a block of headers asks for.
 
@@ -45,28 +45,33 @@ class _Asked:
     timeout_s: float | None = None
 
 
-@dataclass(slots=True, eq=False)
 class ServerEnd:
     """See the module. It is the handler of its connection.
 
-    Attributes:
+    Args:
         routes: Paths that are served.
         limits: What calls may cost.
         tally: Shared with the other connections.
+        connection_limits: What the client may cost.
+        patience: How long it is waited for.
+
+    Attributes:
         endpoint: Its end of the connection.
     """
 
-    routes: Mapping[bytes, Route]
-    limits: CallLimits
-    tally: Tally
-    connection_limits: Limits = field(default_factory=Limits)
-    patience: Patience = field(default_factory=Patience)
-    endpoint: Endpoint = field(init=False)
-    _waiting: Waiting = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._waiting = Waiting(self.limits, self.tally)
-        self.endpoint = Endpoint(self, self.connection_limits, self.patience, client=False)
+    def __init__(
+        self,
+        routes: Mapping[bytes, Route],
+        limits: CallLimits,
+        tally: Tally,
+        connection_limits: Limits | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._routes = routes
+        self._limits = limits
+        self._tally = tally
+        self._waiting = Waiting(limits, tally)
+        self.endpoint = Endpoint(self, connection_limits or Limits(), patience or Patience(), client=False)
 
     # --- what the connection tells
 
@@ -75,9 +80,9 @@ class ServerEnd:
         asked: _Asked = fields.memo
         if asked is None:
             asked = fields.memo = self._asked(fields)
-        connection, tally = self.endpoint.connection, self.tally
+        connection, tally = self.endpoint.connection, self._tally
         tally.calls += 1
-        route, limits = asked.route, self.limits
+        route, limits = asked.route, self._limits
         if route is None:
             tally.refused += 1
             connection.end(stream, asked.refusal)
@@ -106,7 +111,7 @@ class ServerEnd:
         if call is None or call.served is None:
             return
         served, route = call.served, call.fields.memo.route
-        most = self.limits.message_bytes_max
+        most = self._limits.message_bytes_max
         try:
             if not call.partial and is_one_message(data) and len(data) - PREFIX_BYTES <= most:
                 self._on_message(call, served, route, data)
@@ -154,14 +159,16 @@ class ServerEnd:
             if call.over:
                 # The end of its answer waits for the client.
                 if call.due_s == math.inf:
-                    call.due_s = now_s + self.limits.unread_s
+                    call.due_s = now_s + self._limits.unread_s
                 elif now_s >= call.due_s:
                     self.endpoint.connection.reset(stream, ErrorCode.CANCEL)
                     self.endpoint.touch()
             elif call.deadline_s is not None and now_s >= call.deadline_s:
                 self._break(call, DeadlineExceededError("the caller's deadline passed"))
             elif now_s >= call.due_s:
-                self._break(call, DeadlineExceededError(f"the request did not come within {self.limits.request_s:g} s"))
+                self._break(
+                    call, DeadlineExceededError(f"the request did not come within {self._limits.request_s:g} s")
+                )
 
     def end_calls(self, error: FairleadError) -> None:
         """Ends all calls."""
@@ -192,7 +199,7 @@ class ServerEnd:
     # --- parts of these
 
     def _asked(self, fields: Fields) -> _Asked:
-        named = dict(reversed(fields))  # the first of several counts
+        named = dict(reversed(fields.pairs))  # the first of several counts
         if named[b":method"] != b"POST":
             return _Asked(refusal=_METHOD_NOT_ALLOWED)
         kind = named.get(b"content-type", b"")
@@ -200,7 +207,7 @@ class ServerEnd:
             return _Asked(refusal=_UNSUPPORTED_MEDIA_TYPE)
         if named.get(b"te") != b"trailers":
             return _Asked(refusal=_PROXY_BETWEEN)
-        path, route = named[b":path"], self.routes.get(named[b":path"])
+        path, route = named[b":path"], self._routes.get(named[b":path"])
         if route is None:
             return _Asked(refusal=HEAD + status(Code.UNIMPLEMENTED, "there is no such method"))
         given = named.get(b"grpc-timeout")
@@ -217,7 +224,7 @@ class ServerEnd:
             if not call.partial:
                 call.due_s = math.inf
             elif begun:
-                call.due_s = self.endpoint.connection.now_s + self.limits.request_s
+                call.due_s = self.endpoint.connection.now_s + self._limits.request_s
 
     def _on_message(self, call: ServerCall, served: Served, route: Route, message: bytes) -> None:
         if call.over:

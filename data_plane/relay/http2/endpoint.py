@@ -22,7 +22,7 @@ _CHECKS_A_WAIT = 4
 _SIGN_OF_LIFE = b"are you?"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Patience:
     """How long a peer is waited for, seconds.
 
@@ -41,8 +41,8 @@ class Patience:
     idle_s: float = 900.0
 
 
-class Endpoint(asyncio.Protocol):
-    """One end of one connection.
+class Endpoint:
+    """One end of one connection; an asyncio.Protocol in all but name.
 
     Args:
         handler: Whom the connection tells.
@@ -119,6 +119,9 @@ class Endpoint(asyncio.Protocol):
                 self._frames = frames
             else:
                 outbox.flush()
+
+    def eof_received(self) -> None:
+        """See asyncio.Protocol: the transport closes itself."""
 
     def abort(self) -> None:
         """Ends the connection at once, whatever waits to be written."""

@@ -21,11 +21,18 @@ from hpack.table import HeaderTable
 
 from data_plane.relay.http2.frames import ConnectionFaultError, ErrorCode
 
+Pairs = tuple[tuple[bytes, bytes], ...]
+"""Names and values, in their order."""
 
-class Fields(tuple[tuple[bytes, bytes], ...]):
-    """Names and values in order, with what is known of them: equal blocks give the same object while it is remembered.
+
+class Fields:
+    """Headers, with what is known of them: equal blocks give the same object while it is remembered.
+
+    Args:
+        pairs: Names and values.
 
     Attributes:
+        pairs: In their order.
         as_request: What is wrong with them as headers of a request; None until somebody has looked.
         as_answer: As headers of an answer.
         as_trailers: As trailers.
@@ -33,19 +40,22 @@ class Fields(tuple[tuple[bytes, bytes], ...]):
         memo: Whatever the handler has found out.
     """
 
-    as_request: str | None = None
-    as_answer: str | None = None
-    as_trailers: str | None = None
-    content_length: int | None = 0
-    memo: Any = None
+    __slots__ = ("_named", "as_answer", "as_request", "as_trailers", "content_length", "memo", "pairs")
 
-    _named: dict[bytes, bytes] | None = None
+    def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        self.pairs: Pairs = tuple(pairs)
+        self.as_request: str | None = None
+        self.as_answer: str | None = None
+        self.as_trailers: str | None = None
+        self.content_length: int | None = 0
+        self.memo: Any = None
+        self._named: dict[bytes, bytes] | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The value of the first header of that name; None where there is none."""
         named = self._named
         if named is None:
-            named = self._named = dict(reversed(self))
+            named = self._named = dict(reversed(self.pairs))
         return named.get(name)
 
 

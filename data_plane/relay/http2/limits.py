@@ -14,7 +14,7 @@ UPDATES_PER_STREAM: Final = 2
 """And for each stream: grpcio widens a stream's window as soon as it wants to read. Source: Envoy's bound."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limits:
     """Of one connection.
 

@@ -21,7 +21,7 @@ def request_fault(fields: Fields) -> str:
     fault = fields.as_request
     if fault is None:
         fault = _fault(fields, _OF_REQUESTS)
-        named = dict(fields)
+        named = dict(fields.pairs)
         if not fault and not (b":method" in named and b":scheme" in named and named.get(b":path")):
             fault = "a request needs :method, :scheme and :path"
         fields.as_request = fault
@@ -56,7 +56,7 @@ def content_length(fields: Fields) -> int | None:
     """
     length = fields.content_length
     if length == 0:
-        said = {value for name, value in fields if name == b"content-length"}
+        said = {value for name, value in fields.pairs if name == b"content-length"}
         length = -1
         if said:
             value = said.pop()
@@ -68,7 +68,7 @@ def content_length(fields: Fields) -> int | None:
 def _fault(fields: Fields, pseudo: frozenset[bytes]) -> str:
     seen: set[bytes] = set()
     regular = False
-    for name, value in fields:
+    for name, value in fields.pairs:
         if name[:1] == b":":
             if regular or name in seen or name not in pseudo:
                 return f"{name!r} is unknown, is there twice, or comes too late"

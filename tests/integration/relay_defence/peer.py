@@ -11,9 +11,9 @@ from hpack import Decoder
 
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import END_HEADERS, END_STREAM, HEAD_BYTES, PREFACE, WINDOW_START
-from data_plane.relay.http2.header_blocks import Fields, encoded
+from data_plane.relay.http2.header_blocks import Pairs, encoded
 
-REQUEST: Fields = (
+REQUEST: Pairs = (
     (b":method", b"POST"),
     (b":scheme", b"http"),
     (b":path", b"/echo"),

@@ -29,7 +29,7 @@ from data_plane.relay.http2.frames import (
     ErrorCode,
     Setting,
 )
-from data_plane.relay.http2.header_blocks import Fields, encoded
+from data_plane.relay.http2.header_blocks import Pairs, encoded
 from data_plane.relay.http2.limits import Limits
 from tests.integration.relay_defence.echo import echoing
 from tests.integration.relay_defence.peer import BLOCK, REQUEST, Peer, data, headers, ping
@@ -373,7 +373,7 @@ async def test_6_9_windows_hold_data_up_and_let_it_go() -> None:
         await peer.close()
 
 
-MALFORMED_BY_H2: list[Fields] = [
+MALFORMED_BY_H2: list[Pairs] = [
     ((b":method", b"POST"), (b":path", b"/echo")),
     (*REQUEST, (b"Upper", b"case")),
     (*REQUEST, (b"connection", b"close")),
@@ -383,7 +383,7 @@ MALFORMED_BY_H2: list[Fields] = [
 
 
 @pytest.mark.parametrize("wrong", MALFORMED_BY_H2)
-async def test_8_3_the_h2_package_without_its_rules(wrong: Fields) -> None:
+async def test_8_3_the_h2_package_without_its_rules(wrong: Pairs) -> None:
     """Proves that a usual client's encoding, with its table and Huffman's code, changes nothing of what is refused."""
     config = h2.config.H2Configuration(
         client_side=True, validate_outbound_headers=False, normalize_outbound_headers=False, header_encoding=None

@@ -65,7 +65,7 @@ class Recorder:
 
     def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
         seen = self.of(stream)
-        seen.fields, seen.ended = fields, ended
+        seen.fields, seen.ended = fields.pairs, ended
         if not self.consume and self.connection is not None:
             self.connection.hold(stream)
 
@@ -78,7 +78,7 @@ class Recorder:
     def on_trailers(self, stream: Stream, fields: Fields) -> None:
         seen = self.of(stream)
         assert not seen.ended
-        seen.trailers, seen.ended = fields, True
+        seen.trailers, seen.ended = fields.pairs, True
 
     def on_reset(self, stream: Stream, code: int) -> None:
         self.of(stream).reset = code

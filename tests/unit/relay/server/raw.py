@@ -108,7 +108,7 @@ class RawClient:
         self.kinds.append(kind)
         answer = self.of(stream_id)
         if kind == frames.HEADERS:
-            answer.heads.append(dict(self._decoder.decode(payload)))
+            answer.heads.append(dict(self._decoder.decode(payload).pairs))
         elif kind == frames.DATA:
             answer.data += payload
         elif kind == frames.RST_STREAM:

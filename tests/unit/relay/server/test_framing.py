@@ -83,7 +83,7 @@ def test_an_error_comes_back_as_it_was(kind: type[FairleadError], message: str, 
 
 
 def test_the_details_are_googles() -> None:
-    fields = dict(decoded(failure(REFUSAL)))
+    fields = dict(decoded(failure(REFUSAL)).pairs)
     details = status_pb2.Status.FromString(from_binary(fields[b"grpc-status-details-bin"]) or b"")
     assert details.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     assert fields[b"grpc-status"] == b"8"
@@ -104,7 +104,7 @@ def test_trailers_stay_small(letter: str) -> None:
         assert type(read) is type(error)
         assert read.reason is Reason.QUOTA_HELD
     for shift in range(12):
-        quoted = dict(decoded(status(2, shift * "y" + text)))[b"grpc-message"]
+        quoted = dict(decoded(status(2, shift * "y" + text)).pairs)[b"grpc-message"]
         assert MESSAGE_BYTES_MAX - 3 < len(quoted) <= MESSAGE_BYTES_MAX
         said = unquote(quoted.decode(), errors="ignore")
         assert said == shift * "y" + (len(said) - shift) * letter
