@@ -138,46 +138,71 @@ class Admission:
             raise DeadlineExceededError("the deadline had passed when the request arrived")
         return Order(request, tenant_id, (tenant_id, model_id), model, profile, checked, price, deadline_ns)
 
-    async def hold(self, order: Order, receipt: Receipt, *, returned: bool = False) -> Hold:
+    async def hold(self, order: Order, receipt: Receipt) -> Hold:
         """Takes the estimated price out of the tenant's quota; batch waits for it.
 
         Args:
             order: What is to run.
             receipt: Learns what was decided, from which bucket, and how long it took.
+
+        Raises:
+            FairleadError: As `hold_at_once` and `wait` say.
+        """
+        hold = self.hold_at_once(order, receipt)
+        return await self.wait(order, receipt) if hold is None else hold
+
+    def hold_at_once(self, order: Order, receipt: Receipt, *, returned: bool = False) -> Hold | None:
+        """Takes the estimated price out of the tenant's quota.
+
+        Args:
+            order: What is to run.
+            receipt: Learns what was decided, and from which bucket.
             returned: It had a hold before and found every replica full: its work was counted as wanted then.
+
+        Returns:
+            The hold; None for batch that has to wait for it.
 
         Raises:
             QuotaExceededError: The quota does not admit it now.
-            DeadlineExceededError: Batch waited in vain.
         """
         now_ns = self._clock.monotonic_ns()
         amount = receipt.estimated_milli_mu = order.price.cost.total_milli_mu
         if not returned:
             self._demand.wanted(order.bucket, amount, now_ns)
-        batch = order.checked.priority == pb.PRIORITY_BATCH
-        answer: Hold | Refused
-        if batch and may_wait(self._holds.view(order.bucket, now_ns), amount):
-            answer = await self._wait(order, receipt, now_ns, returned)
-            now_ns = self._clock.monotonic_ns()
-        else:
-            answer = self._holds.hold(order.bucket, amount, now_ns)
-        receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
-        if isinstance(answer, Refused) or 2 * receipt.quota.level_milli_mu < receipt.quota.burst_milli_mu:
-            self._demand.short(order.bucket, now_ns)
-        if isinstance(answer, Refused):
-            raise _refused(answer, order.bucket, amount, receipt.quota)
-        receipt.admitted, receipt.held_milli_mu = True, amount
-        return answer
+        if order.checked.priority == pb.PRIORITY_BATCH and may_wait(self._holds.view(order.bucket, now_ns), amount):
+            return None
+        return self._answered(order, receipt, self._holds.hold(order.bucket, amount, now_ns), now_ns)
 
-    async def _wait(self, order: Order, receipt: Receipt, begin_ns: int, returned: bool) -> Hold | Refused:
-        """Lets batch wait for its quota; however that ends, the receipt says how long it took and what was there."""
+    async def wait(self, order: Order, receipt: Receipt, *, returned: bool = False) -> Hold:
+        """Lets batch wait for its quota; however that ends, the receipt says how long it took and what was there.
+
+        Args:
+            order: What is to run.
+            receipt: As for `hold_at_once`, which has been asked before.
+            returned: As there.
+
+        Raises:
+            QuotaExceededError: The quota can never give it, or too many wait.
+            DeadlineExceededError: Batch waited in vain.
+        """
+        begin_ns = self._clock.monotonic_ns()
         try:
             amount = receipt.estimated_milli_mu
-            return await self._desk.wait(order.bucket, amount, order.deadline_ns, returned=returned)
+            answer = await self._desk.wait(order.bucket, amount, order.deadline_ns, returned=returned)
         finally:
             now_ns = self._clock.monotonic_ns()
             receipt.wait_ns += now_ns - begin_ns
             receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
+        return self._answered(order, receipt, answer, now_ns)
+
+    def _answered(self, order: Order, receipt: Receipt, answer: Hold | Refused, now_ns: int) -> Hold:
+        quota = receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
+        if isinstance(answer, Refused) or 2 * quota.level_milli_mu < quota.burst_milli_mu:
+            self._demand.short(order.bucket, now_ns)
+        if isinstance(answer, Refused):
+            raise _refused(answer, order.bucket, receipt.estimated_milli_mu, quota)
+        receipt.admitted, receipt.held_milli_mu = True, receipt.estimated_milli_mu
+        return answer
 
 
 def _refused(refused: Refused, bucket: BucketKey, amount_milli_mu: int, quota: BucketView) -> QuotaExceededError:

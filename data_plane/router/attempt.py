@@ -43,13 +43,17 @@ class Watcher(Protocol):
         """The replica says how loaded it is."""
         ...
 
+    def ended(self, failure: Exception | None) -> None:
+        """The attempt is over, once and by itself: with a whole answer, or by what is said."""
+        ...
+
 
 class Attempt:
-    """See the module.
+    """See the module. It ends once: whole, failed (both are told to the watcher) or left.
 
     Args:
         client: Who gets the answer.
-        watcher: Told of the first message and of load.
+        watcher: Told of the first message, of load and of the end.
         token_timeout_s: Longest silence of the replica after its first message, while the client keeps up.
         replay: What the client has of an earlier attempt, to be swallowed; None for nothing.
         kept: Where pieces are kept for another attempt or for a repeated request; None for nowhere.
@@ -63,7 +67,6 @@ class Attempt:
         "_held",
         "_kept",
         "_loop",
-        "_over",
         "_plain",
         "_replay",
         "_running",
@@ -91,39 +94,35 @@ class Attempt:
         self._token_timeout_s = token_timeout_s
         self._replay = replay
         self._kept = kept
-        self._ended: asyncio.Future[None] = self._loop.create_future()
         self._running: Running | None = None
         self._silence: asyncio.TimerHandle | None = None
         self._heard_s = 0.0
-        self._started = self._plain = self._held = self._over = False
+        self._started = self._plain = self._held = self._ended = False
 
-    async def run(self, running: Running) -> None:
-        """Waits for the end of the answer; whoever waits no longer cancels the attempt.
+    def run(self, running: Running) -> None:
+        """The request is at the replica.
 
         Args:
-            running: The request at the replica.
-
-        Raises:
-            FairleadError: The attempt failed.
+            running: Said to be so by the upstream.
         """
         self._running = running
-        try:
-            await self._ended
-        finally:
-            if self._silence is not None:
-                self._silence.cancel()
-            if not self._over:
-                self._over = True
-                running.cancel()
+
+    def leave(self) -> None:
+        """Nobody wants the rest: the replica is told at once, and the watcher is not."""
+        if self._ended:
+            return
+        self._ended, self._plain = True, False
+        if self._silence is not None:
+            self._silence.cancel()
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
 
     def fail(self, error: Exception) -> None:
         """Ends the attempt; the replica is told at once."""
-        self._plain = False
-        if not self._ended.done():
-            self._ended.set_exception(error)
-            if not self._over and self._running is not None:
-                self._over = True
-                self._running.cancel()
+        if not self._ended:
+            self.leave()
+            self._watcher.ended(error)
 
     def resume(self) -> None:
         """The client keeps up again."""
@@ -148,22 +147,24 @@ class Attempt:
 
     def on_message(self, message: engine_pb2.EngineGenerateResponse) -> None:
         """See Receiver."""
-        if self._ended.done():
+        if self._ended:
             return
         self._heard_s = self._time()
         try:
-            self._on_message(message)
+            whole = self._on_message(message)
         except Exception as error:  # noqa: BLE001  # as above
             self.fail(error)
+            return
+        if whole:
+            self.leave()
+            self._watcher.ended(None)
 
     def on_end(self, failure: FairleadError | None) -> None:
         """See Receiver."""
-        self._over = True
-        if not self._ended.done():
-            self._ended.set_exception(
-                failure
-                or UnavailableError("the replica ended the stream without finishing it", reason=Reason.REPLICA_LOST)
-            )
+        self._running = None
+        self.fail(
+            failure or UnavailableError("the replica ended the stream without finishing it", reason=Reason.REPLICA_LOST)
+        )
 
     def _on_first_pieces(self, piece: bytes) -> None:
         """Until it is clear that nothing is to be swallowed."""
@@ -174,7 +175,8 @@ class Attempt:
         else:
             self.on_message(message)
 
-    def _on_message(self, message: engine_pb2.EngineGenerateResponse) -> None:
+    def _on_message(self, message: engine_pb2.EngineGenerateResponse) -> bool:
+        """Takes a message; whether the answer is whole with it."""
         if message.HasField("load"):
             self._watcher.reported(message.load)
         if not self._started:
@@ -188,12 +190,14 @@ class Attempt:
                 self._kept.append(piece)
             if not self._deliver(piece, tokens):
                 self._hold()
+            if self._ended:  # the client left with it
+                return False
         if message.finish_reason:
             self._client.finish(message.finish_reason, message.usage)
-            self._ended.set_result(None)
-            self._plain = False
-        elif self._silence is None:
+            return True
+        if self._silence is None:
             self._silence = self._loop.call_later(self._token_timeout_s, self._check_silence)
+        return False
 
     def _start(self) -> None:
         self._started = True

@@ -1,20 +1,21 @@
-"""From an admitted request to its answer: pick a replica, relay, and pick another while that is allowed."""
+"""From an admitted request to its answer: pick a replica, relay, and pick another while that is allowed.
+
+Nothing here waits but for a replica with room: an attempt's end comes as a call.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
 
 from common.clock import Clock
 from common.logs import get_logger
-from data_plane.relay.grpc import pieces
 from data_plane.router.admission import Order
-from data_plane.router.attempt import Attempt, Client
+from data_plane.router.attempt import Attempt
 from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.batch_gate import full_until_ns
 from data_plane.router.core.continuation import Replay, deterministic
-from data_plane.router.core.fleet import Fleet, Member
+from data_plane.router.core.fleet import Fleet
 from data_plane.router.core.loads import Report
 from data_plane.router.core.quarantine import Quarantine, fingerprint
 from data_plane.router.core.retry import (
@@ -26,63 +27,19 @@ from data_plane.router.core.retry import (
 from data_plane.router.engine_messages import engine_request
 from data_plane.router.exchange import Receipt, Try
 from data_plane.router.giving_up import given_up
-from data_plane.router.routing import Chosen, NoReplicaError, Route, Routing
+from data_plane.router.relay import Relay, Requester
+from data_plane.router.routing import Chosen, Found, NoReplicaError, Routing
 from data_plane.router.tables import Tables
 from data_plane.router.tracing import RequestTrace, Tracing
 from data_plane.router.upstream import Upstream
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FailedPreconditionError, FairleadError, QuotaExceededError, Reason, UnavailableError
-from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.prefix import prompt_chunks
 
 log = get_logger(__name__)
 
 # What is said of replicas that were left out because they had just said it themselves.
 _KNOWN_FULL = QuotaExceededError("the replica's queue is full", reason=Reason.QUEUE_FULL)
-
-
-@dataclass(slots=True)
-class Relay:
-    """One admitted request and what its attempts leave behind.
-
-    Attributes:
-        order: What to run.
-        receipt: Learns the replica.
-        trace: Parent of the attempts' spans.
-        client: Who gets the answer.
-        kept: The pieces delivered so far, where the request may be continued or repeated; None where it cannot.
-        attempt: The one that runs, or None.
-        route: Where it may go; None before it was found.
-        lost: Replicas that were lost while they ran it, in all rounds.
-        excluded: Replicas that failed it in this round.
-        full: Replicas that batch need not ask in this round.
-        attempts: Attempts in this round.
-        started_attempts: Attempts that may have cost work, in all rounds.
-        cleared: It was found not to be quarantined when it was sent; if it was before, this is its one try.
-    """
-
-    order: Order
-    receipt: Receipt
-    trace: RequestTrace
-    client: Client
-    kept: list[bytes] | None = None
-    attempt: Attempt | None = None
-    route: Route | None = None
-    lost: list[str] = field(default_factory=list)
-    excluded: set[str] = field(init=False)
-    full: set[str] = field(init=False)
-    attempts: int = 0
-    started_attempts: int = 0
-    cleared: bool = False
-
-    @property
-    def batch(self) -> bool:
-        """Whether it is one that waits rather than be refused."""
-        return self.order.checked.priority == pb.PRIORITY_BATCH
-
-    def text(self) -> bytes:
-        """What was delivered, of a request that is kept."""
-        return b"".join(map(pieces.text_of, self.kept or ()))
 
 
 class Attempts:
@@ -148,62 +105,79 @@ class Attempts:
                 metadata={"left_s": f"{left_s:.0f}"},
             )
 
-    async def run(self, relay: Relay) -> None:
-        """Relays one request's answer from one replica after another until one has finished it.
+    def relay(
+        self, order: Order, receipt: Receipt, trace: RequestTrace, client: Requester, kept: list[bytes] | None
+    ) -> Relay:
+        """Finds where a request may go; see Relay."""
+        return Relay(order, receipt, trace, client, self._routing.route(order, receipt), kept)
 
-        That is a round; batch that found no room waits and is admitted to another one.
+    def begin(self, relay: Relay) -> None:
+        """Begins a round: replicas are tried, one after another, until one has finished the request.
+
+        Batch that found no room waits, and is admitted to another one.
+        """
+        relay.failure = None
+        if relay.attempts:
+            relay.attempts, relay.excluded = 0, set()
+        if relay.batch:
+            model_id = relay.order.bucket[1]
+            subset = self._tables.subset_of(model_id, relay.order.tenant_id)
+            relay.full = self._fleet.full(model_id, subset, self._clock.monotonic_ns())
+
+    def choose(self, relay: Relay) -> Chosen | None:
+        """Picks the next replica.
+
+        Returns:
+            The replica, with the request counted on it; None where the request has to wait for one with room.
 
         Raises:
-            UnavailableError: No replica, or none that finished it: NO_REPLICA, QUEUE_FULL,
-                REPLICA_LOST or STREAM_BROKEN.
+            UnavailableError: There is none, or none that finished it: NO_REPLICA, QUEUE_FULL, REPLICA_LOST or
+                STREAM_BROKEN.
             FailedPreconditionError: Another request with this prompt is the one try after a refusal; reason
                 REQUEST_QUARANTINED.
-            FairleadError: What the replica answered, or that no replica can answer in time.
+            DeadlineExceededError: No replica can answer in time.
         """
-        failure: FairleadError | None = None
-        order = relay.order
-        relay.attempts, relay.excluded, relay.full = 0, set(), set()
-        if relay.route is None:
-            relay.route = self._routing.route(order, relay.receipt)
-        if relay.batch:
-            model_id = order.bucket[1]
-            subset = self._tables.subset_of(model_id, order.tenant_id)
-            relay.full = self._fleet.full(model_id, subset, self._clock.monotonic_ns())
-        while True:
-            chosen = await self._choose(relay, relay.route, failure)
-            try:
-                await self._attempt(relay, relay.route, chosen)
-                if self._quarantine:
-                    self._quarantine.answered(_fingerprint(order))
-                return
-            except (UnavailableError, QuotaExceededError) as error:
-                failure = error
-            self._after_failure(relay, chosen.member, failure)
+        may_wait = not relay.attempts and not relay.lost
+        found = self._routing.at_once(relay.route, self._left_out(relay), may_wait=may_wait)
+        return None if found is None else self._found(relay, found)
 
-    async def _choose(self, relay: Relay, route: Route, failure: FairleadError | None) -> Chosen:
-        excluded = set(relay.excluded) if relay.receipt.output_tokens else relay.excluded | relay.full
+    async def wait(self, relay: Relay) -> Chosen:
+        """Picks a replica as soon as one has room.
+
+        Raises:
+            FairleadError: As `choose`; or too many wait already.
+        """
+        return self._found(relay, await self._routing.wait(relay.route, self._left_out(relay)))
+
+    def _left_out(self, relay: Relay) -> set[str]:
+        excluded = relay.excluded
+        if relay.full and not relay.receipt.output_tokens:
+            excluded = excluded | relay.full
         if relay.lost:
-            excluded |= self._quarantine.elsewhere(relay.lost, self._routing.open_to(route, excluded))
-        try:
-            chosen = await self._routing.choose(route, excluded, may_wait=not relay.attempts and not relay.lost)
-        except NoReplicaError:
-            raise given_up(
-                relay.order, relay.receipt, relay.receipt.output_tokens, _KNOWN_FULL if relay.full else failure
-            ) from failure
+            excluded = excluded | self._quarantine.elsewhere(relay.lost, self._routing.open_to(relay.route, excluded))
+        return excluded
+
+    def _found(self, relay: Relay, found: Found) -> Chosen:
+        receipt = relay.receipt
+        if not isinstance(found, Chosen):
+            if isinstance(found, NoReplicaError):
+                why = _KNOWN_FULL if relay.full else relay.failure
+                raise given_up(relay.order, receipt, receipt.output_tokens, why) from relay.failure
+            raise found
         if not relay.cleared:
             try:
                 self._try_once(relay)
             except FailedPreconditionError:
-                self._routing.ended(chosen)
+                self._routing.ended(found)
                 raise
-        member, receipt = chosen.member, relay.receipt
+        member = found.member
         replica_id = receipt.replica_id = member.load.replica_id
         receipt.engine = member.engine
-        receipt.tried(Try(chosen.pick, self._clock.monotonic_ns()))
+        receipt.tried(Try(found.pick, self._clock.monotonic_ns()))
         for lost_id in relay.lost:
             self._quarantine.tried_again(lost_id, replica_id)
         relay.attempts += 1
-        return chosen
+        return found
 
     def _try_once(self, relay: Relay) -> None:
         """Spends the one try after a refusal, now that the prompt really goes to a replica."""
@@ -212,41 +186,60 @@ class Attempts:
             self._quarantine.try_once(_fingerprint(relay.order), self._clock.monotonic_ns())
         relay.cleared = True
 
-    async def _attempt(self, relay: Relay, route: Route, chosen: Chosen) -> None:
+    def send(self, relay: Relay, chosen: Chosen) -> None:
+        """Sends the request to a replica; its requester is told of the end."""
         receipt, record = relay.receipt, chosen.member.record
-        span, metadata = self._tracing.attempt(relay.trace, receipt.replica_id, receipt.attempts)
-        failure: BaseException | None = None
+        relay.chosen = chosen
+        delivered_tokens = receipt.output_tokens
         attempt = relay.attempt = Attempt(
             relay.client,
-            _Watch(self, relay, chosen),
+            _Watch(self, relay),
             token_timeout_s=self._token_timeout_s,
-            replay=Replay(relay.text().decode(errors="replace"), receipt.output_tokens)
-            if receipt.output_tokens
-            else None,
+            # Text that is no UTF-8 is no reason to break off.
+            replay=Replay(relay.text().decode(errors="replace"), delivered_tokens) if delivered_tokens else None,
             kept=relay.kept,
         )
+        relay.span, metadata = self._tracing.attempt(relay.trace, receipt.replica_id, receipt.attempts)
         try:
             running = self._upstream.start(
                 record,
-                engine_request(route, chosen, self._router_id),
+                engine_request(relay.route, chosen, self._router_id),
                 deadline_ns=relay.order.deadline_ns,
                 metadata=metadata,
                 receiver=attempt,
             )
-            await attempt.run(running)
-        except BaseException as error:
-            failure = error
-            receipt.tries[-1].failure_reason = _failure_reason(error)
+        except Exception as error:
+            self._over(relay, error)
             raise
-        finally:
-            relay.attempt = None
-            self._routing.ended(chosen)
-            if span is not None:
-                self._tracing.attempt_ended(span, failure)
+        attempt.run(running)
 
-    def began(self, relay: Relay, chosen: Chosen) -> None:
+    def leave(self, relay: Relay) -> None:
+        """Nobody wants the answer any more: the attempt that runs is left, if one does."""
+        if relay.attempt is not None:
+            relay.attempt.leave()
+            self._over(relay, asyncio.CancelledError())
+
+    def ended(self, relay: Relay, failure: Exception | None) -> None:
+        """An attempt is over by itself."""
+        self._over(relay, failure)
+        if failure is None and self._quarantine:
+            self._quarantine.answered(_fingerprint(relay.order))
+        relay.client.attempt_ended(failure)
+
+    def _over(self, relay: Relay, failure: BaseException | None) -> None:
+        """Takes the request off its replica and writes the attempt down."""
+        chosen, relay.attempt = relay.chosen, None
+        assert chosen is not None
+        if failure is not None:
+            relay.receipt.tries[-1].failure_reason = _failure_reason(failure)
+        self._routing.ended(chosen)
+        if relay.span is not None:
+            self._tracing.attempt_ended(relay.span, failure)
+
+    def began(self, relay: Relay) -> None:
         """The first message of an attempt came."""
-        this = relay.receipt.tries[-1]
+        this, chosen = relay.receipt.tries[-1], relay.chosen
+        assert chosen is not None
         self._routing.started(chosen)
         this.first_token_ns = self._clock.monotonic_ns()
         if relay.batch:
@@ -258,14 +251,15 @@ class Attempts:
         if member is not None:
             self._routing.freed(member)
 
-    def _after_failure(self, relay: Relay, member: Member, error: FairleadError) -> None:
+    def after_failure(self, relay: Relay, error: UnavailableError | QuotaExceededError) -> None:
         """Decides whether another replica may try; returns if so.
 
         Raises:
             UnavailableError: No.
         """
+        relay.failure = error
         now_ns = self._clock.monotonic_ns()
-        order, replica_id = relay.order, member.record.replica_id
+        order, replica_id = relay.order, relay.receipt.replica_id
         if casts_doubt(error.reason):
             self._fleet.failed(replica_id, now_ns)
         if error.reason is Reason.QUEUE_FULL:
@@ -307,33 +301,30 @@ class Attempts:
         return budget
 
 
-@dataclass(slots=True)
 class _Watch:
     """See Watcher: one attempt, and whom it concerns."""
 
-    attempts: Attempts
-    relay: Relay
-    chosen: Chosen
+    __slots__ = ("_attempts", "_relay")
+
+    def __init__(self, attempts: Attempts, relay: Relay) -> None:
+        self._attempts = attempts
+        self._relay = relay
 
     def started(self) -> None:
-        self.attempts.began(self.relay, self.chosen)
+        self._attempts.began(self._relay)
 
     def reported(self, load: engine_pb2.LoadReport) -> None:
-        self.attempts.reported(load)
+        self._attempts.reported(load)
 
-
-def _replay(relay: Relay) -> Replay | None:
-    """What the client has of earlier attempts; text that is no UTF-8 is no reason to break off."""
-    delivered_tokens = relay.receipt.output_tokens
-    return Replay(relay.text().decode(errors="replace"), delivered_tokens) if delivered_tokens else None
+    def ended(self, failure: Exception | None) -> None:
+        self._attempts.ended(self._relay, failure)
 
 
 def _fingerprint(order: Order) -> bytes:
     return fingerprint(order.tenant_id, order.model.model_id, prompt_chunks(order.request))
 
 
-def _failure_reason(error: BaseException) -> str:
-    if isinstance(error, FairleadError):
-        return error.reason.value
-    left = isinstance(error, asyncio.CancelledError | GeneratorExit)
-    return (Reason.CANCELLED if left else Reason.INTERNAL).value
+def _failure_reason(failure: BaseException) -> str:
+    if isinstance(failure, FairleadError):
+        return failure.reason.value
+    return (Reason.CANCELLED if isinstance(failure, asyncio.CancelledError) else Reason.INTERNAL).value

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from data_plane.relay.grpc import pieces
-from data_plane.router.exchange import Delta, Event, Finished
+from data_plane.router.exchange import Delta, Event, Finished, Sink
 from fairlead.errors import FairleadError
 
 
@@ -28,18 +28,38 @@ class Nobody:
 NOBODY = Nobody()
 
 
+class Pushed(Protocol):
+    """What pushes its answer to a sink; see Exchange."""
+
+    def start(self, sink: Sink) -> None:
+        """Runs it."""
+        ...
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more."""
+        ...
+
+    def resume(self) -> None:
+        """Whoever did not keep up does again."""
+        ...
+
+    async def ended(self) -> None:
+        """Waits until everything is settled."""
+        ...
+
+
 class Events:
-    """See Sink; iterated it yields what came.
+    """See Sink; iterated it runs the request and yields what comes.
 
     Args:
-        resume: Called when everything that came was taken.
+        pushed: The request; it is started by the first step.
     """
 
-    def __init__(self, resume: Callable[[], None]) -> None:
-        self._resume = resume
+    def __init__(self, pushed: Pushed) -> None:
+        self._pushed = pushed
         self._came: deque[Event | FairleadError] = deque()
         self._more = asyncio.Event()
-        self._over = False
+        self._begun = self._over = False
 
     def on_piece(self, piece: bytes) -> bool:
         """See Sink."""
@@ -63,20 +83,31 @@ class Events:
         return self
 
     async def __anext__(self) -> Event:
-        """The next event.
+        """The next event: pieces of the answer as they come, then one Finished.
 
         Raises:
             StopAsyncIteration: After Finished.
-            FairleadError: The request was refused or failed.
+            FairleadError: It was refused or failed; everything is settled by then.
         """
         if self._over:
             raise StopAsyncIteration
-        if not self._came:
-            self._resume()
+        if not self._begun:
+            self._begun = True
+            self._pushed.start(self)
+        while not self._came:
+            self._pushed.resume()
             self._more.clear()
             await self._more.wait()
         event = self._came.popleft()
         if isinstance(event, FairleadError):
+            self._over = True
             raise event
         self._over = isinstance(event, Finished)
         return event
+
+    async def aclose(self) -> None:
+        """Cancels the request, where it has not ended, and waits until everything is settled."""
+        if self._begun:
+            self._pushed.cancel()
+            await self._pushed.ended()
+        self._over = True

@@ -10,15 +10,15 @@ Every request ends in exactly one outcome, and its hold in exactly one settlemen
 Until the first token a failed replica is replaced unseen, within the retry budget. After it, a greedy request goes on
 elsewhere from what was delivered; any other ends with STREAM_BROKEN, which says how much arrived.
 
-One task carries it from wait to wait; tokens pass by it, from the attempt to the sink.
+Everything is a call from one step to the next; only what has to wait, for quota or for a replica with room, has a task.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
-from typing import Final
+from collections.abc import Coroutine
+from typing import Any, Final
 
 from common.clock import NS_PER_S, Clock
 from common.logs import get_logger
@@ -26,13 +26,15 @@ from common.rpc import as_fairlead_error
 from data_plane.relay.grpc import pieces
 from data_plane.router import tracing
 from data_plane.router.admission import Admission, Order
-from data_plane.router.attempts import Attempts, Relay
+from data_plane.router.attempts import Attempts
 from data_plane.router.books import Answer, Books
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.batch_gate import may_return
 from data_plane.router.core.continuation import deterministic
+from data_plane.router.core.holds import Hold
 from data_plane.router.events import NOBODY, Events
-from data_plane.router.exchange import Call, Event, Finished, Receipt, Sink
+from data_plane.router.exchange import Call, Finished, Receipt, Sink
+from data_plane.router.relay import Relay
 from data_plane.router.tab import Tab
 from data_plane.router.tracing import RequestTrace, Tracing
 from fairlead.errors import (
@@ -94,12 +96,15 @@ class Exchange:
         self._tracing = tracing
         self._clock = clock
         self._sink: Sink = NOBODY
-        self._task: asyncio.Task[None] | None = None
+        self._trace: RequestTrace | None = None
         self._order: Order | None = None
         self._tab: Tab | None = None
         self._relay: Relay | None = None
+        self._wait: asyncio.Task[None] | None = None
         self._finished: Finished | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._claims_id = self._over = False
+        self._told: asyncio.Event | None = None
 
     # --- from the front door
 
@@ -107,16 +112,24 @@ class Exchange:
         """Runs the request.
 
         Args:
-            sink: Told of the answer, and of its end exactly once unless the request is cancelled first.
+            sink: Told of the answer, and of its end exactly once unless the request is cancelled first; before this
+                returns, where it is refused at once.
         """
         self._sink = sink
-        self._task = asyncio.get_running_loop().create_task(self._live())
+        receipt = self.receipt
+        receipt.arrive_ns, receipt.arrive_wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
+        self._books.accounts.received += 1
+        self._trace = self._tracing.request(self._call.trace, self._call.request, receipt)
+        try:
+            self._begin(self._trace)
+        except Exception as error:  # noqa: BLE001  # the boundary: a request that ends must be written down and told
+            self._stopped(error)
 
     def cancel(self) -> None:
         """The client is gone: the replica is told, what was delivered is charged, and nobody is told any more."""
         self._sink = NOBODY
-        if self._task is not None:
-            self._task.cancel()
+        if not self._over:
+            self._cut_off()
 
     def resume(self) -> None:
         """The client keeps up again."""
@@ -125,26 +138,14 @@ class Exchange:
 
     async def ended(self) -> None:
         """Waits until everything is settled."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        if not self._over:
+            if self._told is None:
+                self._told = asyncio.Event()
+            await self._told.wait()
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """The same, pulled. Iterate it inside `contextlib.aclosing`: closing it cancels the request.
-
-        Yields:
-            Pieces of the answer as they come, then one Finished.
-
-        Raises:
-            FairleadError: It was refused or failed; everything is settled by then.
-        """
-        events = Events(self.resume)
-        self.start(events)
-        try:
-            async for event in events:
-                yield event
-        finally:
-            self.cancel()
-            await self.ended()
+    def events(self) -> Events:
+        """The same, pulled. Iterate it inside `contextlib.aclosing`: closing it cancels the request."""
+        return Events(self)
 
     # --- from the attempts
 
@@ -159,46 +160,160 @@ class Exchange:
         assert self._tab is not None
         self._finished = self._tab.finish(finish_reason, counted)
 
+    def attempt_ended(self, failure: Exception | None) -> None:
+        """See Requester."""
+        try:
+            if failure is None:
+                self._succeeded()
+            elif isinstance(failure, UnavailableError | QuotaExceededError):
+                assert self._relay is not None
+                self._attempts.after_failure(self._relay, failure)
+                self._choose()
+            else:
+                self._stopped(failure)
+        except Exception as error:  # noqa: BLE001  # as in `start`
+            self._stopped(error)
+
     # --- its life
 
-    async def _live(self) -> None:
-        receipt, books = self.receipt, self._books
-        receipt.arrive_ns, receipt.arrive_wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
-        books.accounts.received += 1
-        trace = self._tracing.request(self._call.trace, self._call.request, receipt)
-        outcome, reason = Outcome.COMPLETED, ""
-        failure: BaseException | None = None
-        told: FairleadError | None = None
+    def _begin(self, trace: RequestTrace) -> None:
+        receipt = self.receipt
+        order = self._order = self._admission.order(self._call, receipt)
+        self._books.decisions.remember(receipt)
+        self._arm_deadline(order)
+        named = bool(order.request.request_id)
+        if named:
+            if self._replayed(order):
+                self._end(Outcome.COMPLETED, "", None)
+                return
+            self._claims_id = True
+        self._attempts.refuse_poison(order)
+        kept: list[bytes] | None = [] if named or deterministic(order.request) else None
+        self._relay = self._attempts.relay(order, receipt, trace, self, kept)
+        self._tab = Tab(self._books, order, receipt)
+        self._hold(order)
+
+    def _hold(self, order: Order, *, returned: bool = False) -> None:
+        hold = self._admission.hold_at_once(order, self.receipt, returned=returned)
+        if hold is None:
+            self._later(self._held_later(order, returned))
+        else:
+            self._admitted(hold)
+
+    async def _held_later(self, order: Order, returned: bool) -> None:
+        self._admitted(await self._admission.wait(order, self.receipt, returned=returned))
+
+    def _admitted(self, hold: Hold) -> None:
+        tab, relay = self._tab, self._relay
+        assert tab is not None
+        assert relay is not None
+        tab.open(hold)
+        self._attempts.begin(relay)
+        self._choose()
+
+    def _choose(self) -> None:
+        relay = self._relay
+        assert relay is not None
+        chosen = self._attempts.choose(relay)
+        if chosen is None:
+            self._later(self._chosen_later(relay))
+        else:
+            self._attempts.send(relay, chosen)
+
+    async def _chosen_later(self, relay: Relay) -> None:
+        self._attempts.send(relay, await self._attempts.wait(relay))
+
+    def _later(self, wait: Coroutine[Any, Any, None]) -> None:
+        """Goes on when something has been waited for."""
+        self._wait = asyncio.get_running_loop().create_task(self._waited(wait))
+
+    async def _waited(self, wait: Coroutine[Any, Any, None]) -> None:
+        this = asyncio.current_task()
         try:
-            await self._run(trace)
-        except FairleadError as error:
-            failure = told = error
-            outcome, reason = self._outcome_of(error), error.reason.value
-        except asyncio.CancelledError as error:
-            failure = error
-            outcome, reason, told = self._cut_off()
-        except Exception as error:  # noqa: BLE001  # the boundary: a request that ends must be written down and told
-            failure, told = error, as_fairlead_error(error, "Exchange")
+            await wait
+        except asyncio.CancelledError:
+            if not self._over:
+                self._cut_off()
+            raise
+        except Exception as error:  # noqa: BLE001  # as in `start`
+            self._stopped(error)
+        finally:
+            if self._wait is this:
+                self._wait = None
+
+    def _succeeded(self) -> None:
+        if self._claims_id:
+            relay, order, receipt = self._relay, self._order, self.receipt
+            assert relay is not None
+            assert order is not None
+            assert self._finished is not None
+            text = relay.text()
+            answer = Answer(text, self._finished, receipt.replica_id)
+            now_ns = self._clock.monotonic_ns()
+            self._books.answers.finish(order.tenant_id, receipt.request_id, answer, len(text) + 512, now_ns)
+        self._end(Outcome.COMPLETED, "", None)
+
+    def _stopped(self, error: Exception) -> None:
+        """Something said no: batch waits again where that helps, everything else ends."""
+        if not isinstance(error, FairleadError):
             outcome = Outcome.FAILED if self._held else Outcome.REFUSED
-            reason = Reason.INTERNAL.value
+            self._end(outcome, Reason.INTERNAL.value, error, as_fairlead_error(error, "Exchange"))
+        elif isinstance(error, UnavailableError | QuotaExceededError) and self._may_return(error):
+            assert self._tab is not None
+            assert self._order is not None
+            self._tab.give_back()
+            try:
+                self._hold(self._order, returned=True)
+            except Exception as another:  # noqa: BLE001  # as in `start`
+                self._stopped(another)
+        else:
+            self._end(self._outcome_of(error), error.reason.value, error, error)
+
+    def _cut_off(self) -> None:
+        """It is cancelled: by its client, unless its deadline was here, or the process ends."""
+        order = self._order
+        if order is not None and self._clock.monotonic_ns() >= order.deadline_ns - _DEADLINE_SLACK_NS:
+            late = _late()
+            self._end(Outcome.FAILED if self._held else Outcome.REFUSED, late.reason.value, late, late)
+        else:
+            leaving = UnavailableError("the router is going down", reason=Reason.SHUTTING_DOWN)
+            self._end(Outcome.CANCELLED, Reason.CANCELLED.value, asyncio.CancelledError(), leaving)
+
+    def _end(
+        self, outcome: Outcome, reason: str, failure: BaseException | None, told: FairleadError | None = None
+    ) -> None:
+        """Settles what is open, writes everything down and tells the client; once."""
+        if self._over:
+            return
+        self._over = True
+        receipt, books, order = self.receipt, self._books, self._order
         if self._timer is not None:
             self._timer.cancel()
+        wait, self._wait = self._wait, None
+        if wait is not None and wait is not asyncio.current_task():
+            wait.cancel()
+        if self._relay is not None:
+            self._attempts.leave(self._relay)
         if self._tab is not None:
             self._tab.close()
+        if self._claims_id and order is not None:
+            # Harmless after `finish`; everything else may be tried again under the same id.
+            books.answers.abandon(order.tenant_id, receipt.request_id)
         receipt.end(outcome, reason, self._clock.monotonic_ns(), failure)
-        if self._order is None:
+        if order is None:
             books.decisions.remember(receipt)
         books.accounts.finish(receipt.tenant_id, receipt.model_id, outcome, reason)
-        if trace.span is not None:
-            tracing.finish_request(trace.span, receipt, failure, self._finished)
+        if self._trace is not None and self._trace.span is not None:
+            tracing.finish_request(self._trace.span, receipt, failure, self._finished)
         # Nothing may go on pointing in a circle: what is freed at once costs a third less than what a collection finds.
         sink, self._sink, self._relay = self._sink, NOBODY, None
-        if told is None:
+        if self._told is not None:
+            self._told.set()
+        if told is not None:
+            self._fail(sink, told, outcome)
+        else:
             assert self._finished is not None
             sink.on_finished(self._finished)
-        else:
-            self._fail(sink, told, outcome)
-        failure = told = None  # their tracebacks hold this frame
 
     def _fail(self, sink: Sink, error: FairleadError, outcome: Outcome) -> None:
         receipt = self.receipt
@@ -208,18 +323,6 @@ class Exchange:
         if receipt.output_tokens:
             error.metadata.setdefault("output_tokens", str(receipt.output_tokens))
         sink.on_failed(error)
-
-    def _cut_off(self) -> tuple[Outcome, str, FairleadError]:
-        """What a request is that was cancelled: by its client, unless its deadline was here."""
-        order = self._order
-        if order is not None and self._clock.monotonic_ns() >= order.deadline_ns - _DEADLINE_SLACK_NS:
-            late = _late()
-            return (Outcome.FAILED if self._held else Outcome.REFUSED), late.reason.value, late
-        return (
-            Outcome.CANCELLED,
-            Reason.CANCELLED.value,
-            UnavailableError("the router is going down", reason=Reason.SHUTTING_DOWN),
-        )
 
     @property
     def _held(self) -> bool:
@@ -245,38 +348,6 @@ class Exchange:
         unsent = not self.receipt.attempts and error.reason in _REFUSED_UNSENT
         return Outcome.FAILED if self._held and not by_engine and not unsent else Outcome.REFUSED
 
-    async def _run(self, trace: RequestTrace) -> None:
-        receipt, answers = self.receipt, self._books.answers
-        order = self._order = self._admission.order(self._call, receipt)
-        self._books.decisions.remember(receipt)
-        self._arm_deadline(order)
-        named = bool(order.request.request_id)
-        if named and self._replayed(order):
-            return
-        try:
-            self._attempts.refuse_poison(order)
-            kept: list[bytes] | None = [] if named or deterministic(order.request) else None
-            relay = self._relay = Relay(order, receipt, trace, self, kept)
-            tab = Tab(self._books, order, receipt)
-            returned = False
-            while self._finished is None:
-                tab.open(await self._admission.hold(order, receipt, returned=returned))
-                self._tab = tab
-                try:
-                    await self._attempts.run(relay)
-                except (UnavailableError, QuotaExceededError) as error:
-                    self._give_back(relay, tab, error)
-                    returned = True
-            if named:
-                text = relay.text()
-                answer = Answer(text, self._finished, receipt.replica_id)
-                now_ns = self._clock.monotonic_ns()
-                answers.finish(order.tenant_id, receipt.request_id, answer, len(text) + 512, now_ns)
-        finally:
-            if named:
-                # Harmless after `finish`; everything else may be tried again under the same id.
-                answers.abandon(order.tenant_id, receipt.request_id)
-
     def _replayed(self, order: Order) -> bool:
         """Answers a repeated request from the window.
 
@@ -294,31 +365,31 @@ class Exchange:
         self._finished = answer.finished
         return True
 
-    def _give_back(self, relay: Relay, tab: Tab, error: UnavailableError | QuotaExceededError) -> None:
-        """Batch that found every replica gone or full gives its hold back, to wait and be admitted anew.
-
-        Raises:
-            FairleadError: It is not for this request to wait, or its deadline comes first.
-        """
-        if not relay.batch or not may_return(
-            error.reason,
-            delivered=bool(self.receipt.output_tokens),
-            retry_after_s=error.retry_after_s,
-            left_ns=relay.order.deadline_ns - self._clock.monotonic_ns(),
-        ):
-            raise error
-        tab.give_back()
+    def _may_return(self, error: UnavailableError | QuotaExceededError) -> bool:
+        """Whether batch that found every replica gone or full gives its hold back, to wait and be admitted anew."""
+        relay = self._relay
+        return (
+            relay is not None
+            and relay.batch
+            and self._held
+            and may_return(
+                error.reason,
+                delivered=bool(self.receipt.output_tokens),
+                retry_after_s=error.retry_after_s,
+                left_ns=relay.order.deadline_ns - self._clock.monotonic_ns(),
+            )
+        )
 
     def _arm_deadline(self, order: Order) -> None:
         left_s = (order.deadline_ns - self._clock.monotonic_ns()) / NS_PER_S
         self._timer = asyncio.get_running_loop().call_later(left_s, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        """Ends what the replica does for it; and soon after the request itself, wherever it is stuck."""
+        """Ends it, wherever it is; a wait, which has the same deadline, is left a moment to say so itself."""
         if self._relay is not None and self._relay.attempt is not None:
             self._relay.attempt.fail(_late())
-        assert self._task is not None
-        self._timer = asyncio.get_running_loop().call_later(_DEADLINE_GRACE_S, self._task.cancel)
+        elif self._wait is not None:
+            self._timer = asyncio.get_running_loop().call_later(_DEADLINE_GRACE_S, self._wait.cancel)
 
 
 def _late() -> DeadlineExceededError:

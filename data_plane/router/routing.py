@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -23,6 +22,7 @@ from data_plane.router.core.policies.registry import make_policy, policy_name
 from data_plane.router.core.pool import Pool
 from data_plane.router.core.waiting_group import Subset
 from data_plane.router.exchange import Receipt
+from data_plane.router.routing_counts import RoutingCounts
 from data_plane.router.tables import Tables
 from data_plane.router.waiting_desk import WaitingDesk, Wanted
 from fairlead.errors import DeadlineExceededError, Reason
@@ -77,31 +77,6 @@ Found = Chosen | Exception
 """A replica, or what is to be said of it instead."""
 
 
-@dataclass(slots=True)
-class RoutingCounts:
-    """What routing counts, by model, for metrics.
-
-    Attributes:
-        picks: Picks by (model, policy).
-        sticky: Picks of a replica for its cache or session.
-        panic: Picks that ignored health.
-        prompt_tokens: Prompt tokens, estimated, of all picks.
-        cached_tokens: Those of them expected in the replica's cache.
-        waits: Requests that waited for a replica with room.
-        waited_ns: How long, together.
-        too_late: Requests refused because none could answer before their deadline.
-    """
-
-    picks: Counter[tuple[str, str]] = field(default_factory=Counter)
-    sticky: Counter[str] = field(default_factory=Counter)
-    panic: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: Counter[str] = field(default_factory=Counter)
-    cached_tokens: Counter[str] = field(default_factory=Counter)
-    waits: Counter[str] = field(default_factory=Counter)
-    waited_ns: Counter[str] = field(default_factory=Counter)
-    too_late: Counter[str] = field(default_factory=Counter)
-
-
 class Routing:
     """Chooses replicas.
 
@@ -142,30 +117,103 @@ class Routing:
         affinity = receipt.session_id or (f"{blocks[0]:016x}" if blocks else receipt.request_id)
         return Route(order, receipt, shard_key(order.tenant_id, affinity), blocks)
 
-    async def choose(self, route: Route, excluded: Collection[str], *, may_wait: bool) -> Chosen:
+    async def choose(self, route: Route) -> Chosen:
+        """Chooses a replica and counts the request on it, as soon as one has room.
+
+        Args:
+            route: Of the request.
+
+        Raises:
+            NoReplicaError: Nothing is eligible.
+            FairleadError: As `at_once` and `wait` say.
+        """
+        found = self.at_once(route, (), may_wait=True)
+        if found is None:
+            found = await self.wait(route, ())
+        if not isinstance(found, Chosen):
+            raise found
+        return found
+
+    def at_once(self, route: Route, excluded: Collection[str], *, may_wait: bool) -> Found | None:
         """Chooses a replica and counts the request on it.
 
         Args:
             route: Of the request.
             excluded: Replicas that must not be chosen.
-            may_wait: The request may wait for a replica with room, where the model's policy wants that. Nothing is
-                excluded then but replicas that were full; those are free again once they are not.
+            may_wait: The request may wait for a replica with room, where the model's policy wants that.
 
-        Raises:
-            NoReplicaError: Nothing is eligible.
-            DeadlineExceededError: No replica can answer before its deadline (reason DEADLINE_TOO_SHORT), or none had
-                room in time.
-            QuotaExceededError: Too many wait for room already; reason QUEUE_FULL.
+        Returns:
+            The replica; NoReplicaError where nothing is eligible; DeadlineExceededError where none can answer before
+            the deadline (reason DEADLINE_TOO_SHORT); None where the request has to wait.
         """
         policy = self._policy(route.order.bucket[1])
-        found: Found | None
         if may_wait and policy.waits_for_room and route.order.checked.priority != pb.PRIORITY_SYSTEM:
-            found = await self._wait(route, frozenset(excluded))
-        else:
-            found = self._take(route, policy, excluded, needs_room=False)
-        if not isinstance(found, Chosen):
-            raise found or NoReplicaError
-        return found
+            wish = _Wish(self, route, excluded)
+            return self._desk.at_once(wish.model_id, wish.subset(), wish.take)
+        return self._take(route, policy, excluded, needs_room=False) or NoReplicaError()
+
+    async def wait(self, route: Route, excluded: Collection[str]) -> Found:
+        """Chooses a replica and counts the request on it as soon as one has room.
+
+        Args:
+            route: Of the request.
+            excluded: Replicas that were full; free again once they are not.
+
+        Returns:
+            As `at_once`.
+
+        Raises:
+            QuotaExceededError: Too many wait for room already; reason QUEUE_FULL.
+            DeadlineExceededError: None had room in time.
+        """
+        order, receipt, begin_ns = route.order, route.receipt, self._clock.monotonic_ns()
+        wish = _Wish(self, route, excluded)
+        policy = self._policy(wish.model_id)
+        ask, pool = self._ask(route, excluded, begin_ns), self._pool(route, begin_ns)
+        first = policy.pick(ask, pool)
+        member = self._fleet.get(first.replica_id) if first is not None else None
+        if first is None or member is None:
+            return NoReplicaError()
+        hopeless = self._hopeless(route, ask, pool, first, (order.deadline_ns - begin_ns) / NS_PER_S)
+        if hopeless is not None:
+            return hopeless
+        wanted: Wanted[Found] = Wanted(
+            tenant_id=order.tenant_id,
+            rank=_RANKS[order.checked.priority],
+            weight=weight(receipt),
+            milli_mu=first.uncached_prefill_milli_mu + order.price.cost.decode_milli_mu,
+            prefill_ns=first.uncached_prefill_milli_mu * _NS_PER_MINUTE // member.load.capacity_milli_mu_per_minute,
+            deadline_ns=order.deadline_ns,
+            subset=wish.subset,
+            take=wish.take,
+            give_back=self._give_back,
+            excluded=wish.excluded,
+        )
+        try:
+            return await self._desk.wait(wish.model_id, wanted)
+        finally:
+            waited_ns = self._clock.monotonic_ns() - begin_ns
+            receipt.room_wait_ns += waited_ns
+            self.counts.waits[wish.model_id] += 1
+            self.counts.waited_ns[wish.model_id] += waited_ns
+
+    def take_with_room(self, route: Route, excluded: frozenset[str]) -> Found | None:
+        """What a request gets that waits for a replica with room: see `at_once`.
+
+        Args:
+            route: Of the request.
+            excluded: As for `wait`.
+        """
+        left_out: Collection[str] = excluded
+        if excluded:
+            model_id = route.order.bucket[1]
+            left_out = excluded & self._fleet.full(model_id, self.subset(route), self._clock.monotonic_ns())
+        policy = self._policy(route.order.bucket[1])  # of now: it may have changed meanwhile
+        return self._take(route, policy, left_out, needs_room=policy.waits_for_room)
+
+    def subset(self, route: Route) -> Subset:
+        """Where a request may go by the assignment of now."""
+        return self._tables.subset(route.order.bucket[1], route.shard_key)
 
     def open_to(self, route: Route, excluded: Collection[str]) -> list[str]:
         """The replicas that a request may be sent to now.
@@ -221,52 +269,6 @@ class Routing:
         free = sum(each.capacity_milli_mu_per_minute for each in pool.eligible if has_room(each))
         return math.ceil(ROOM_S * free / SECONDS_PER_MINUTE)
 
-    async def _wait(self, route: Route, excluded: frozenset[str]) -> Found:
-        order, receipt, begin_ns = route.order, route.receipt, self._clock.monotonic_ns()
-        model_id = order.model.model_id
-
-        def subset() -> Subset:
-            return self._tables.subset(model_id, route.shard_key)
-
-        def take() -> Found | None:
-            left_out: Collection[str] = excluded
-            if excluded:
-                left_out = excluded & self._fleet.full(model_id, subset(), self._clock.monotonic_ns())
-            policy = self._policy(model_id)  # of now: it may have changed meanwhile
-            return self._take(route, policy, left_out, needs_room=policy.waits_for_room)
-
-        found = self._desk.at_once(model_id, subset(), take)
-        if found is not None:
-            return found
-        policy = self._policy(model_id)
-        ask, pool = self._ask(route, excluded, begin_ns), self._pool(route, begin_ns)
-        first = policy.pick(ask, pool)
-        member = self._fleet.get(first.replica_id) if first is not None else None
-        if first is None or member is None:
-            return NoReplicaError()
-        hopeless = self._hopeless(route, ask, pool, first, (order.deadline_ns - begin_ns) / NS_PER_S)
-        if hopeless is not None:
-            return hopeless
-        wanted: Wanted[Found] = Wanted(
-            tenant_id=order.tenant_id,
-            rank=_RANKS[order.checked.priority],
-            weight=weight(receipt),
-            milli_mu=first.uncached_prefill_milli_mu + order.price.cost.decode_milli_mu,
-            prefill_ns=first.uncached_prefill_milli_mu * _NS_PER_MINUTE // member.load.capacity_milli_mu_per_minute,
-            deadline_ns=order.deadline_ns,
-            subset=subset,
-            take=take,
-            give_back=self._give_back,
-            excluded=excluded,
-        )
-        try:
-            return await self._desk.wait(model_id, wanted)
-        finally:
-            waited_ns = self._clock.monotonic_ns() - begin_ns
-            receipt.room_wait_ns += waited_ns
-            self.counts.waits[model_id] += 1
-            self.counts.waited_ns[model_id] += waited_ns
-
     def _take(self, route: Route, policy: Policy, excluded: Collection[str], *, needs_room: bool) -> Found | None:
         """A replica for a request, or what is to be said of it; None where it shall wait for room."""
         order, now_ns = route.order, self._clock.monotonic_ns()
@@ -291,7 +293,7 @@ class Routing:
             pick.uncached_prefill_milli_mu, order.price.cost.decode_milli_mu, now_ns, route.blocks
         )
         self._sent.add(dispatch, order.tenant_id, _RANKS[order.checked.priority])
-        self._count(route, pick)
+        self.counts.picked(order.bucket[1], pick, order.price.input_tokens)
         return Chosen(member, pick, dispatch, self._tables.generation(order.bucket[1]))
 
     def _hopeless(self, route: Route, ask: Ask, pool: Pool, pick: Pick, left_s: float) -> DeadlineExceededError | None:
@@ -310,7 +312,7 @@ class Routing:
 
     def _pool(self, route: Route, now_ns: int) -> Pool:
         model_id = route.order.bucket[1]
-        return self._fleet.candidates(model_id, self._tables.subset(model_id, route.shard_key), now_ns)
+        return self._fleet.candidates(model_id, self.subset(route), now_ns)
 
     def _ask(self, route: Route, excluded: Collection[str], now_ns: int) -> Ask:
         order, receipt, blocks = route.order, route.receipt, route.blocks
@@ -346,15 +348,25 @@ class Routing:
         if isinstance(found, Chosen):
             self.ended(found)
 
-    def _count(self, route: Route, pick: Pick) -> None:
-        counts, model_id = self.counts, route.order.bucket[1]
-        counts.picks[model_id, pick.policy] += 1
-        counts.sticky[model_id] += pick.sticky
-        counts.panic[model_id] += pick.panic
-        counts.prompt_tokens[model_id] += route.order.price.input_tokens
-        counts.cached_tokens[model_id] += pick.cached_tokens
-
 
 def weight(receipt: Receipt) -> int:
     """A tenant's weight among those who wait: its quota over all routers, milli-MU per minute, 1 or more."""
     return max(1, receipt.bucket.quota_milli_mu_per_minute if receipt.bucket is not None else 0)
+
+
+class _Wish:
+    """What a request wants that may wait for a replica with room."""
+
+    __slots__ = ("_route", "_routing", "excluded", "model_id")
+
+    def __init__(self, routing: Routing, route: Route, excluded: Collection[str]) -> None:
+        self._routing = routing
+        self._route = route
+        self.model_id = route.order.bucket[1]
+        self.excluded = frozenset(excluded)
+
+    def subset(self) -> Subset:
+        return self._routing.subset(self._route)
+
+    def take(self) -> Found | None:
+        return self._routing.take_with_room(self._route, self.excluded)

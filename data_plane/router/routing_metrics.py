@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 from common.clock import NS_PER_S
 from data_plane.router.assignments import Assignments
 from data_plane.router.metrics import PREFIX
-from data_plane.router.routing import Found, RoutingCounts
+from data_plane.router.routing import Found
+from data_plane.router.routing_counts import RoutingCounts
 from data_plane.router.waiting_desk import WaitingDesk
 
 

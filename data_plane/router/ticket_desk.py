@@ -204,7 +204,7 @@ class TicketDesk:
         """
         order, receipt = route.order, route.receipt
         try:
-            chosen = await self._routing.choose(route, (), may_wait=True)
+            chosen = await self._routing.choose(route)
         except NoReplicaError:
             raise given_up(order, receipt, 0, None) from None
         record = chosen.member.record

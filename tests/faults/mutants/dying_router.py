@@ -12,17 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_plane.router.attempts import Attempts, Relay
+from data_plane.router.attempts import Attempts
 from data_plane.router.core.holds import Hold, Holds
 from data_plane.router.life import Exchange
 from data_plane.router.limiter_client import LimiterClient
+from data_plane.router.relay import Relay
 from tests.faults import mutants
 
 POINTS = ("hold", "stream", "settle", "report")
 """After the hold and before the dispatch; after the first token; after the settlement and before the answer's end; with
 a report on its way to the limiter."""
 
-_run, _deliver, _settle, _report = Attempts.run, Exchange.deliver, Holds.settle, LimiterClient._report
+_begin, _deliver, _settle, _report = Attempts.begin, Exchange.deliver, Holds.settle, LimiterClient._report
 
 
 def _die() -> None:
@@ -30,9 +31,9 @@ def _die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-async def _run_not(self: Attempts, relay: Relay) -> None:
+def _begin_not(self: Attempts, relay: Relay) -> None:
     _die()
-    await _run(self, relay)
+    _begin(self, relay)
 
 
 def _deliver_and_die(self: Exchange, piece: bytes, tokens: int) -> bool:
@@ -54,7 +55,7 @@ async def _report_and_die(self: LimiterClient, **named: Any) -> float:
 
 
 _CHANGES: dict[str, Callable[[], None]] = {
-    "hold": lambda: setattr(Attempts, "run", _run_not),
+    "hold": lambda: setattr(Attempts, "begin", _begin_not),
     "stream": lambda: setattr(Exchange, "deliver", _deliver_and_die),
     "settle": lambda: setattr(Holds, "settle", _settle_and_die),
     "report": lambda: setattr(LimiterClient, "_report", _report_and_die),
