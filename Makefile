@@ -23,13 +23,14 @@ MINUTES ?= 1
 KEEP ?=
 
 BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
+NATIVE_TESTS = tests/unit/relay tests/unit/router tests/unit/gateway tests/unit/model_units tests/stateful tests/fuzz
 WITH_TESTS = $(PYTHON) deploy/bootstrap.py --tests
 VENV = build/venv/bin
 PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_plane engines simulation deploy tools benchmarks
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-faults fuzz lint format type proto verify-proto native lock bench-live bench-units bench-sim bench-quota bench-routing bench-relay bench-relay-soak image up down clean
+.PHONY: help run test test-unit test-faults fuzz lint format type proto verify-proto native test-native lock bench-live bench-units bench-sim bench-quota bench-routing bench-relay bench-relay-soak image up down clean
 
 help: ## This list
 	@sed -n '2,5s/^# \{0,1\}//p' Makefile
@@ -75,6 +76,9 @@ verify-proto: ## Checks that the stubs are those of protos/
 
 native: ## Compiles the router's busiest modules; needs gcc and Python's headers, and all works without, slower
 	@$(BOOTSTRAP) --tests -- -m deploy.native
+
+test-native: native ## The tests of what is compiled, on what `make native` made of it; TESTS=path
+	FAIRLEAD_NATIVE=on $(VENV)/python -m pytest -q $(if $(filter file,$(origin TESTS)),$(NATIVE_TESTS),$(TESTS))
 
 lock: ## Resolves requirements/*.in into hash-locked files (needs the package index)
 	@$(PYTHON) deploy/bootstrap.py --lock

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from common import native
 from tests.support.etcd import EtcdServer
+
+# The sources are tested unless FAIRLEAD_NATIVE=on asks for what `make native` has made of them. Here, before anything
+# else imports what may be compiled; processes that a test starts inherit it.
+NATIVE = native.install() if os.environ.setdefault(native.SWITCH, "off") != "off" else ""
+if NATIVE.startswith("off"):
+    pytest.exit(f"native {NATIVE}", returncode=1)
 
 # How long an example takes says more about the machine than about what is tested.
 settings.register_profile(
@@ -28,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(TESTS.parent / "build" / "pycache"))
     # pytest-xdist would hand out files by their number of tests, and the longest files have the fewest.
     config.option.loadscopereorder = False
+
+
+def pytest_report_header() -> str:
+    """Says what is tested."""
+    return f"native {NATIVE}" if NATIVE else "the sources, interpreted"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,7 +18,7 @@ from deploy.native.modules import chosen, depended_on, module_name
 from deploy.work import BuildError, Work
 
 OPTIMIZATION: Final = "2"
-"""Of the C compiler; measured in docs/native.md."""
+"""Level of the C compiler; measured in docs/native.md."""
 
 _KEPT: Final = 2
 """Builds that stay: a process that was started under the one before may still load from it."""
@@ -26,31 +26,33 @@ _KEPT: Final = 2
 _GROUP: Final = native.LIBRARY.removesuffix("__mypyc")
 
 
-def build(root: Path, patterns: Sequence[str], work: Work) -> None:
+def build(root: Path, patterns: Sequence[str], work: Work, optimization: str = OPTIMIZATION) -> None:
     """Compiles what is not compiled yet.
 
     Args:
         root: The checkout; has to be the current folder, as mypy takes its settings from there.
         patterns: See modules.MODULES.
         work: Told what happens.
+        optimization: Level of the C compiler, "0" to "3".
 
     Raises:
         BuildError: There is no compiler here, or a module cannot be compiled; the message says what to do.
     """
     folder = native.folder_of(root)
     folder.mkdir(parents=True, exist_ok=True)
+    made_with = f"mypyc {importlib.metadata.version('mypy')} -O{optimization}"
     with _only_one(folder, work):
         modules = chosen(root, patterns)
-        if is_current(root, modules):
+        if _is_current(root, modules, made_with):
             work.say(f"native: {len(modules)} modules are compiled already")
             return
         need_compiler()
         # Read before they are compiled: what changes meanwhile makes the build stale instead of wrong.
         sources = {path: native.digest(root / path) for path in depended_on(root, modules)}
-        files = _compiled(modules, folder, work)
+        files = _compiled(modules, folder, work, optimization)
         native.write(
             native.Manifest(
-                made_with=_made_with(),
+                made_with=made_with,
                 sources=sources,
                 modules={module_name(path): path for path in modules},
                 files=files,
@@ -62,14 +64,14 @@ def build(root: Path, patterns: Sequence[str], work: Work) -> None:
         work.say(f"native: {len(modules)} modules are compiled")
 
 
-def is_current(root: Path, modules: Sequence[str]) -> bool:
+def _is_current(root: Path, modules: Sequence[str], made_with: str) -> bool:
     """Whether exactly these modules are compiled, from the sources as they are, as they would be now."""
     try:
         manifest = native.read(root)
         native.check(manifest, root)
     except native.NotUsableError:
         return False
-    return manifest.made_with == _made_with() and sorted(manifest.modules.values()) == list(modules)
+    return manifest.made_with == made_with and sorted(manifest.modules.values()) == list(modules)
 
 
 def need_compiler() -> None:
@@ -89,16 +91,12 @@ def need_compiler() -> None:
         raise BuildError(f"{' and '.join(missing)}: install gcc and python3-dev; everything works without, only slower")
 
 
-def _made_with() -> str:
-    return f"mypyc {importlib.metadata.version('mypy')} -O{OPTIMIZATION}"
-
-
-def _compiled(modules: Sequence[str], folder: Path, work: Work) -> dict[str, str]:
+def _compiled(modules: Sequence[str], folder: Path, work: Work, optimization: str) -> dict[str, str]:
     """Compiles into a folder of its own; returns the extension by module, below `folder`."""
     from deploy.native.compiler import Extensions, translated
 
     work.say(f"native: translating {len(modules)} modules to C")
-    extensions = translated(modules, _GROUP, folder / "work", optimization=OPTIMIZATION)
+    extensions = translated(modules, _GROUP, folder / "work", optimization=optimization)
     scratch = folder / "new"
     shutil.rmtree(scratch, ignore_errors=True)
     Extensions(extensions, folder / "work", scratch, work).compile()

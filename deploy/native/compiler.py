@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import shlex
 import subprocess
@@ -55,20 +57,24 @@ def translated(paths: Sequence[str], group: str, work_folder: Path, *, optimizat
         optimization: Level of the C compiler, "0" to "3".
 
     Raises:
-        BuildError: mypyc does not take a module; it has printed why.
+        BuildError: mypyc does not take a module; the message says why not.
     """
     options = ["--cache-dir", str(work_folder / "mypy"), "--no-error-summary"]
+    printed = io.StringIO()
     try:
-        extensions = mypycify(
-            [*options, *paths],
-            opt_level=optimization,
-            debug_level="0",
-            multi_file=True,
-            target_dir=str(work_folder / "c"),
-            group_name=group,
-        )
+        with contextlib.redirect_stdout(printed):
+            extensions = mypycify(
+                [*options, *paths],
+                opt_level=optimization,
+                debug_level="0",
+                multi_file=True,
+                # Relative: a copy of the checkout finds its objects again.
+                target_dir=os.path.relpath(work_folder / "c"),
+                group_name=group,
+            )
     except SystemExit as refusal:
-        raise BuildError(f"the modules cannot be compiled: {refusal}") from refusal
+        errors = [line for line in printed.getvalue().splitlines() if ": error: " in line]
+        raise BuildError("\n".join(["mypyc does not take the modules:", *errors, str(refusal)])) from refusal
     return [
         Extension(
             name=str(each.name),
