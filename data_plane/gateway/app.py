@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote
 
@@ -67,10 +66,9 @@ class Gateway:
             replies.failed(call, as_fairlead_error(error, call.path), None)
         return Answered()
 
-    def malformed(self, fault: Fault) -> tuple[Mapping[str, str], bytes]:
+    def malformed(self, fault: Fault) -> tuple[str, bytes]:
         """See Application."""
-        headers = {"Content-Type": replies.JSON, replies.ECHO: secrets.token_hex(replies.ID_BYTES)}
-        return headers, errors.of_fault(fault.status, fault.message, request_id=None)
+        return replies.JSON + replies.echo(None), errors.of_fault(fault.status, fault.message, request_id=None)
 
     def _place(self, path: str) -> tuple[tuple[str, ...], Serve]:
         """What is served at a path with a name in it; anywhere else there is nothing."""
@@ -98,11 +96,11 @@ class Gateway:
 
 def _refuse(call: HttpCall, methods: tuple[str, ...]) -> None:
     """What is nowhere served, or not with this method."""
-    more: dict[str, str] = {}
+    more = ""
     if methods:
-        status, code = 405, "method_not_allowed"
-        more["Allow"] = ",".join(methods)
-        message = f"{call.method} is not allowed here; use {more['Allow']}"
+        status, code, allowed = 405, "method_not_allowed", ",".join(methods)
+        more = f"Allow: {allowed}\r\n"
+        message = f"{call.method} is not allowed here; use {allowed}"
     else:
         status, code = 404, "unknown_url"
         path = call.path[:_PATH_CHARS_MAX]

@@ -113,14 +113,12 @@ def render(
     )
 
 
-def headers(error: FairleadError) -> dict[str, str]:
-    """When to come back, as HTTP and OpenAI's clients read it."""
+def lines_of(error: FairleadError) -> str:
+    """When to come back, as HTTP and OpenAI's clients read it: headers, as they stand in a head."""
     if error.reason in _FINAL:
-        return {"x-should-retry": "false"}
+        return "x-should-retry: false\r\n"
     if error.retry_after_s is None:
-        return {}
+        return ""
     # Rounded up: a client that comes back early is refused again.
-    return {
-        "Retry-After": str(max(1, math.ceil(error.retry_after_s))),
-        "retry-after-ms": str(max(1, math.ceil(error.retry_after_s * 1000))),
-    }
+    seconds, milliseconds = math.ceil(error.retry_after_s), math.ceil(error.retry_after_s * 1000)
+    return f"Retry-After: {max(1, seconds)}\r\nretry-after-ms: {max(1, milliseconds)}\r\n"

@@ -13,6 +13,7 @@ from common.rpc import as_fairlead_error
 from common.telemetry import trace_fields
 from data_plane.gateway import errors, limits, render, replies, translate
 from data_plane.relay.grpc.pieces import text_of
+from data_plane.relay.http1.answers import lines
 from data_plane.relay.http1.calls import HttpCall
 from data_plane.relay.http1.requests import Fault
 from data_plane.router.core.keys import Caller
@@ -23,11 +24,13 @@ from fairlead.errors import FairleadError, InvalidArgumentError, Reason, Unavail
 
 _TRACE: Final = (b"traceparent", b"tracestate")
 _CROWDED_RETRY_S: Final = 1.0
-_STREAMED: Final = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+_STREAMED: Final = lines(
+    {
+        "Content-Type": "text/event-stream; charset=utf-8",
+        "Cache-Control": "no-cache",
+        "X-Accel-Buffering": "no",
+    }
+)
 
 
 class Generation:
@@ -73,7 +76,7 @@ class Generation:
             error = UnavailableError(fault.message, reason=Reason.QUEUE_FULL, retry_after_s=_CROWDED_RETRY_S)
         known_id = self._flow.refuse(error, self._authorization).request_id
         body = errors.of_fault(fault.status, fault.message, request_id=known_id)
-        replies.refused(self._call, fault.status, body, known_id, errors.headers(error))
+        replies.refused(self._call, fault.status, body, known_id, errors.lines_of(error))
 
     def on_gone(self) -> None:
         """See Served."""
@@ -86,19 +89,19 @@ class Generation:
             self._exchange.resume()
 
     def _start(self, body: bytes) -> None:
-        headers = self._call.headers
-        read = translate.chat if self._chat else translate.completion
-        wanted, decoded = read(body, headers)
+        call, chat = self._call, self._chat
+        headers = call.headers
+        wanted, decoded = translate.chat(body, headers) if chat else translate.completion(body, headers)
         traced = [(name.decode(), headers[name].decode("latin-1")) for name in _TRACE if name in headers]
-        call = Call(wanted, self._authorization, None, trace_fields(traced) if traced else (), self._caller)
-        exchange = self._exchange = self._flow.open(call)
-        created_s = self._clock.wall_ns() // NS_PER_S
-        shape = render.Shape(chat=self._chat, receipt=exchange.receipt, created_s=created_s)
+        exchange = self._exchange = self._flow.open(
+            Call(wanted, self._authorization, None, trace_fields(traced) if traced else (), self._caller)
+        )
+        receipt, created_s = exchange.receipt, self._clock.wall_ns() // NS_PER_S
         if decoded.stream:
-            stream = shape.stream(include_usage=translate.wants_usage(decoded))
-            exchange.start(Streamed(self._call, exchange.receipt, stream))
+            usage = translate.wants_usage(decoded)
+            exchange.start(Streamed(call, receipt, chat=chat, created_s=created_s, include_usage=usage))
         else:
-            exchange.start(Whole(self._call, exchange.receipt, shape))
+            exchange.start(Whole(call, receipt, chat=chat, created_s=created_s))
 
     def _refuse(self, error: FairleadError) -> None:
         """Counts and answers a request that the flow does not see."""
@@ -112,15 +115,17 @@ class Whole:
     Args:
         call: The call.
         receipt: Of the request.
-        shape: Chat or plain.
+        chat: A chat, or a plain completion.
+        created_s: Unix time.
     """
 
-    __slots__ = ("_call", "_receipt", "_shape", "_texts")
+    __slots__ = ("_call", "_chat", "_created_s", "_receipt", "_texts")
 
-    def __init__(self, call: HttpCall, receipt: Receipt, shape: render.Shape) -> None:
+    def __init__(self, call: HttpCall, receipt: Receipt, *, chat: bool, created_s: int) -> None:
         self._call = call
         self._receipt = receipt
-        self._shape = shape
+        self._chat = chat
+        self._created_s = created_s
         self._texts: list[bytes] = []
 
     def on_piece(self, piece: bytes) -> bool:
@@ -130,9 +135,9 @@ class Whole:
 
     def on_finished(self, finished: Finished) -> None:
         """See Sink."""
-        receipt = self._receipt
-        body = self._shape.whole(b"".join(self._texts).decode("utf-8", "replace"), finished)
-        replies.found(self._call, body, receipt.request_id, limits.receipt_headers(receipt, final=True))
+        receipt, text = self._receipt, b"".join(self._texts)
+        body = render.whole(receipt, finished, text, chat=self._chat, created_s=self._created_s)
+        replies.found(self._call, body, receipt.request_id, limits.receipt_lines(receipt, final=True))
 
     def on_failed(self, error: FairleadError) -> None:
         """See Sink."""
@@ -147,43 +152,50 @@ class Streamed:
     Args:
         call: The call.
         receipt: Of the request.
-        stream: Renders the events.
+        chat: A chat, or a plain completion.
+        created_s: Unix time.
+        include_usage: See render.Stream.
     """
 
-    __slots__ = ("_begun", "_call", "_receipt", "_stream")
+    __slots__ = ("_call", "_chat", "_created_s", "_include_usage", "_receipt", "_stream")
 
-    def __init__(self, call: HttpCall, receipt: Receipt, stream: render.Stream) -> None:
+    def __init__(self, call: HttpCall, receipt: Receipt, *, chat: bool, created_s: int, include_usage: bool) -> None:
         self._call = call
         self._receipt = receipt
-        self._stream = stream
-        self._begun = False
+        self._chat = chat
+        self._created_s = created_s
+        self._include_usage = include_usage
+        self._stream: render.Stream | None = None
 
     def on_piece(self, piece: bytes) -> bool:
         """See Sink."""
-        if not self._begun:
-            self._begin()
-        call = self._call
-        call.write(self._stream.piece(text_of(piece)))
+        call, stream, text = self._call, self._stream, text_of(piece)
+        call.write(stream.piece(text) if stream is not None else self._begin().first(text))
         return not call.blocked
 
     def on_finished(self, finished: Finished) -> None:
         """See Sink."""
-        if not self._begun:
-            self._begin()
-        self._call.write(self._stream.end(finished))
-        self._call.end()
+        call, stream = self._call, self._stream
+        if stream is None:
+            stream = self._begin()
+            call.write(stream.first(b""))
+        call.write(stream.end(finished))
+        call.end()
 
     def on_failed(self, error: FairleadError) -> None:
         """See Sink."""
         call, receipt = self._call, self._receipt
-        if self._begun:
+        if self._stream is None:
+            replies.failed(call, error, receipt.request_id, receipt)
+        else:
             call.write(render.error_event(errors.body(error, request_id=receipt.request_id)))
             call.end()
-        else:
-            replies.failed(call, error, receipt.request_id, receipt)
 
-    def _begin(self) -> None:
-        self._begun = True
+    def _begin(self) -> render.Stream:
         call, receipt = self._call, self._receipt
-        headers = limits.receipt_headers(receipt, final=False)
-        call.begin(200, _STREAMED | headers | replies.echo(call, receipt.request_id))
+        headers = limits.receipt_lines(receipt, final=False)
+        call.begin(200, _STREAMED + headers + replies.echo(receipt.request_id, call))
+        stream = self._stream = render.Stream(
+            receipt, chat=self._chat, created_s=self._created_s, include_usage=self._include_usage
+        )
+        return stream

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+from data_plane.relay.http1.answers import lines
 from data_plane.router.core.holds import BucketView
 from data_plane.router.exchange import Receipt
 
-REQUEST_ID = "x-fairlead-request-id"
+REQUEST_ID: Final = "x-fairlead-request-id"
 
-_MILLI = 1000
+_MILLI: Final = 1000
 
 
-def receipt_headers(receipt: Receipt, *, final: bool) -> dict[str, str]:
-    """The platform's own headers.
+def receipt_lines(receipt: Receipt, *, final: bool) -> str:
+    """The platform's own headers, as they stand in a head.
 
     Args:
         receipt: What is known.
         final: Whether the request has ended, so that its charge is known.
     """
-    headers = {REQUEST_ID: receipt.request_id}
+    text = f"{REQUEST_ID}: {receipt.request_id}\r\n"
     if receipt.replica_id:
-        headers["x-fairlead-replica"] = receipt.replica_id
-        headers["x-fairlead-estimated-milli-mu"] = str(receipt.estimated_milli_mu)
-    if receipt.quota is not None:
-        headers["x-fairlead-quota-left-milli-mu"] = str(receipt.quota_left_milli_mu)
-        headers |= quota_headers(receipt.quota, receipt)
+        text += lines({"x-fairlead-replica": receipt.replica_id})
+        text += f"x-fairlead-estimated-milli-mu: {receipt.estimated_milli_mu}\r\n"
+    quota = receipt.quota
+    if quota is not None:
+        text += f"x-fairlead-quota-left-milli-mu: {receipt.quota_left_milli_mu}\r\n" + quota_lines(quota, receipt)
     if final:
-        headers["x-fairlead-settled-milli-mu"] = str(receipt.settled_milli_mu)
-    return headers
+        text += f"x-fairlead-settled-milli-mu: {receipt.settled_milli_mu}\r\n"
+    return text
 
 
-def quota_headers(quota: BucketView, receipt: Receipt) -> dict[str, str]:
-    """OpenAI's rate limit headers.
+def quota_lines(quota: BucketView, receipt: Receipt) -> str:
+    """OpenAI's rate limit headers, as they stand in a head.
 
     The quota counts model units, so limits in requests and tokens are what it would admit of requests like this one.
 
@@ -42,20 +45,20 @@ def quota_headers(quota: BucketView, receipt: Receipt) -> dict[str, str]:
     missing = quota.burst_milli_mu - left
     rate = quota.rate_milli_mu_per_minute
     reset = f"{missing * 60 / rate:.3f}s" if rate > 0 else "0s"
-    headers = {
-        "x-ratelimit-limit-mu": f"{rate / _MILLI:g}",
-        "x-ratelimit-remaining-mu": f"{left / _MILLI:g}",
-        "x-ratelimit-reset-mu": reset,
-    }
+    text = (
+        f"x-ratelimit-limit-mu: {rate / _MILLI:g}\r\n"
+        f"x-ratelimit-remaining-mu: {left / _MILLI:g}\r\n"
+        f"x-ratelimit-reset-mu: {reset}\r\n"
+    )
     each = receipt.settled_milli_mu or receipt.estimated_milli_mu
     if each > 0:
         tokens = receipt.estimated_tokens
-        headers |= {
-            "x-ratelimit-limit-requests": str(rate // each),
-            "x-ratelimit-remaining-requests": str(left // each),
-            "x-ratelimit-reset-requests": reset,
-            "x-ratelimit-limit-tokens": str(rate * tokens // each),
-            "x-ratelimit-remaining-tokens": str(left * tokens // each),
-            "x-ratelimit-reset-tokens": reset,
-        }
-    return headers
+        text += (
+            f"x-ratelimit-limit-requests: {rate // each}\r\n"
+            f"x-ratelimit-remaining-requests: {left // each}\r\n"
+            f"x-ratelimit-reset-requests: {reset}\r\n"
+            f"x-ratelimit-limit-tokens: {rate * tokens // each}\r\n"
+            f"x-ratelimit-remaining-tokens: {left * tokens // each}\r\n"
+            f"x-ratelimit-reset-tokens: {reset}\r\n"
+        )
+    return text

@@ -1,7 +1,12 @@
-"""Answers in OpenAI's shape: whole, and as server-sent events."""
+"""Answers in OpenAI's shape: whole, and as server-sent events.
+
+Their JSON is put together from bytes, because nearly all of it is the same in every answer, and all but the text in
+every chunk of one.
+"""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -13,96 +18,72 @@ from data_plane.router.exchange import Finished, Receipt
 from fairlead.admin.v1 import admin_pb2
 from fairlead.inference.v1 import inference_pb2 as pb
 
-DONE: Final = b"data: [DONE]\n\n"
-
 _encode: Final = msgspec.json.Encoder().encode
-_MARK: Final = "\x00"
-_FINISH: Final = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
+_FINISH: Final = {pb.FINISH_REASON_STOP: b"stop", pb.FINISH_REASON_LENGTH: b"length"}
+_SOURCES_MAX: Final = 1024
+
+_OPENING: Final = b'{"id":%b,"object":"%b","created":%d,%b,"choices":['
+_USAGE: Final = (
+    b'"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,'
+    b'"prompt_tokens_details":{"cached_tokens":%d},'
+    b'"fairlead":{"estimated_milli_mu":%d,"settled_milli_mu":%d,"quota_left_milli_mu":%d,"replica_id":%b}}'
+)
+
+# One choice: while it goes on, and at its end.
+_ONGOING: Final = b'{"index":0,"logprobs":null,"finish_reason":null,'
+_ENDED: Final = b'{"index":0,"logprobs":null,"finish_reason":"%b",'
 
 
-class Shape:
-    """How one request is answered: as a chat or as a plain completion.
+def whole(receipt: Receipt, finished: Finished, text: bytes, *, chat: bool, created_s: int) -> bytes:
+    """The JSON body of an answer that is not streamed.
 
     Args:
-        chat: Chat or plain.
-        receipt: Ids and the replica's engine, known by the time anything is rendered.
+        receipt: Complete.
+        finished: The answer's end.
+        text: UTF-8. What is none in it is replaced, for JSON has no other text.
+        chat: A chat, or a plain completion.
         created_s: Unix time.
     """
-
-    def __init__(self, *, chat: bool, receipt: Receipt, created_s: int) -> None:
-        self._chat = chat
-        self._receipt = receipt
-        self._created_s = created_s
-
-    def head(self, *, chunk: bool) -> dict[str, Any]:
-        """What every body begins with.
-
-        Args:
-            chunk: It is one of a stream.
-        """
-        receipt, chat = self._receipt, self._chat
-        return {
-            "id": ("chatcmpl-" if chat else "cmpl-") + receipt.request_id,
-            "object": ("chat.completion.chunk" if chunk else "chat.completion") if chat else "text_completion",
-            "created": self._created_s,
-            "model": receipt.model_id,
-            "system_fingerprint": f"fp_{hash64(receipt.engine) >> 24:010x}",
-        }
-
-    def whole(self, text: str, finished: Finished) -> bytes:
-        """The JSON body of an answer that is not streamed."""
-        choice = self._choice({"role": "assistant", "content": text, "refusal": None}, "message", text, finished)
-        return _encode({**self.head(chunk=False), "choices": [choice], "usage": self.usage(finished.usage)})
-
-    def stream(self, *, include_usage: bool) -> Stream:
-        """Renders the same answer piece by piece."""
-        return Stream(self, include_usage)
-
-    def delta(self, text: str | None, finished: Finished | None, *, first: bool) -> dict[str, Any]:
-        """One choice of a chunk."""
-        delta: dict[str, Any] = {"role": "assistant"} if first else {}
-        if text is not None:
-            delta["content"] = text
-        return self._choice(delta, "delta", text or "", finished)
-
-    def usage(self, counts: pb.Usage) -> dict[str, Any]:
-        """Token counts, and beside OpenAI's fields what the request cost: a stream's headers left too early for it."""
-        receipt = self._receipt
-        return {
-            "prompt_tokens": counts.input_tokens,
-            "completion_tokens": counts.output_tokens,
-            "total_tokens": counts.input_tokens + counts.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": counts.cached_input_tokens},
-            "fairlead": {
-                "estimated_milli_mu": receipt.estimated_milli_mu,
-                "settled_milli_mu": receipt.settled_milli_mu,
-                "quota_left_milli_mu": receipt.quota_left_milli_mu,
-                "replica_id": receipt.replica_id,
-            },
-        }
-
-    def _choice(self, content: dict[str, Any], key: str, text: str, finished: Finished | None) -> dict[str, Any]:
-        reason = _FINISH.get(finished.finish_reason, "stop") if finished else None
-        shared = {"index": 0, "logprobs": None, "finish_reason": reason}
-        return {**shared, key: content} if self._chat else {**shared, "text": text}
+    content = b'"message":{"role":"assistant","content":%b,"refusal":null}}],' if chat else b'"text":%b}],'
+    return b"".join(
+        (
+            _opening(receipt, b"chat.completion" if chat else b"text_completion", chat, created_s),
+            _ENDED % _FINISH.get(finished.finish_reason, b"stop"),
+            content % _json(text),
+            _usage(receipt, finished.usage),
+            b"}",
+        )
+    )
 
 
 class Stream:
     """The chunks of one streamed answer.
 
     Args:
-        shape: Chat or plain.
+        receipt: With the replica.
+        chat: A chat, or a plain completion.
+        created_s: Unix time.
         include_usage: Whether a last chunk carries the usage; all others then say null.
     """
 
-    __slots__ = ("_after", "_before", "_first", "_head", "_include_usage", "_shape")
+    __slots__ = ("_after", "_before", "_chat", "_include_usage", "_nothing", "_opening", "_receipt")
 
-    def __init__(self, shape: Shape, include_usage: bool) -> None:
-        self._shape = shape
+    def __init__(self, receipt: Receipt, *, chat: bool, created_s: int, include_usage: bool) -> None:
+        self._receipt = receipt
+        self._chat = chat
         self._include_usage = include_usage
-        self._head: dict[str, Any] | None = None
-        self._before = self._after = b""
-        self._first = True
+        self._nothing = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        kind = b"chat.completion.chunk" if chat else b"text_completion"
+        self._opening = b"data: " + _opening(receipt, kind, chat, created_s)
+        self._before = self._opening + _ONGOING + (b'"delta":{"content":' if chat else b'"text":')
+        self._after = (b"}}" if chat else b"}") + self._nothing
+
+    def first(self, text: bytes) -> bytes:
+        """The first chunk; arguments as in `piece`."""
+        if not self._chat:
+            return self.piece(text)
+        delta = b'"delta":{"role":"assistant","content":'
+        return b"".join((self._opening, _ONGOING, delta, _json(text), self._after))
 
     def piece(self, text: bytes) -> bytes:
         """A chunk with new text.
@@ -110,35 +91,17 @@ class Stream:
         Args:
             text: UTF-8. What is none in it is replaced, for JSON has no other text.
         """
-        if self._first:
-            self._first = False
-            return self._chunk([self._shape.delta(text.decode("utf-8", "replace"), None, first=True)])
-        if not self._before:
-            # Everything but the text is the same in every later chunk: encoded once.
-            self._before, self._after = self._chunk([self._shape.delta(_MARK, None, first=False)]).split(_encode(_MARK))
-        try:
-            token = text.decode()
-        except UnicodeDecodeError:
-            token = text.decode("utf-8", "replace")
-        return b"".join((self._before, _encode(token), self._after))
+        return b"".join((self._before, _encode(text.decode("utf-8", "replace")), self._after))
 
     def end(self, finished: Finished) -> bytes:
         """The last chunks."""
-        chunks = self._chunk([self._shape.delta(None, finished, first=self._first)])
+        choice = _ENDED % _FINISH.get(finished.finish_reason, b"stop") + (
+            b'"delta":{}}' if self._chat else b'"text":""}'
+        )
+        chunks = self._opening + choice + self._nothing
         if self._include_usage:
-            assert self._head is not None
-            chunks += _event({**self._head, "choices": [], "usage": self._shape.usage(finished.usage)})
-        return chunks + DONE
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
-        if self._head is None:
-            self._head = self._shape.head(chunk=True)
-        nothing = {"usage": None} if self._include_usage else {}
-        return _event({**self._head, "choices": choices, **nothing})
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b"data: " + _encode(value) + b"\n\n"
+            chunks += self._opening + b"]," + _usage(self._receipt, finished.usage) + b"}\n\n"
+        return chunks + b"data: [DONE]\n\n"
 
 
 def error_event(body: bytes) -> bytes:
@@ -166,3 +129,34 @@ def encode(value: dict[str, Any]) -> bytes:
 def message(value: Message) -> bytes:
     """A message of the platform's own APIs as JSON: the proto's field names, 64-bit numbers as text."""
     return _encode(json_format.MessageToDict(value, preserving_proto_field_name=True))
+
+
+def _json(text: bytes) -> bytes:
+    return _encode(text.decode("utf-8", "replace"))
+
+
+def _opening(receipt: Receipt, kind: bytes, chat: bool, created_s: int) -> bytes:
+    """What every body begins with, up to its choices."""
+    name = _encode(("chatcmpl-" if chat else "cmpl-") + receipt.request_id)
+    return _OPENING % (name, kind, created_s, _source(receipt.model_id, receipt.engine))
+
+
+@lru_cache(_SOURCES_MAX)
+def _source(model_id: str, engine: str) -> bytes:
+    """What an answer came from."""
+    return b'"model":%b,"system_fingerprint":"fp_%010x"' % (_encode(model_id), hash64(engine) >> 24)
+
+
+def _usage(receipt: Receipt, counts: pb.Usage) -> bytes:
+    """Token counts, and beside OpenAI's fields what the request cost: a stream's headers left too early for it."""
+    input_tokens, output_tokens = counts.input_tokens, counts.output_tokens
+    return _USAGE % (
+        input_tokens,
+        output_tokens,
+        input_tokens + output_tokens,
+        counts.cached_input_tokens,
+        receipt.estimated_milli_mu,
+        receipt.settled_milli_mu,
+        receipt.quota_left_milli_mu,
+        _encode(receipt.replica_id),
+    )

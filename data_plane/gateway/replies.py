@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from typing import Final
 
 from data_plane.gateway import errors, limits
+from data_plane.relay.http1.answers import lines
 from data_plane.relay.http1.calls import HttpCall
 from data_plane.router.exchange import Receipt
 from fairlead.errors import FairleadError
 
-JSON: Final = "application/json"
-ECHO: Final = "x-request-id"
-ID_BYTES: Final = 12
+JSON: Final = lines({"Content-Type": "application/json"})
 
-_ECHO_FIELD: Final = ECHO.encode()
+_ECHO: Final = "x-request-id"
+_ID_BYTES: Final = 12
+_ECHO_FIELD: Final = _ECHO.encode()
 _ECHO_BYTES_MAX: Final = 128
 
 
@@ -25,20 +25,22 @@ def authorization(call: HttpCall) -> str | None:
     return None if given is None else given.decode("latin-1")
 
 
-def echo(call: HttpCall, known_id: str | None) -> dict[str, str]:
-    """The client's own correlation id, or the platform's request id where it sent none.
+def echo(known_id: str | None, call: HttpCall | None = None) -> str:
+    """The header of the client's own correlation id, or of the platform's request id where it sent none.
 
     Args:
-        call: The call.
-        known_id: Under which the platform remembers it, or None where it was none for text.
+        known_id: Under which the platform remembers the request, or None where it was none for text.
+        call: The call, or None where not even its head could be read.
     """
-    sent = call.headers.get(_ECHO_FIELD, b"").decode("latin-1")
-    if sent and len(sent) <= _ECHO_BYTES_MAX and sent.isascii() and sent.isprintable():
-        return {ECHO: sent}
-    return {ECHO: known_id or secrets.token_hex(ID_BYTES)}
+    sent = call.headers.get(_ECHO_FIELD) if call is not None else None
+    if sent and len(sent) <= _ECHO_BYTES_MAX and sent.isascii():
+        text = sent.decode()
+        if text.isprintable():
+            return f"{_ECHO}: {text}\r\n"
+    return f"{_ECHO}: {known_id or secrets.token_hex(_ID_BYTES)}\r\n"
 
 
-def found(call: HttpCall, body: bytes, known_id: str | None, more: Mapping[str, str] | None = None) -> None:
+def found(call: HttpCall, body: bytes, known_id: str | None, more: str = "") -> None:
     """Answers with what was asked for.
 
     Args:
@@ -47,7 +49,7 @@ def found(call: HttpCall, body: bytes, known_id: str | None, more: Mapping[str, 
         known_id: As in `echo`.
         more: Further headers.
     """
-    call.respond(200, {"Content-Type": JSON, **(more or {}), **echo(call, known_id)}, body)
+    call.respond(200, JSON + more + echo(known_id, call), body)
 
 
 def failed(call: HttpCall, error: FairleadError, known_id: str | None, receipt: Receipt | None = None) -> None:
@@ -59,14 +61,16 @@ def failed(call: HttpCall, error: FairleadError, known_id: str | None, receipt: 
         known_id: As in `echo`.
         receipt: Of the request, where it was one that the flow ran.
     """
-    more = errors.headers(error)
-    if receipt is not None:
-        more |= limits.receipt_headers(receipt, final=True)
-    refused(call, error.http_status, errors.body(error, request_id=known_id), known_id, more)
+    body, more = errors.body(error, request_id=known_id), errors.lines_of(error)
+    if receipt is None:
+        refused(call, error.http_status, body, known_id, more)
+    else:
+        more += limits.receipt_lines(receipt, final=True)
+        call.respond(error.http_status, JSON + more + echo(known_id, call), body)
 
 
-def refused(call: HttpCall, status: int, body: bytes, known_id: str | None, more: Mapping[str, str]) -> None:
-    """Answers with any error.
+def refused(call: HttpCall, status: int, body: bytes, known_id: str | None, more: str) -> None:
+    """Answers with an error of a request that did not run.
 
     Args:
         call: The call.
@@ -75,5 +79,5 @@ def refused(call: HttpCall, status: int, body: bytes, known_id: str | None, more
         known_id: As in `echo`.
         more: Further headers.
     """
-    named = {limits.REQUEST_ID: known_id} if known_id else {}
-    call.respond(status, {"Content-Type": JSON, **more, **echo(call, known_id), **named}, body)
+    named = f"{limits.REQUEST_ID}: {known_id}\r\n" if known_id else ""
+    call.respond(status, JSON + more + echo(known_id, call) + named, body)

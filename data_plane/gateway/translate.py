@@ -18,7 +18,10 @@ SESSION_HEADER: Final = "X-Fairlead-Session"
 PRIORITY_HEADER: Final = "X-Fairlead-Priority"
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 
-_FIELDS: Final = {name: name.lower().encode() for name in (SESSION_HEADER, PRIORITY_HEADER, IDEMPOTENCY_HEADER)}
+# As they stand among a request's headers.
+_SESSION: Final = SESSION_HEADER.lower().encode()
+_PRIORITY: Final = PRIORITY_HEADER.lower().encode()
+_IDEMPOTENCY: Final = IDEMPOTENCY_HEADER.lower().encode()
 _PRIORITIES: Final = {
     "batch": pb.PRIORITY_BATCH,
     "interactive": pb.PRIORITY_INTERACTIVE,
@@ -53,10 +56,12 @@ def chat(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[pb.GenerateReques
     if limit is None:
         limit, name = decoded.max_tokens, "max_tokens"
     request = _common(decoded, headers, limit, name)
-    request.session_id = request.session_id or decoded.prompt_cache_key or ""
+    if decoded.prompt_cache_key and not request.session_id:
+        request.session_id = decoded.prompt_cache_key
     request.chat.SetInParent()
+    messages = request.chat.messages
     for index, message in enumerate(decoded.messages):
-        request.chat.messages.append(_message(message, f"messages[{index}]"))
+        messages.add(role=_role(message, index), content=_content(message, index))
     return request, decoded
 
 
@@ -110,33 +115,43 @@ def _common(
     max_tokens: int | None,
     max_tokens_name: str,
 ) -> pb.GenerateRequest:
-    request = pb.GenerateRequest(
-        model=decoded.model,
-        session_id=_header(headers, SESSION_HEADER),
-        request_id=_header(headers, IDEMPOTENCY_HEADER),
-        priority=_priority(_header(headers, PRIORITY_HEADER)),
-    )
+    request = pb.GenerateRequest(model=decoded.model)
+    if session := _header(headers, _SESSION, SESSION_HEADER):
+        request.session_id = session
+    if named := _header(headers, _IDEMPOTENCY, IDEMPOTENCY_HEADER):
+        request.request_id = named
+    if priority := _header(headers, _PRIORITY, PRIORITY_HEADER):
+        request.priority = _priority(priority)
     sampling = request.sampling
     if max_tokens is not None:
         sampling.max_tokens = _int32(max_tokens, max_tokens_name)
     if decoded.top_k is not None and decoded.top_k not in (0, -1):  # both mean "all" elsewhere
         sampling.top_k = _int32(decoded.top_k, "top_k")
-    for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
-        value = getattr(decoded, name)
-        if value is not None:
-            setattr(sampling, name, value)
+    if decoded.temperature is not None:
+        sampling.temperature = decoded.temperature
+    if decoded.top_p is not None:
+        sampling.top_p = decoded.top_p
+    if decoded.presence_penalty is not None:
+        sampling.presence_penalty = decoded.presence_penalty
+    if decoded.frequency_penalty is not None:
+        sampling.frequency_penalty = decoded.frequency_penalty
+    if decoded.repetition_penalty is not None:
+        sampling.repetition_penalty = decoded.repetition_penalty
     if decoded.seed is not None:
         if not -(1 << 63) <= decoded.seed <= _UINT64:
             raise InvalidArgumentError("seed must fit into 64 bits", field="seed")
         sampling.seed = decoded.seed & _UINT64
     if decoded.stop is not None:
         sampling.stop.extend([decoded.stop] if isinstance(decoded.stop, str) else decoded.stop)
-    sampling.ignore_end_token = bool(decoded.ignore_eos)
+    if decoded.ignore_eos:
+        sampling.ignore_end_token = True
     return request
 
 
-def _header(headers: Mapping[bytes, bytes], name: str) -> str:
-    value = headers.get(_FIELDS[name], b"")
+def _header(headers: Mapping[bytes, bytes], field: bytes, name: str) -> str:
+    value = headers.get(field)
+    if not value:
+        return ""
     if not value.isascii():
         raise InvalidArgumentError(f"{name} must be ASCII", field=name)
     return value.decode()
@@ -149,36 +164,34 @@ def _int32(value: int, name: str) -> int:
 
 
 def _priority(text: str) -> pb.Priority.ValueType:
-    if not text:
-        return pb.PRIORITY_UNSPECIFIED
     priority = _PRIORITIES.get(text.strip().lower())
     if priority is None:
         raise InvalidArgumentError(f"{PRIORITY_HEADER} must be batch or interactive", field=PRIORITY_HEADER)
     return priority
 
 
-def _message(message: Message, path: str) -> pb.ChatMessage:
-    for name in ("tool_calls", "function_call", "audio"):
-        if getattr(message, name):
-            raise InvalidArgumentError(f"{name} in messages are not supported", field=f"{path}.{name}")
-    role = "system" if message.role == "developer" else message.role
-    return pb.ChatMessage(role=role, content=_content(message, f"{path}.content"))
+def _role(message: Message, index: int) -> str:
+    if message.tool_calls or message.function_call or message.audio:
+        name = next(each for each in ("tool_calls", "function_call", "audio") if getattr(message, each))
+        raise InvalidArgumentError(f"{name} in messages are not supported", field=f"messages[{index}].{name}")
+    return "system" if message.role == "developer" else message.role
 
 
-def _content(message: Message, path: str) -> str:
+def _content(message: Message, index: int) -> str:
     content = message.content
     if isinstance(content, str):
         return content
+    path = f"messages[{index}].content"
     if content is None:
         if message.role == "assistant":
             return message.refusal or ""
         raise InvalidArgumentError("content must be a string or a list of text parts", field=path)
     texts = []
-    for index, part in enumerate(content):
+    for place, part in enumerate(content):
         text = {"text": part.text, "refusal": part.refusal}.get(part.type)
         if text is None:
             raise InvalidArgumentError(
-                'only text parts are supported: {"type": "text", "text": ...}', field=f"{path}[{index}]"
+                'only text parts are supported: {"type": "text", "text": ...}', field=f"{path}[{place}]"
             )
         texts.append(text)
     return "".join(texts)

@@ -32,21 +32,30 @@ class _Date:
 _date: Final = _Date()
 
 
-def head(status: int, headers: Mapping[str, str], framing: str) -> bytes:
-    """The head of an answer.
+def lines(headers: Mapping[str, str]) -> str:
+    """Headers as they stand in a head.
 
     Args:
-        status: HTTP status.
         headers: Names and values.
-        framing: Lines that say how long the answer is and what becomes of the connection.
 
     Raises:
         ValueError: A header has a line break in it.
     """
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if text.count("\n") != len(headers) or text.count("\r") != len(headers):
         raise ValueError("a header has a line break in it")
-    text = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{_date.line()}{lines}{framing}\r\n"
+    return text
+
+
+def head(status: int, headers: str, framing: str) -> bytes:
+    """The head of an answer.
+
+    Args:
+        status: HTTP status.
+        headers: See `lines`.
+        framing: Lines that say how long the answer is and what becomes of the connection.
+    """
+    text = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{_date.line()}{headers}{framing}\r\n"
     return text.encode("latin-1", "replace")
 
 

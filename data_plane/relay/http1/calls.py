@@ -40,8 +40,8 @@ class Application(Protocol):
         """A request's head has come; it may be answered before its body, which is then not kept."""
         ...
 
-    def malformed(self, fault: Fault) -> tuple[Mapping[str, str], bytes]:
-        """Headers and body of the answer to what is no request."""
+    def malformed(self, fault: Fault) -> tuple[str, bytes]:
+        """Headers, as `answers.lines`, and body of the answer to what is no request."""
         ...
 
 
@@ -102,12 +102,12 @@ class HttpCall:
         """What was sent waits for the client: send no more than what is under way until `on_writable`."""
         return self._line.blocked
 
-    def respond(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    def respond(self, status: int, headers: str, body: bytes) -> None:
         """The whole answer.
 
         Args:
             status: HTTP status.
-            headers: All but those of the connection and the length.
+            headers: All but those of the connection and the length; see `answers.lines`.
             body: May be empty.
         """
         line = self._line
@@ -118,8 +118,8 @@ class HttpCall:
         line.say(head if self.method == "HEAD" else head + body)
         line.ended(closes=closes)
 
-    def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """The head of an answer whose body comes piece by piece."""
+    def begin(self, status: int, headers: str) -> None:
+        """The head of an answer whose body comes piece by piece; see `respond`."""
         line, request = self._line, self._request
         if line.call is not self:
             return

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_plane.gateway.app import Gateway
-from data_plane.gateway.render import Shape
+from data_plane.gateway.render import Stream
 from data_plane.gateway.server import HttpServer
 from data_plane.relay.http1.limits import Limits, Patience
 from data_plane.router.exchange import Receipt
@@ -224,9 +224,9 @@ async def test_a_drain_lets_streams_end(lab: RouterLab) -> None:
 @given(st.lists(st.one_of(st.binary(max_size=20), st.text(max_size=20).map(str.encode)), min_size=1), st.booleans())
 def test_any_text_is_valid_json(texts: list[bytes], chat: bool) -> None:
     """Whatever a replica sends, every chunk is an event of JSON with that text; what is no text is replaced."""
-    stream = Shape(chat=chat, receipt=Receipt("r"), created_s=1).stream(include_usage=False)
-    for text in texts:
-        event = stream.piece(text)
+    stream = Stream(Receipt('"r\\'), chat=chat, created_s=1, include_usage=False)
+    for index, text in enumerate(texts):
+        event = stream.piece(text) if index else stream.first(text)
         assert event.startswith(b"data: ")
         assert event.endswith(b"\n\n")
         assert event.count(b"\n") == 2

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
+from data_plane.relay.http1.answers import lines
 from data_plane.relay.http1.calls import HttpCall
 from data_plane.relay.http1.limits import Limits, Patience
 from data_plane.relay.http1.requests import Fault
@@ -17,7 +18,7 @@ from data_plane.relay.http1.server import Server
 ANSWER_S = 20.0
 """An answer that takes longer is none: no machine is that slow, and nothing here waits for ever."""
 
-TEXT = {"Content-Type": "text/plain"}
+TEXT = lines({"Content-Type": "text/plain"})
 
 
 @dataclass
@@ -80,7 +81,7 @@ class App:
             call.respond(401, TEXT, b"no")
         return seen
 
-    def malformed(self, fault: Fault) -> tuple[Mapping[str, str], bytes]:
+    def malformed(self, fault: Fault) -> tuple[str, bytes]:
         return TEXT, b"line: " + fault.message.encode()
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_plane.relay.http1.answers import head, path_of
+from data_plane.relay.http1.answers import lines, path_of
 from data_plane.relay.http1.limits import BodyRoom, Limits
 from data_plane.relay.http1.requests import SLICE_BYTES, Reader, Request
 
@@ -255,4 +255,4 @@ def test_paths(target: bytes, path: str) -> None:
 def test_no_header_of_an_answer_begins_another() -> None:
     """A line break in a header's value is a defect of the caller's, not a second header."""
     with pytest.raises(ValueError, match="line break"):
-        head(200, {"X": "a\r\nSet-Cookie: b"}, "")
+        lines({"X": "a\r\nSet-Cookie: b"})
