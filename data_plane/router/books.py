@@ -16,7 +16,7 @@ from data_plane.router.exchange import Finished, Receipt
 from data_plane.router.usage_desk import UsageDesk
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
     """A whole answer, kept for a repeated request id.
 
@@ -31,7 +31,7 @@ class Answer:
     replica_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Books:
     """What a request's life is written into.
 

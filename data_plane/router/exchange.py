@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from data_plane.router.core.accounts import Outcome
@@ -18,11 +18,10 @@ TRIES_KEPT_MAX: Final = 16
 """Tries of one request that are remembered. A batch request that waits for room may have any number."""
 
 
-@dataclass(slots=True)  # not frozen: that costs each request a microsecond
 class Call:
     """One incoming request.
 
-    Attributes:
+    Args:
         request: What is asked, not checked yet.
         authorization: The authorization header's value, or None.
         deadline_ns: Monotonic end of the caller's patience, or None for the platform's ceiling.
@@ -30,44 +29,58 @@ class Call:
         caller: Whose key it is, where that was checked already.
     """
 
-    request: pb.GenerateRequest
-    authorization: str | None
-    deadline_ns: int | None = None
-    trace: tuple[tuple[str, str], ...] = ()
-    caller: Caller | None = None
+    __slots__ = ("authorization", "caller", "deadline_ns", "request", "trace")
+
+    def __init__(
+        self,
+        request: pb.GenerateRequest,
+        authorization: str | None,
+        deadline_ns: int | None = None,
+        trace: tuple[tuple[str, str], ...] = (),
+        caller: Caller | None = None,
+    ) -> None:
+        self.request = request
+        self.authorization = authorization
+        self.deadline_ns = deadline_ns
+        self.trace = trace
+        self.caller = caller
 
 
-@dataclass(slots=True)
 class Try:
     """One attempt on one replica.
 
-    Attributes:
+    Args:
         choice: Why this replica.
         start_ns: Monotonic time of the choice.
+
+    Attributes:
         first_token_ns: Monotonic time of its first token; 0 until then.
         failure_reason: Why it failed; empty where it did not.
         wait_ns: How long the request waited for a replica with room before it.
     """
 
-    choice: Pick
-    start_ns: int
-    first_token_ns: int = 0
-    failure_reason: str = ""
-    wait_ns: int = 0
+    __slots__ = ("choice", "failure_reason", "first_token_ns", "start_ns", "wait_ns")
+
+    def __init__(self, choice: Pick, start_ns: int) -> None:
+        self.choice = choice
+        self.start_ns = start_ns
+        self.first_token_ns = self.wait_ns = 0
+        self.failure_reason = ""
 
 
-@dataclass(slots=True)
 class Receipt:
     """What is known of a request so far; complete once it has ended, however it ended.
 
     It outlives the request in the decision log, so it never holds a prompt, an output or a key.
 
-    Attributes:
+    Args:
         request_id: The client's id, or one the router drew.
         arrive_ns: Monotonic arrival; 0 before it ran.
         arrive_wall_ns: The same by the wall clock, for people.
         tenant_id: Who asked; empty until the key was checked.
         model_id: The model; empty until it was found.
+
+    Attributes:
         priority: The scheduling class; unspecified until the request was checked.
         session_id: The session, or empty.
         profile_id: What it is priced by; empty until it was.
@@ -94,35 +107,59 @@ class Receipt:
         retry_after_s: When to come back, as told, or None.
     """
 
-    request_id: str
-    arrive_ns: int = 0
-    arrive_wall_ns: int = 0
-    tenant_id: str = ""
-    model_id: str = ""
-    priority: pb.Priority.ValueType = pb.PRIORITY_UNSPECIFIED
-    session_id: str = ""
-    profile_id: str = ""
-    price: Price | None = None
-    estimated_milli_mu: int = 0
-    bucket: BucketView | None = None
-    admitted: bool = False
-    held_milli_mu: int = 0
-    wait_ns: int = 0
-    room_wait_ns: int = 0
-    attempts: int = 0
-    tries: list[Try] = field(default_factory=list)
-    replica_id: str = ""
-    engine: str = ""
-    output_tokens: int = 0
-    usage: tuple[int, int, int] | None = None
-    cost: Cost | None = None
-    quota: BucketView | None = None
-    replayed: bool = False
-    outcome: Outcome | None = None
-    end_ns: int = 0
-    reason: str = ""
-    message: str = ""
-    retry_after_s: float | None = None
+    __slots__ = (
+        "admitted",
+        "arrive_ns",
+        "arrive_wall_ns",
+        "attempts",
+        "bucket",
+        "cost",
+        "end_ns",
+        "engine",
+        "estimated_milli_mu",
+        "held_milli_mu",
+        "message",
+        "model_id",
+        "outcome",
+        "output_tokens",
+        "price",
+        "priority",
+        "profile_id",
+        "quota",
+        "reason",
+        "replayed",
+        "replica_id",
+        "request_id",
+        "retry_after_s",
+        "room_wait_ns",
+        "session_id",
+        "tenant_id",
+        "tries",
+        "usage",
+        "wait_ns",
+    )
+
+    def __init__(
+        self, request_id: str, arrive_ns: int = 0, arrive_wall_ns: int = 0, tenant_id: str = "", model_id: str = ""
+    ) -> None:
+        self.request_id = request_id
+        self.arrive_ns = arrive_ns
+        self.arrive_wall_ns = arrive_wall_ns
+        self.tenant_id = tenant_id
+        self.model_id = model_id
+        self.priority: pb.Priority.ValueType = pb.PRIORITY_UNSPECIFIED
+        self.session_id = self.profile_id = self.replica_id = self.engine = self.reason = self.message = ""
+        self.price: Price | None = None
+        self.estimated_milli_mu = self.held_milli_mu = self.wait_ns = self.room_wait_ns = self.end_ns = 0
+        self.attempts = self.output_tokens = 0
+        self.bucket: BucketView | None = None
+        self.quota: BucketView | None = None
+        self.admitted = self.replayed = False
+        self.tries: list[Try] = []
+        self.usage: tuple[int, int, int] | None = None
+        self.cost: Cost | None = None
+        self.outcome: Outcome | None = None
+        self.retry_after_s: float | None = None
 
     def tried(self, this: Try) -> None:
         """A replica is tried."""
@@ -170,7 +207,7 @@ class Receipt:
         return max(0, self.quota.level_milli_mu) if self.quota else 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Delta:
     """A piece of the answer.
 
@@ -183,19 +220,21 @@ class Delta:
     output_tokens: int
 
 
-@dataclass(slots=True)  # as Call
 class Finished:
     """The end of an answer; nothing comes after it.
 
-    Attributes:
+    Args:
         finish_reason: Why it ended.
         usage: The engine's counts.
         cost: The price.
     """
 
-    finish_reason: pb.FinishReason.ValueType
-    usage: pb.Usage
-    cost: pb.Cost
+    __slots__ = ("cost", "finish_reason", "usage")
+
+    def __init__(self, finish_reason: pb.FinishReason.ValueType, usage: pb.Usage, cost: pb.Cost) -> None:
+        self.finish_reason = finish_reason
+        self.usage = usage
+        self.cost = cost
 
 
 Event = Delta | Finished

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -35,38 +34,52 @@ _RANKS: Final = {pb.PRIORITY_SYSTEM: 0, pb.PRIORITY_INTERACTIVE: 1, pb.PRIORITY_
 _NS_PER_MINUTE: Final = 60 * NS_PER_S
 
 
-@dataclass(slots=True)  # not frozen: that costs each request a microsecond
 class Route:
     """What decides where a request may go; found once per request.
 
-    Attributes:
+    Args:
         order: The request.
         receipt: Its receipt.
         shard_key: Where it lies in the key space.
         blocks: Names of its prompt's leading blocks; none where no replica of the model keeps prefixes.
     """
 
-    order: Order
-    receipt: Receipt
-    shard_key: int
-    blocks: tuple[int, ...]
+    __slots__ = (
+        "blocks",
+        "order",
+        "receipt",
+        "shard_key",
+    )
+
+    def __init__(self, order: Order, receipt: Receipt, shard_key: int, blocks: tuple[int, ...]) -> None:
+        self.order = order
+        self.receipt = receipt
+        self.shard_key = shard_key
+        self.blocks = blocks
 
 
-@dataclass(slots=True)  # as Route
 class Chosen:
     """A replica, with the request already counted on it.
 
-    Attributes:
+    Args:
         member: The replica.
         pick: Why this one.
         dispatch: The request there; to be ended once, whatever becomes of it.
         generation: The assignment it was picked by; the zero generation where there was none.
     """
 
-    member: Member
-    pick: Pick
-    dispatch: Dispatch
-    generation: Generation
+    __slots__ = (
+        "dispatch",
+        "generation",
+        "member",
+        "pick",
+    )
+
+    def __init__(self, member: Member, pick: Pick, dispatch: Dispatch, generation: Generation) -> None:
+        self.member = member
+        self.pick = pick
+        self.dispatch = dispatch
+        self.generation = generation
 
 
 class NoReplicaError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from random import Random
 
 from opentelemetry import trace
@@ -24,17 +23,22 @@ _FINISH_NAMES = {
 _PRIORITY_NAMES = {pb.PRIORITY_BATCH: "batch", pb.PRIORITY_INTERACTIVE: "interactive", pb.PRIORITY_SYSTEM: "system"}
 
 
-@dataclass(slots=True)  # not frozen: that costs each request a microsecond
 class RequestTrace:
     """How one request is traced.
 
-    Attributes:
+    Args:
         span: Of the whole request; None for one that is not recorded.
         passed_on: What replicas are told where it is None: the caller's context, as it came.
     """
 
-    span: Span | None
-    passed_on: Metadata
+    __slots__ = (
+        "passed_on",
+        "span",
+    )
+
+    def __init__(self, span: Span | None, passed_on: Metadata) -> None:
+        self.span = span
+        self.passed_on = passed_on
 
 
 class Tracing:

@@ -83,7 +83,8 @@ async def test_a_stream_says_whose_it_is_first_and_what_it_cost_last(stub: Any, 
 @given(st.text(max_size=200), st.text(max_size=200), st.integers(0, 2**62))
 def test_the_receipt_in_the_trailers_is_read_as_it_was_written(request_id: str, replica_id: str, amount: int) -> None:
     """Whatever its values and however long they are."""
-    receipt = Receipt(request_id, replica_id=replica_id, estimated_milli_mu=amount)
+    receipt = Receipt(request_id)
+    receipt.replica_id, receipt.estimated_milli_mu = replica_id, amount
     read = Decoder().decode(trailers(receipt), raw=True)
     assert [(bytes(name), bytes(value)) for name, value in read] == [
         (name.encode(), value.encode()) for name, value in receipt_metadata(receipt)
