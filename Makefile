@@ -21,12 +21,14 @@ SECONDS ?=
 TARGET ?=
 MINUTES ?= 1
 KEEP ?=
+NATIVE ?= $(FAIRLEAD_NATIVE)
 
 BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
 NATIVE_TESTS = tests/unit/relay tests/unit/router tests/unit/gateway tests/unit/model_units tests/stateful tests/fuzz
 WITH_TESTS = $(PYTHON) deploy/bootstrap.py --tests
 VENV = build/venv/bin
 PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_plane engines simulation deploy tools benchmarks
+BUILT = $(if $(filter off,$(NATIVE)),,native)
 TRITON = $(if $(filter sim,$(ENGINE)),no,$(if $(filter triton,$(ENGINE)),yes,auto))
 
 .DEFAULT_GOAL := help
@@ -98,12 +100,12 @@ bench-quota: ## Does quota hold: 3 routers, 8 tenants x 128 streams, faults, riv
 bench-routing: ## Is the right replica chosen: rival rules, stickiness, surges, the sharder, live; TRACES=dir PHASES=a,b
 	@TRACES="$(TRACES)" $(BOOTSTRAP) --tests -- -m benchmarks.routing $(PHASES)
 
-bench-relay: ## CPU per request and token, beside other routers: PHASES=a,b RIVALS=a,b|none ROUNDS=n SECONDS=n
-	@PHASES="$(PHASES)" RIVALS="$(RIVALS)" ROUNDS="$(ROUNDS)" SECONDS="$(SECONDS)" REPLICAS="$(REPLICAS)" \
+bench-relay: $(BUILT) ## CPU per request and token, beside other routers: PHASES=a,b RIVALS=a,b|none ROUNDS=n SECONDS=n NATIVE=off
+	@FAIRLEAD_NATIVE="$(NATIVE)" PHASES="$(PHASES)" RIVALS="$(RIVALS)" ROUNDS="$(ROUNDS)" SECONDS="$(SECONDS)" REPLICAS="$(REPLICAS)" \
 		$(BOOTSTRAP) --tests -- -m benchmarks.relay
 
-bench-relay-soak: ## Half an hour at .7 of a core with cancels, resets and slow readers: MINUTES=n
-	@MINUTES="$(if $(filter file,$(origin MINUTES)),,$(MINUTES))" $(BOOTSTRAP) --tests -- -m benchmarks.relay.soak
+bench-relay-soak: $(BUILT) ## Half an hour at .7 of a core with cancels, resets and slow readers: MINUTES=n NATIVE=off
+	@FAIRLEAD_NATIVE="$(NATIVE)" MINUTES="$(if $(filter file,$(origin MINUTES)),,$(MINUTES))" $(BOOTSTRAP) --tests -- -m benchmarks.relay.soak
 
 image: ## The container image
 	docker compose build

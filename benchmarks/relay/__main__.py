@@ -4,7 +4,8 @@
 
 The metric is CPU time of the router's process tree in a window of SECONDS, over what was answered in it. The router
 runs on core 1 alone; load, mock engines and the rest on core 0. In every round each scenario runs once on each target
-in turn. RIVALS=none measures ours alone. Every bar that is missed is reported as missed; nothing stops at one.
+in turn. RIVALS=none measures ours alone, NATIVE=off measures it interpreted. Every bar that is missed is reported as
+missed; nothing stops at one.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ async def measure(report: Report, console: Console) -> None:
             rounds = Rounds(running, Loads(running.programs["load_generator"], running.folder, seconds), console)
             try:
                 await rounds.start([each for each in chosen if any(runs_on(each, one) for one in scenarios)], results)
+                console.print(f"our router: native {escape(running.native)}", highlight=False)
+                report.add("native_modules", running.native_modules())
                 await rounds.run(scenarios, count, results)
             finally:
                 left_out |= rounds.left_out

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import hmac
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -39,6 +40,7 @@ START_S_MAX: Final = 90.0
 _QUOTA: Final = 500_000_000_000
 """mMU per minute: quota is counted at every request and never short."""
 _LEASE: Final = "fairlead_router_lease_milli_mu_per_minute"
+_NATIVE: Final = re.compile(r" native=(.*)")
 _TOKENS_MAX: Final = 4_000_000
 _POLL_S: Final = 0.1
 _SETTLING_S: Final = 2.0
@@ -75,6 +77,8 @@ class Site:
             for number, port in enumerate(ports, 1)
         ]
         self.router: Process | None = None
+        self.native = ""
+        """What the router says of its native build: "on: 60 modules ..." or "off: ..."."""
 
     async def start(self) -> None:
         """Starts everything but the router."""
@@ -100,8 +104,13 @@ class Site:
         self.router = self.run("router", command, core=ROUTER_CORE)
         await self.until(self._router_answers, "router")
         await self.until(self._router_granted, "quota at the router")
+        self.native = _NATIVE.findall(self.router.log_path.read_text())[-1]
         await asyncio.sleep(_SETTLING_S)
         return self.router
+
+    def native_modules(self) -> float:
+        """How many of the router's modules were compiled; 0 where it was interpreted."""
+        return float(self.native.split()[1]) if self.native.startswith("on: ") else 0.0
 
     def run(self, name: str, command: Sequence[str], *, core: int = LOAD_CORE) -> Process:
         """Starts a process on one core; it ends with the site."""

@@ -194,6 +194,8 @@ async def measure(report: Report, console: Console) -> None:
     try:
         async with site(build.programs(), _REPLICAS) as running:
             router = await running.start_router()
+            console.print(f"the router: native {escape(running.native)}", highlight=False)
+            report.add("native_modules", running.native_modules())
             soak = Soak(running, share)
             seen, number, files = soak.seen, 0, _open_files(router.pid)
             end_s = time.monotonic() + 60.0 * minutes
