@@ -29,6 +29,11 @@ class EventReader:
         self._data: list[bytes] = []  # lines of an event that goes on
         self._data_bytes = 0
 
+    @property
+    def between(self) -> bool:
+        """Nothing has come of an event that goes on."""
+        return not (self._line or self._data)
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that are whole now.
 

@@ -31,6 +31,9 @@ from fairlead.inference.v1 import inference_pb2 as pb
 _DONE: Final = b"[DONE]"
 _REFUSAL_BYTES_MAX: Final = 65_536
 _TARGETS_MAX: Final = 1024
+_LOOKS_MAX: Final = 4  # the first event of a stream says more than the others
+_TEXT: Final = re.compile(rb'"(?:content|text)":\s*"([^"\\]*)"')
+_PLAIN: Final = re.compile(rb'[^"\\\x00-\x1f]+')  # what stands for itself in JSON
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -130,7 +133,18 @@ class OpenAIRunning(Running):
         call: The HTTP call, once there is one.
     """
 
-    __slots__ = ("_body", "_events", "_fields", "_finish_said", "_status", "_usage", "call")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_body",
+        "_events",
+        "_fields",
+        "_finish_said",
+        "_looks",
+        "_status",
+        "_usage",
+        "call",
+    )
 
     def __init__(self, receiver: Receiver, clock: Clock, deadline_ns: int) -> None:
         super().__init__(receiver, clock, deadline_ns)
@@ -141,6 +155,8 @@ class OpenAIRunning(Running):
         self._body = b""  # of a refusal
         self._finish_said: Finish | None = None
         self._usage: Usage | None = None
+        self._before = self._after = b""  # what stood around the text of an earlier event; empty for unknown
+        self._looks = _LOOKS_MAX
 
     def pause(self) -> None:
         """See upstream.Running."""
@@ -170,6 +186,13 @@ class OpenAIRunning(Running):
             if len(self._body) >= _REFUSAL_BYTES_MAX:
                 self._refused()
             return
+        before, after = self._before, self._after
+        if before and data.startswith(before) and data.endswith(after) and not self.over and self._events.between:
+            # All but the text is as in that earlier event, which is how nearly all of a stream comes.
+            text = data[len(before) : len(data) - len(after)]
+            if _PLAIN.fullmatch(text) and (text.isascii() or _is_text(text)):
+                self.piece(text, 1)
+                return
         try:
             events = self._events.feed(data)
         except EventTooLargeError:
@@ -215,9 +238,9 @@ class OpenAIRunning(Running):
         if usage is not None:
             self._usage = usage
         if chunk.choices and self._finish_said is None:
-            self._read(chunk, chunk.choices)
+            self._read(event, chunk, chunk.choices)
 
-    def _read(self, chunk: Chunk, choices: list[Choice]) -> None:
+    def _read(self, event: bytes, chunk: Chunk, choices: list[Choice]) -> None:
         for choice in choices:
             if choice.index or self.over:
                 continue
@@ -227,8 +250,19 @@ class OpenAIRunning(Running):
                 if chunk.usage is not None and chunk.usage.completion_tokens is not None:
                     tokens = max(0, chunk.usage.completion_tokens - self.tokens)
                 self.piece(text.encode(), tokens)
+                if self._looks and len(choices) == 1 and chunk.usage is None and choice.finish_reason is None:
+                    self._look(event, text.encode())
             if choice.finish_reason is not None:
                 self._finish_said = messages.FINISHES.get(choice.finish_reason, Finish.STOP)
+                self._before = b""
+
+    def _look(self, event: bytes, text: bytes) -> None:
+        """Remembers what stands around the text of an event that says nothing else."""
+        self._looks -= 1
+        found = list(_TEXT.finditer(event))
+        if len(found) == 1 and found[0][1] == text and b"\n" not in event:
+            begin, end = found[0].span(1)
+            self._before, self._after = b"data: " + event[:begin], event[end:] + b"\n\n"
 
     def _finish(self, said: Finish) -> None:
         input_tokens, cached_tokens = messages.input_tokens(self._usage)
@@ -242,6 +276,15 @@ class OpenAIRunning(Running):
     def _close(self) -> None:
         if self.call is not None:
             self.call.cancel()
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether it is UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _traceparent(metadata: Metadata) -> bytes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.clock import SystemClock
@@ -539,6 +541,77 @@ def test_a_stream_is_the_same_however_it_is_cut(data: st.DataObject) -> None:
     assert found == [*texts, None]
     assert events[-1] == b"[DONE]"
     assert not running.ends
+
+
+STRAY = (b": hm\n", b"data: {}", b"\n")
+"""What may stand between events, or begin one that goes on."""
+
+
+class Told:
+    """A receiver that remembers; see Receiver."""
+
+    def __init__(self) -> None:
+        self.pieces: list[tuple[bytes, int]] = []
+        self.failures: list[FairleadError | None] = []
+
+    def on_piece(self, piece: bytes, tokens: int) -> None:
+        self.pieces.append((piece, tokens))
+
+    def on_message(self, message: engine_pb2.EngineGenerateResponse) -> None:
+        raise AssertionError(message)
+
+    def on_end(self, failure: FairleadError | None) -> None:
+        self.failures.append(failure)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                [b" a", b'"', b"\\", b"\\n", b"\\u0041", b"\n", b"\t", b"\xff", "é".encode(), b"content", b'","x":"']
+            ),
+            st.sampled_from(STRAY),
+            st.text(max_size=4).map(str.encode),
+        ),
+        max_size=8,
+    ),
+    st.sampled_from(
+        [b'{"choices": [{"delta": {"content": "%b"}}]}', b'{"choices":[{"text":"%b","index":0}],"id":"text"}']
+    ),
+    st.lists(st.integers(0, 400), max_size=4),
+)
+@example([b" a", b" a", b"data: {}", b" b"], b'{"choices": [{"delta": {"content": "%b"}}]}', [])
+@example([b" a", b" a", b" b"], b'{"choices": [{"delta": {"content": "%b"}}]}', [70])
+def test_an_event_like_the_last_but_for_its_text_is_read_as_any_other(
+    texts: list[bytes], form: bytes, cuts: list[int]
+) -> None:
+    """Whatever stands where the text was, and wherever the bytes are cut, it comes out as by reading the JSON."""
+    sent = [text if text in STRAY else b"data: %b\n\n" % (form % text) for text in texts]
+    expected: list[tuple[bytes, int]] = []
+    broken = False
+    for each in EventReader().feed(b"".join(sent)):
+        try:
+            choices = messages.read_chunk(each).choices or []
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            broken = True
+            break
+        for text, counts in map(messages.text_of, choices):
+            expected += [(pieces.piece(text.encode(), 1), 1)] if counts else []
+
+    async def told() -> Told:
+        receiver = Told()
+        running = OpenAIRunning(receiver, SystemClock(), SystemClock().monotonic_ns() + 10**12)
+        running.on_head(200, {b"content-type": b"text/event-stream"})
+        for data in sent:
+            places = [0, *sorted({cut for cut in cuts if 0 < cut < len(data)}), len(data)]
+            for begin, end in itertools.pairwise(places):
+                running.on_body(data[begin:end])
+        running.cancel()
+        return receiver
+
+    receiver = asyncio.run(told())
+    assert receiver.pieces == expected
+    assert bool(receiver.failures) == broken
 
 
 @given(st.lists(st.binary(max_size=40), max_size=20))
