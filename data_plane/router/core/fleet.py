@@ -85,6 +85,7 @@ class Member:
         load: Its load as this router knows it.
         known_ns: Since when it is known.
         engine: What it runs, "engine/version/hardware".
+        blind: Requests go past its agent.
         listed: Whether the store lists it now.
         link: Its load stream.
         state: What the agent last said, or 0 before its first report.
@@ -98,6 +99,7 @@ class Member:
     load: ReplicaLoad
     known_ns: int
     engine: str = ""
+    blind: bool = False
     listed: bool = True
     link: Link = Link.UNTRIED
     state: int = 0
@@ -158,6 +160,7 @@ class Fleet:
             model.pools.clear()
         member.record = record
         member.engine = f"{record.engine}/{record.engine_version}/{record.hardware}"
+        member.blind = bool(record.dialect)
         member.listed = True
         member.load.serve(record.capacity_milli_mu_per_minute)
         self._keep_prefixes(member)
@@ -186,7 +189,7 @@ class Fleet:
         if member is None:
             return None
         load = member.load
-        if load.report(report.blind() if member.record.dialect else report, now_ns):
+        if load.report(report.blind() if member.blind else report, now_ns):
             # Who is ready and says so again is believed a while longer; nothing else about its health changes.
             again = state == member.state == _SAYS_READY and load.health is _READY and member.link is _UP
             again = again and member.heard_ns <= now_ns >= member.failed_ns

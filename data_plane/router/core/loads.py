@@ -169,8 +169,12 @@ class ReplicaLoad(Candidate):
         "_own_decode",
         "_prefill_per_ns",
         "_queued",
-        "_report",
         "_requests",
+        "_said_decode",
+        "_said_prefill",
+        "_said_queued",
+        "_said_requests",
+        "_sequence",
         "_unseen",
         "_unseen_decode",
         "_unseen_prefill",
@@ -184,7 +188,8 @@ class ReplicaLoad(Candidate):
         self.prefixes: PrefixIndex | None = None
         self.changed: list[ReplicaLoad] | None = None
         self._changed_ns: int | None = None  # the last change, until it is settled
-        self._report = Report(0, 0, 0)
+        # The last report.
+        self._sequence = self._said_prefill = self._said_decode = self._said_queued = self._said_requests = 0
         self._heard_ns = 0
         self._next_number = 1
         self._in_flight: dict[int, Dispatch] = {}
@@ -212,19 +217,25 @@ class ReplicaLoad(Candidate):
         """
         prefill = prefill_milli_mu if prefill_milli_mu > 0 else 0
         decode = decode_milli_mu if decode_milli_mu > 0 else 0
-        dispatch = Dispatch(self, self._next_number, prefill, decode, now_ns)
-        self._next_number += 1
-        self._in_flight[dispatch.number] = dispatch
-        self._unseen[dispatch.number] = dispatch
+        number = self._next_number
+        dispatch = Dispatch(self, number, prefill, decode, now_ns)
+        self._next_number = number + 1
+        self._in_flight[number] = self._unseen[number] = dispatch
         self._unseen_prefill += prefill
         self._unseen_decode += decode
-        self._largest = max(self._largest, prefill) if self._waiting else prefill
-        self._waiting += prefill
+        waiting = self._waiting
+        if not waiting or prefill > self._largest:
+            self._largest = prefill
+        self._waiting = waiting + prefill
         self._own_decode += decode
         self.in_flight += 1
         if prefix_blocks and self.prefixes is not None:
             dispatch.blocks = self.prefixes.add(self.replica_id, prefix_blocks)
-        self._expected, self._expected_ns = self._expected_at(now_ns) + prefill, now_ns
+        expected, elapsed_ns = self._expected, now_ns - self._expected_ns
+        if elapsed_ns > 0:
+            expected -= self._prefill_per_ns * elapsed_ns
+        self._expected = prefill + expected if expected > 0.0 else float(prefill)
+        self._expected_ns = now_ns
         self._change(now_ns)
         return dispatch
 
@@ -268,22 +279,24 @@ class ReplicaLoad(Candidate):
         Returns:
             Whether it was newer than the last one. What it says of the cache counts in any case: that is said once.
         """
-        late = report.sequence <= self._report.sequence and now_ns - self._heard_ns < SEQUENCE_FORGOTTEN_NS
+        sequence, prefill, decode, queued, requests, used, capacity, seen, cache = report
+        late = sequence <= self._sequence and now_ns - self._heard_ns < SEQUENCE_FORGOTTEN_NS
         if self.prefixes is not None:
-            if not late and report.kv_capacity_tokens != self.kv_capacity_tokens:
-                self.prefixes.resize(self.replica_id, report.kv_capacity_tokens)
-            if report.cache is not None:
-                self.prefixes.change(self.replica_id, report.cache)
+            if not late and capacity != self.kv_capacity_tokens:
+                self.prefixes.resize(self.replica_id, capacity)
+            if cache is not None:
+                self.prefixes.change(self.replica_id, cache)
         if late:
             return False
-        if not 0 <= report.requests <= REQUESTS_MAX:
-            report = report._replace(requests=0)
-        used, capacity = report.kv_used_tokens, report.kv_capacity_tokens
-        self.kv_used_tokens, self.kv_capacity_tokens = used if used > 0 else 0, capacity if capacity > 0 else 0
-        self._report, self._heard_ns = report, now_ns
+        self.kv_used_tokens = used if used > 0 else 0
+        self.kv_capacity_tokens = capacity if capacity > 0 else 0
+        self._sequence, self._heard_ns = sequence, now_ns
+        self._said_prefill, self._said_decode, self._said_queued = prefill, decode, queued
+        self._said_requests = requests if 0 <= requests <= REQUESTS_MAX else 0
         self._gone_prefill = self._gone_decode = self._ended_requests = 0
-        self._see(report.dispatches_seen, now_ns)
-        self._expected, self._expected_ns = float(self._known_now()[0]), now_ns
+        self._see(seen, now_ns)
+        self._know()
+        self._expected, self._expected_ns = float(self._known), now_ns
         self._change(now_ns)
         return True
 
@@ -304,7 +317,9 @@ class ReplicaLoad(Candidate):
             if expected < pending:
                 pending = ceil(expected) if expected > self._least else self._least
         if decode and now_ns > self._heard_ns:
-            decode = max(0, decode - int(self._decode_per_ns * (now_ns - self._heard_ns)))
+            decode -= int(self._decode_per_ns * (now_ns - self._heard_ns))
+            if decode < 0:
+                decode = 0
         self.aged_ns = now_ns
         unseen = len(self._unseen)
         self.carry(pending, decode + self._unseen_decode, self._queued, self._requests, self._unseen_prefill, unseen)
@@ -317,17 +332,17 @@ class ReplicaLoad(Candidate):
         self._changed_ns = None
         # A report's number, or where that cannot be true, what this router knows of it itself. This runs for every
         # request, so comparisons stand in place of calls.
-        report, absurd = self._report, self._absurd
-        self._known, self._least = self._known_now()
-        said = report.decode_milli_mu
+        absurd = self._absurd
+        self._know()
+        said = self._said_decode
         if 0 <= said < absurd:
             said -= self._gone_decode
         else:
             said = self._own_decode - self._unseen_decode
         self._decode_left = said if said > 0 else 0
-        said = report.queued_decode_milli_mu
+        said = self._said_queued
         self._queued = said if 0 <= said < absurd else 0
-        requests = report.requests + len(self._unseen) - self._ended_requests
+        requests = self._said_requests + len(self._unseen) - self._ended_requests
         self._requests = requests if requests > self.in_flight else self.in_flight
         self.age(now_ns)
 
@@ -339,9 +354,9 @@ class ReplicaLoad(Candidate):
         elif not entered:
             self.changed.append(self)
 
-    def _known_now(self) -> tuple[int, int]:
-        """Prefill that is known to wait, and how much of it at least is not done whatever time has passed."""
-        said, unseen_prefill = self._report.pending_prefill_milli_mu, self._unseen_prefill
+    def _know(self) -> None:
+        """Works out the prefill that is known to wait, and how much of it at least is not done by the time gone by."""
+        said, unseen_prefill = self._said_prefill, self._unseen_prefill
         if 0 <= said < self._absurd:
             said -= self._gone_prefill
         else:
@@ -350,7 +365,7 @@ class ReplicaLoad(Candidate):
         least = self._waiting - self._largest
         if least < 0:
             least = 0
-        return (known if known > least else least), least
+        self._known, self._least = known if known > least else least, least
 
     def _begun(self, dispatch: Dispatch, now_ns: int) -> None:
         """Its prefill no longer waits."""
@@ -367,13 +382,13 @@ class ReplicaLoad(Candidate):
             # Until now that was a guess by time.
             self._counted, self._unseen = True, dict(self._in_flight)
             self._unseen_decode, self._unseen_prefill = self._own_decode, self._waiting
-        for number, dispatch in list(self._unseen.items()):
+        seen = []
+        for number, dispatch in self._unseen.items():
             if number > dispatches_seen if counted else now_ns - dispatch.sent_ns < DISPATCH_UNSEEN_NS:
                 break  # later ones were sent later
-            del self._unseen[number]
+            seen.append(dispatch)
+        for dispatch in seen:
+            del self._unseen[dispatch.number]
             self._unseen_decode -= dispatch.decode_milli_mu
             if dispatch.started_ns is None:
                 self._unseen_prefill -= dispatch.prefill_milli_mu
-
-    def _expected_at(self, now_ns: int) -> float:
-        return max(0.0, self._expected - self._prefill_per_ns * max(0, now_ns - self._expected_ns))
