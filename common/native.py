@@ -87,6 +87,8 @@ def read(root: Path) -> Manifest:
     try:
         found = Manifest(**json.loads(path.read_bytes()))
         whole = LIBRARY in found.files and found.modules.keys() < found.files.keys() == found.sizes.keys()
+        for texts in (found.sources, found.modules, found.files):
+            whole = whole and all(isinstance(text, str) for text in texts.values())
     except FileNotFoundError:
         others = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{_MANIFEST}"))
         made = f"built for {', '.join(others)}, and this is {ABI}" if others else "nothing is built"

@@ -159,6 +159,13 @@ def forget_library(root: Path) -> str:
     return break_manifest(json.dumps(found))(root)
 
 
+def spoil_manifest(part: str, value: object) -> Callable[[Path], str]:
+    def damage(root: Path) -> str:
+        return break_manifest(json.dumps(json.loads(manifest_of(root).read_text()) | {part: value}))(root)
+
+    return damage
+
+
 def lose_manifest(root: Path) -> str:
     manifest_of(root).unlink()
     return "off: nothing is built; `make native` builds it"
@@ -186,7 +193,10 @@ def other_python(root: Path) -> str:
         pytest.param(break_manifest("{"), id="no JSON"),
         pytest.param(break_manifest("[]"), id="no object"),
         pytest.param(break_manifest('{"made_with": "x"}'), id="half a manifest"),
-        pytest.param(break_manifest('{"made_with":"","sources":1,"modules":2,"files":3,"sizes":4}'), id="wrong types"),
+        pytest.param(spoil_manifest("sources", 1), id="no sources"),
+        pytest.param(spoil_manifest("sources", {"near/adds.py": 1}), id="no hashes"),
+        pytest.param(spoil_manifest("sizes", []), id="no sizes"),
+        pytest.param(spoil_manifest("unknown", {}), id="another version's manifest"),
         forget_library,
         lose_manifest,
         lose_folder,
