@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from data_plane.router.core.candidate import hash64
-from data_plane.router.exchange import Finished, Receipt
+from data_plane.router.exchange import Finished, Receipt, Usage
 from fairlead.admin.v1 import admin_pb2
 from fairlead.inference.v1 import inference_pb2 as pb
 
@@ -147,7 +147,7 @@ def _source(model_id: str, engine: str) -> bytes:
     return b'"model":%b,"system_fingerprint":"fp_%010x"' % (_encode(model_id), hash64(engine) >> 24)
 
 
-def _usage(receipt: Receipt, counts: pb.Usage) -> bytes:
+def _usage(receipt: Receipt, counts: Usage) -> bytes:
     """Token counts, and beside OpenAI's fields what the request cost: a stream's headers left too early for it."""
     input_tokens, output_tokens = counts.input_tokens, counts.output_tokens
     return _USAGE % (

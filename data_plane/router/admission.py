@@ -34,6 +34,7 @@ class Order:
         checked: What the checks found.
         price: The estimate.
         deadline_ns: Monotonic end.
+        raw: The request's own bytes, where it came as such; dropped once they have been sent.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class Order:
         "model",
         "price",
         "profile",
+        "raw",
         "request",
         "tenant_id",
     )
@@ -57,6 +59,7 @@ class Order:
         checked: Checked,
         price: Price,
         deadline_ns: int,
+        raw: bytes,
     ) -> None:
         self.request = request
         self.tenant_id = tenant_id
@@ -66,6 +69,7 @@ class Order:
         self.checked = checked
         self.price = price
         self.deadline_ns = deadline_ns
+        self.raw = raw
 
 
 class Admission:
@@ -155,7 +159,7 @@ class Admission:
         deadline_ns = ceiling_ns if call.deadline_ns is None else min(call.deadline_ns, ceiling_ns)
         if deadline_ns <= now_ns:
             raise DeadlineExceededError("the deadline had passed when the request arrived")
-        return Order(request, tenant_id, (tenant_id, model_id), model, profile, checked, price, deadline_ns)
+        return Order(request, tenant_id, (tenant_id, model_id), model, profile, checked, price, deadline_ns, call.raw)
 
     async def hold(self, order: Order, receipt: Receipt) -> Hold:
         """Takes the estimated price out of the tenant's quota; batch waits for it.

@@ -211,6 +211,7 @@ class Attempts:
         except Exception as error:
             self._over(relay, error)
             raise
+        relay.order.raw = b""  # its bytes are on their way, and streams are many
         attempt.run(running)
 
     def leave(self, relay: Relay) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.holds import BucketView
@@ -27,9 +27,10 @@ class Call:
         deadline_ns: Monotonic end of the caller's patience, or None for the platform's ceiling.
         trace: The caller's traceparent and tracestate, as they came; empty for none.
         caller: Whose key it is, where that was checked already.
+        raw: The request's own bytes, where it came as such.
     """
 
-    __slots__ = ("authorization", "caller", "deadline_ns", "request", "trace")
+    __slots__ = ("authorization", "caller", "deadline_ns", "raw", "request", "trace")
 
     def __init__(
         self,
@@ -38,12 +39,32 @@ class Call:
         deadline_ns: int | None = None,
         trace: tuple[tuple[str, str], ...] = (),
         caller: Caller | None = None,
+        raw: bytes = b"",
     ) -> None:
         self.request = request
         self.authorization = authorization
         self.deadline_ns = deadline_ns
         self.trace = trace
         self.caller = caller
+        self.raw = raw
+
+
+class Usage(NamedTuple):
+    """What the engine counted, tokens; see inference.v1.Usage."""
+
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+
+
+class Charge(NamedTuple):
+    """What a request cost, milli-MU; see inference.v1.Cost."""
+
+    estimated_milli_mu: int
+    settled_milli_mu: int
+    prefill_milli_mu: int
+    decode_milli_mu: int
+    quota_left_milli_mu: int
 
 
 class Try:
@@ -96,7 +117,7 @@ class Receipt:
         replica_id: Who serves or served it; empty until a replica was picked.
         engine: What it runs, "engine/version/hardware"; empty until then.
         output_tokens: Delivered so far.
-        usage: Input, cached input and output tokens that were charged, or None where nothing was.
+        usage: What was charged for, or None where nothing was.
         cost: What they cost, or None.
         quota: The tenant's bucket when it was last touched, or None.
         replayed: The answer came from the idempotency window and nothing was charged.
@@ -156,7 +177,7 @@ class Receipt:
         self.quota: BucketView | None = None
         self.admitted = self.replayed = False
         self.tries: list[Try] = []
-        self.usage: tuple[int, int, int] | None = None
+        self.usage: Usage | None = None
         self.cost: Cost | None = None
         self.outcome: Outcome | None = None
         self.retry_after_s: float | None = None
@@ -231,7 +252,7 @@ class Finished:
 
     __slots__ = ("cost", "finish_reason", "usage")
 
-    def __init__(self, finish_reason: pb.FinishReason.ValueType, usage: pb.Usage, cost: pb.Cost) -> None:
+    def __init__(self, finish_reason: pb.FinishReason.ValueType, usage: Usage, cost: Charge) -> None:
         self.finish_reason = finish_reason
         self.usage = usage
         self.cost = cost

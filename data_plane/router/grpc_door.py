@@ -16,7 +16,7 @@ from data_plane.relay.grpc.calls import Method, ServerCall
 from data_plane.relay.grpc.framing import PREFIX_BYTES, framed
 from data_plane.relay.grpc.pieces import text_of
 from data_plane.relay.http2.header_blocks import literal
-from data_plane.router.answers import last_message, receipt_metadata, whole_message
+from data_plane.router.answers import begin, last_message, receipt_metadata, whole_message
 from data_plane.router.core.keys import Caller
 from data_plane.router.exchange import Call, Finished, Receipt
 from data_plane.router.flow import Flow
@@ -24,7 +24,7 @@ from data_plane.router.life import Exchange
 from fairlead.errors import FairleadError, InvalidArgumentError
 from fairlead.inference.v1 import inference_pb2 as pb
 
-_TRACE_NAMES: Final = frozenset(name.encode() for name in TRACE_FIELDS)
+_TRACE_NAMES: Final = tuple(name.encode() for name in TRACE_FIELDS)
 
 
 class GrpcDoor:
@@ -62,9 +62,14 @@ class GrpcDoor:
             left_s = deadline_s - asyncio.get_running_loop().time()
             deadline_ns = self._clock.monotonic_ns() + int(left_s * NS_PER_S)
         fields = served.call.fields
-        traced = [(name.decode(), value.decode("latin-1")) for name, value in fields.pairs if name in _TRACE_NAMES]
-        trace = trace_fields(traced) if traced else ()
-        return Call(request, served.authorization, deadline_ns, trace, served.caller)
+        trace: tuple[tuple[str, str], ...] = ()
+        for traced in _TRACE_NAMES:
+            if fields.header(traced) is not None:
+                trace = trace_fields(
+                    [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields.pairs]
+                )
+                break
+        return Call(request, served.authorization, deadline_ns, trace, served.caller, message)
 
 
 class Answered:
@@ -160,16 +165,14 @@ class Streamed(Answered):
         """See Sink."""
         assert self._exchange is not None
         receipt = self._exchange.receipt
-        self.call.send(framed(last_message(receipt, finished).SerializeToString()))
+        self.call.send(framed(last_message(receipt, finished)))
         self.call.finish(trailers(receipt))
 
     def _first(self, piece: bytes) -> bytes:
         """The first message says whose it is. Fields may follow one another in any order, so they are added behind."""
         assert self._exchange is not None
         self._begun = True
-        receipt = self._exchange.receipt
-        more = pb.StreamGenerateResponse(request_id=receipt.request_id, replica_id=receipt.replica_id)
-        return framed(piece[PREFIX_BYTES:] + more.SerializeToString())
+        return framed(piece[PREFIX_BYTES:] + begin(self._exchange.receipt))
 
 
 class Whole(Answered):
@@ -190,8 +193,9 @@ class Whole(Answered):
         """See Sink."""
         assert self._exchange is not None
         receipt = self._exchange.receipt
-        answer = whole_message(receipt, b"".join(self._texts).decode(errors="replace"), finished)
-        self.call.send(framed(answer.SerializeToString()))
+        # A replica's text that is no UTF-8 would make the whole answer unreadable.
+        text = b"".join(self._texts).decode(errors="replace").encode()
+        self.call.send(framed(whole_message(receipt, text, finished)))
         self.call.finish(trailers(receipt))
 
 

@@ -54,7 +54,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     if isinstance(event, Delta):
                         texts.append(event.text)
                     else:
-                        response = whole_message(exchange.receipt, "".join(texts), event)
+                        whole = whole_message(exchange.receipt, "".join(texts).encode(), event)
+                        response = pb.GenerateResponse.FromString(whole)
         finally:
             context.set_trailing_metadata(receipt_metadata(exchange.receipt))
         return response
@@ -78,7 +79,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     else:
                         # Trailers before the last message: a client may stop reading after it.
                         context.set_trailing_metadata(receipt_metadata(exchange.receipt))
-                        yield last_message(exchange.receipt, event)
+                        yield pb.StreamGenerateResponse.FromString(last_message(exchange.receipt, event))
         finally:
             context.set_trailing_metadata(receipt_metadata(exchange.receipt))
 

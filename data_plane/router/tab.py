@@ -10,7 +10,7 @@ from data_plane.router.books import Books
 from data_plane.router.core import pricing
 from data_plane.router.core.holds import Hold
 from data_plane.router.core.usage import Counts
-from data_plane.router.exchange import Finished, Receipt
+from data_plane.router.exchange import Charge, Finished, Receipt, Usage
 from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.length import next_covered_tokens
 
@@ -29,12 +29,10 @@ class Tab:
 
     Attributes:
         hold: What is held; None while nothing is.
-        usage: What was charged for an answer that is whole; None before.
     """
 
     def __init__(self, books: Books, order: Order, receipt: Receipt) -> None:
         self.hold: Hold | None = None
-        self.usage: pb.Usage | None = None
         self._books = books
         self._order = order
         self._receipt = receipt
@@ -114,11 +112,9 @@ class Tab:
         cached_input_tokens, output_tokens = counted.cached_input_tokens, self._receipt.output_tokens
         if said_output > output_tokens:
             output_tokens = said_output
-        self.usage = usage = pb.Usage(
-            input_tokens=input_tokens, cached_input_tokens=cached_input_tokens, output_tokens=output_tokens
-        )
+        usage = Usage(input_tokens, cached_input_tokens, output_tokens)
         self._tell()
-        cost = self._settle(input_tokens, cached_input_tokens, output_tokens, now_ns)
+        cost = self._settle(usage, now_ns)
         accounts.input_tokens[order.bucket] += input_tokens
         if output_tokens > 1 and self._first_token_ns:
             gap_s = ((ended_ns or now_ns) - self._first_token_ns) / NS_PER_S / (output_tokens - 1)
@@ -134,7 +130,7 @@ class Tab:
         self._tell()
         now_ns = self._books.clock.monotonic_ns()
         if self._receipt.output_tokens:
-            self._settle(self._order.price.input_tokens, 0, self._receipt.output_tokens, now_ns)
+            self._settle(Usage(self._order.price.input_tokens, 0, self._receipt.output_tokens), now_ns)
         else:
             self._books.holds.refund(self.hold, now_ns)
             self._receipt.quota = self._books.holds.view(self._order.bucket, now_ns)
@@ -153,24 +149,19 @@ class Tab:
             bytes_per_token_start=order.model.bytes_per_token,
         )
 
-    def _settle(self, input_tokens: int, cached_input_tokens: int, output_tokens: int, now_ns: int) -> pb.Cost:
+    def _settle(self, usage: Usage, now_ns: int) -> Charge:
         assert self.hold is not None
         books, order, receipt = self._books, self._order, self._receipt
         bucket, holds = order.bucket, books.holds
+        input_tokens, cached_input_tokens, output_tokens = usage
         cost = pricing.settled(order.profile, input_tokens, output_tokens, cached_input_tokens)
         prefill, decode, total = cost
         holds.settle(self.hold, total, now_ns)
         books.demand.used(bucket, total, now_ns)
         books.accounts.settled_milli_mu[bucket] += total
         books.settled(bucket[1], total, now_ns)
-        receipt.usage = (input_tokens, cached_input_tokens, output_tokens)
+        receipt.usage = usage
         receipt.cost = cost
         books.usage.settled(bucket, Counts(1, input_tokens, cached_input_tokens, output_tokens, prefill, decode))
         receipt.quota = holds.view(bucket, now_ns)
-        return pb.Cost(
-            estimated_milli_mu=receipt.estimated_milli_mu,
-            settled_milli_mu=total,
-            prefill_milli_mu=prefill,
-            decode_milli_mu=decode,
-            quota_left_milli_mu=receipt.quota_left_milli_mu,
-        )
+        return Charge(receipt.estimated_milli_mu, total, prefill, decode, receipt.quota_left_milli_mu)

@@ -63,7 +63,7 @@ class Upstream(Protocol):
     def start(
         self,
         replica: engine_pb2.Replica,
-        request: engine_pb2.EngineGenerateRequest,
+        request: bytes,
         *,
         deadline_ns: int,
         metadata: Metadata,
@@ -73,7 +73,7 @@ class Upstream(Protocol):
 
         Args:
             replica: Where to.
-            request: What.
+            request: What: an engine.v1.EngineGenerateRequest.
             deadline_ns: Monotonic; the replica is told it, and gives up by itself then.
             metadata: Trace context and the like.
             receiver: Told of the answer, but never before this has returned.

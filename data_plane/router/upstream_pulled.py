@@ -47,14 +47,15 @@ class Pulled:
     def start(
         self,
         replica: engine_pb2.Replica,
-        request: engine_pb2.EngineGenerateRequest,
+        request: bytes,
         *,
         deadline_ns: int,
         metadata: Metadata,
         receiver: Receiver,
     ) -> Pump:
         """See Upstream."""
-        return Pump(self._upstream.generate(replica, request, deadline_ns=deadline_ns, metadata=metadata), receiver)
+        asked = engine_pb2.EngineGenerateRequest.FromString(request)
+        return Pump(self._upstream.generate(replica, asked, deadline_ns=deadline_ns, metadata=metadata), receiver)
 
 
 class Pump:

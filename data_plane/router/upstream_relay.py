@@ -34,18 +34,19 @@ class RelayUpstream:
     def __init__(self, pool: Pool, clock: Clock) -> None:
         self._pool = pool
         self._clock = clock
+        self._endings = Endings()
 
     def start(
         self,
         replica: engine_pb2.Replica,
-        request: engine_pb2.EngineGenerateRequest,
+        request: bytes,
         *,
         deadline_ns: int,
         metadata: Metadata,
         receiver: Receiver,
     ) -> AgentCall:
         """See Upstream."""
-        this = AgentCall(receiver)
+        this = AgentCall(receiver, self._endings)
         left_ns = deadline_ns - self._clock.monotonic_ns()
         if left_ns <= 0:
             late = DeadlineExceededError("the deadline passed before a replica could start")
@@ -54,8 +55,40 @@ class RelayUpstream:
         more = timeout_header(left_ns)
         for name, value in metadata:
             more += literal(name.encode(), value.encode())
-        this.call = self._pool.open(replica.address, GENERATE, more, framed(request.SerializeToString()), this)
+        this.call = self._pool.open(replica.address, GENERATE, more, framed(request), this)
         return this
+
+
+class Endings:
+    """Calls that have brought their last message and are left to end by themselves. One timer for all of them."""
+
+    def __init__(self) -> None:
+        self._due_s: dict[ClientCall, float] = {}  # in this order
+        self._armed = False
+
+    def expect(self, call: ClientCall) -> None:
+        """It will end; if not, it is cancelled."""
+        loop = asyncio.get_running_loop()
+        self._due_s[call] = loop.time() + _ENDING_S
+        if not self._armed:
+            self._armed = True
+            loop.call_later(_ENDING_S, self._check)
+
+    def ended(self, call: ClientCall) -> None:
+        """It has."""
+        self._due_s.pop(call, None)
+
+    def _check(self) -> None:
+        loop = asyncio.get_running_loop()
+        now_s = loop.time()
+        while self._due_s:
+            call, due_s = next(iter(self._due_s.items()))
+            if due_s > now_s:
+                loop.call_at(due_s, self._check)
+                return
+            del self._due_s[call]
+            call.cancel()
+        self._armed = False
 
 
 class AgentCall:
@@ -63,17 +96,18 @@ class AgentCall:
 
     Args:
         receiver: Told of the answer.
+        endings: Of all of them.
 
     Attributes:
-        call: Its call; None where it was too late for one.
+        call: Its call; None where it was too late for one, and after its end.
     """
 
-    __slots__ = ("_ending", "_finished", "_receiver", "call")
+    __slots__ = ("_endings", "_finished", "_receiver", "call")
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, receiver: Receiver, endings: Endings) -> None:
         self._receiver: Receiver | None = receiver
+        self._endings = endings
         self._finished = False
-        self._ending: asyncio.TimerHandle | None = None
         self.call: ClientCall | None = None
 
     def on_message(self, message: bytes) -> None:
@@ -96,9 +130,9 @@ class AgentCall:
 
     def on_end(self, failure: FairleadError | None) -> None:
         """See Reply."""
-        if self._ending is not None:
-            self._ending.cancel()
-            self._ending = None
+        call, self.call = self.call, None
+        if self._finished and call is not None:
+            self._endings.ended(call)
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.on_end(None if failure is None else meaning(failure))
@@ -108,7 +142,7 @@ class AgentCall:
         self._receiver = None
         if self.call is not None:
             if self._finished:
-                self._ending = asyncio.get_running_loop().call_later(_ENDING_S, self.call.cancel)
+                self._endings.expect(self.call)
             else:
                 self.call.cancel()
 

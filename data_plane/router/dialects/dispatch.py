@@ -40,7 +40,7 @@ class DispatchingUpstream:
     def start(
         self,
         replica: engine_pb2.Replica,
-        request: engine_pb2.EngineGenerateRequest,
+        request: bytes,
         *,
         deadline_ns: int,
         metadata: Metadata,

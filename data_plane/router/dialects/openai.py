@@ -55,7 +55,7 @@ class OpenAIUpstream:
     def start(
         self,
         replica: engine_pb2.Replica,
-        request: engine_pb2.EngineGenerateRequest,
+        request: bytes,
         *,
         deadline_ns: int,
         metadata: Metadata,
@@ -64,7 +64,8 @@ class OpenAIUpstream:
         """See Upstream."""
         running = OpenAIRunning(receiver, self._clock, deadline_ns)
         try:
-            prompt, sampling = prompt_of(request.request), sampling_of(request.request.sampling)
+            asked = engine_pb2.EngineGenerateRequest.FromString(request).request
+            prompt, sampling = prompt_of(asked), sampling_of(asked.sampling)
             target = self._target(replica)
         except FairleadError as error:
             running.fail_soon(error)

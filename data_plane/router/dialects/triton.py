@@ -51,7 +51,7 @@ class TritonUpstream:
     def start(
         self,
         replica: engine_pb2.Replica,
-        request: engine_pb2.EngineGenerateRequest,
+        request: bytes,
         *,
         deadline_ns: int,
         metadata: Metadata,
@@ -59,10 +59,11 @@ class TritonUpstream:
     ) -> TritonRunning:
         """See Upstream."""
         target = self._target(replica)
-        max_tokens = request.request.sampling.max_tokens
+        asked = engine_pb2.EngineGenerateRequest.FromString(request)
+        max_tokens = asked.request.sampling.max_tokens
         running = TritonRunning(receiver, self._clock, deadline_ns, target.reading(max_tokens))
         try:
-            body = target.body(request)
+            body = target.body(asked)
         except FairleadError as error:
             running.fail_soon(error)
             return running

@@ -108,7 +108,7 @@ def start(
     noted = noted or Noted()
     noted.running = upstream.start(
         replica,
-        request if request is not None else request_of(),
+        (request if request is not None else request_of()).SerializeToString(),
         deadline_ns=SystemClock().monotonic_ns() + int(left_s * 1e9),
         metadata=metadata,
         receiver=noted,
