@@ -21,7 +21,7 @@ from data_plane.router.core.tickets import OPEN_MAX
 from data_plane.router.exchange import Call, Receipt, Try
 from data_plane.router.flow import Flow, receipt_id
 from data_plane.router.giving_up import given_up
-from data_plane.router.routing import Chosen, NoReplicaError, Route, Routing, weight
+from data_plane.router.routing import Chosen, Found, NoReplicaError, Route, Routing, weight
 from data_plane.router.tab import Tab
 from data_plane.router.ticket_ledger import Held, TicketLedger
 from data_plane.router.tracing import RequestTrace
@@ -39,6 +39,35 @@ from model_units.prefix import prompt_chunks
 
 # A replica reports every second; what has been silent for five of them gets no new tickets.
 _SILENT_S: Final = 5.0
+
+
+class Asked:
+    """A request for a ticket on its way.
+
+    Attributes:
+        receipt: Its receipt.
+        trace: Of the request.
+        order: What is asked, once it was found to be in order.
+        tab: What it holds.
+        route: Where it may go, once it holds something.
+        chosen: The replica, with the request counted on it.
+        digest: Of what the client sent.
+        claims_id: Its id is kept from being used twice.
+        ticket: What it got; None while it waits for quota or for room.
+    """
+
+    __slots__ = ("chosen", "claims_id", "digest", "order", "receipt", "route", "tab", "ticket", "trace")
+
+    def __init__(self, receipt: Receipt, trace: RequestTrace) -> None:
+        self.receipt = receipt
+        self.trace = trace
+        self.order: Order | None = None
+        self.tab: Tab | None = None
+        self.route: Route | None = None
+        self.chosen: Chosen | None = None
+        self.digest = b""
+        self.claims_id = False
+        self.ticket: pb.Ticket | None = None
 
 
 class TicketDesk:
@@ -89,10 +118,18 @@ class TicketDesk:
             del self._replicas[key[1]]
 
     async def issue(self, call: Call) -> pb.Ticket:
+        """`begin`, and `wait` where that is needed."""
+        asked = self.begin(call)
+        return await self.wait(asked) if asked.ticket is None else asked.ticket
+
+    def begin(self, call: Call) -> Asked:
         """Admits a request and issues a ticket for it. What it holds is settled when its replica has reported it.
 
         Args:
             call: The request.
+
+        Returns:
+            The request with its ticket; without one where it has to wait, and `wait` goes on.
 
         Raises:
             FairleadError: It was refused; nothing is held.
@@ -100,19 +137,32 @@ class TicketDesk:
         receipt = Receipt(receipt_id(call.request))
         receipt.arrive_ns, receipt.arrive_wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
         self._books.accounts.received += 1
-        trace = self._tracing.request(call.trace, call.request, receipt)
+        asked = Asked(receipt, self._tracing.request(call.trace, call.request, receipt))
         try:
-            return await self._issue(call, receipt, trace)
-        except FairleadError as error:
-            error.metadata.setdefault("request_id", receipt.request_id)
-            self._refused(receipt, trace, Outcome.REFUSED, error, error.reason)
-            raise
-        except asyncio.CancelledError as error:
-            self._refused(receipt, trace, Outcome.CANCELLED, error, Reason.CANCELLED)
-            raise
+            self._begin(call, asked)
         except Exception as error:  # noqa: BLE001  # the boundary: a request that ends must be written down
-            self._refused(receipt, trace, Outcome.REFUSED, error, Reason.INTERNAL)
-            raise as_fairlead_error(error, "IssueTicket") from None
+            raise self._refused(asked, error) from None
+        return asked
+
+    async def wait(self, asked: Asked) -> pb.Ticket:
+        """Waits for quota and for room; errors as from `begin`."""
+        order, tab, receipt = asked.order, asked.tab, asked.receipt
+        assert order is not None
+        assert tab is not None
+        try:
+            if tab.hold is None:
+                tab.open(await self._admission.wait(order, receipt))
+                self._choose(asked)
+            if asked.ticket is None:
+                assert asked.route is not None
+                self._found(asked, await self._routing.wait(asked.route, ()))
+        except asyncio.CancelledError as error:
+            self._leave(asked, Outcome.CANCELLED, error, Reason.CANCELLED)
+            raise
+        except Exception as error:  # noqa: BLE001  # as in `begin`
+            raise self._refused(asked, error) from None
+        assert asked.ticket is not None
+        return asked.ticket
 
     def give_back(self, token: bytes, authorization: str | None) -> None:
         """Takes a ticket back that a client could not use.
@@ -140,44 +190,48 @@ class TicketDesk:
                 return
         raise NotFoundError("no such ticket is open at this router")
 
-    def _refused(
-        self, receipt: Receipt, trace: RequestTrace, outcome: Outcome, error: BaseException, reason: Reason
-    ) -> None:
-        self.ledger.write_down(receipt, trace, outcome, error, reason=reason.value)
+    def _refused(self, asked: Asked, error: Exception) -> FairleadError:
+        """A request gets no ticket; what its client is told."""
+        if not isinstance(error, FairleadError):
+            self._leave(asked, Outcome.REFUSED, error, Reason.INTERNAL)
+            return as_fairlead_error(error, "IssueTicket")
+        error.metadata.setdefault("request_id", asked.receipt.request_id)
+        self._leave(asked, Outcome.REFUSED, error, error.reason)
+        return error
 
-    async def _issue(self, call: Call, receipt: Receipt, trace: RequestTrace) -> pb.Ticket:
+    def _leave(self, asked: Asked, outcome: Outcome, error: BaseException, reason: Reason) -> None:
+        """Gives back what it had and writes down how it ended."""
+        receipt, order = asked.receipt, asked.order
+        if asked.chosen is not None:
+            self._routing.ended(asked.chosen)
+        if asked.tab is not None:
+            asked.tab.close()
+        if asked.claims_id and order is not None:
+            self._books.answers.abandon(order.tenant_id, receipt.request_id)
+        self.ledger.write_down(receipt, asked.trace, outcome, error, reason=reason.value)
+
+    def _begin(self, call: Call, asked: Asked) -> None:
+        receipt = asked.receipt
         try:
-            order = self._admission.order(call, receipt)
+            order = asked.order = self._admission.order(call, receipt)
         finally:
             self._books.decisions.remember(receipt)
-        digest = request_digest(order.request)
-        named = bool(order.request.request_id)
-        if named:
-            again = self._again(order, receipt, digest)
+        asked.digest = request_digest(order.request)
+        if order.request.request_id:
+            asked.ticket = again = self._again(order, receipt, asked.digest)
             if again is not None:
                 receipt.replica_id, receipt.replayed = again.replica_id, True
-                self.ledger.write_down(receipt, trace, Outcome.COMPLETED)
-                return again
-        tab = Tab(self._books, order, receipt)
-        chosen: Chosen | None = None
-        try:
-            self._attempts.refuse_poison(order)
-            if len(self.ledger.book) >= OPEN_MAX:
-                raise QuotaExceededError("too many tickets are open", reason=Reason.QUEUE_FULL, retry_after_s=1.0)
-            tab.open(await self._admission.hold(order, receipt))
-            route = self._routing.route(order, receipt)
-            chosen = await self._choose(route)
-            message, expires_ns = self._sealed(route, chosen, digest)
-        except BaseException:
-            if chosen is not None:
-                self._routing.ended(chosen)
-            tab.close()
-            if named:
-                self._books.answers.abandon(order.tenant_id, receipt.request_id)
-            raise
-        receipt.tried(Try(chosen.pick, self._clock.monotonic_ns()))
-        self.ledger.enter(expires_ns, Held(order, receipt, tab, chosen, trace, digest, named, message))
-        return message
+                self.ledger.write_down(receipt, asked.trace, Outcome.COMPLETED)
+                return
+            asked.claims_id = True
+        self._attempts.refuse_poison(order)
+        if len(self.ledger.book) >= OPEN_MAX:
+            raise QuotaExceededError("too many tickets are open", reason=Reason.QUEUE_FULL, retry_after_s=1.0)
+        tab = asked.tab = Tab(self._books, order, receipt)
+        hold = self._admission.hold_at_once(order, receipt)
+        if hold is not None:
+            tab.open(hold)
+            self._choose(asked)
 
     def _again(self, order: Order, receipt: Receipt, digest: bytes) -> pb.Ticket | None:
         """The ticket of a request that is repeated before its ticket was redeemed, as when the first answer was lost.
@@ -195,37 +249,50 @@ class TicketDesk:
             raise _unavailable("this request was answered before; the relay repeats its answer")
         return None
 
-    async def _choose(self, route: Route) -> Chosen:
-        """Picks a replica.
+    def _choose(self, asked: Asked) -> None:
+        """Picks a replica, where there is no need to wait for one with room."""
+        assert asked.order is not None
+        route = asked.route = self._routing.route(asked.order, asked.receipt)
+        found = self._routing.at_once(route, (), may_wait=True)
+        if found is not None:
+            self._found(asked, found)
+
+    def _found(self, asked: Asked, found: Found) -> None:
+        """Issues the ticket for the replica that was picked.
 
         Raises:
             FailedPreconditionError: It takes no tickets; reason TICKETS_UNAVAILABLE.
             FairleadError: None can take the request.
         """
-        order, receipt = route.order, route.receipt
-        try:
-            chosen = await self._routing.choose(route)
-        except NoReplicaError:
-            raise given_up(order, receipt, 0, None) from None
-        record = chosen.member.record
-        receipt.replica_id = record.replica_id
-        receipt.engine = chosen.member.engine
-        try:
-            if record.replica_id not in self._keys or self.ledger.silent_s(record.replica_id) > _SILENT_S:
-                raise _unavailable("the replica for this request takes no tickets at present")
-            if self._quarantine:
-                self._attempts.refuse_poison(order)
-                prompt = fingerprint(order.tenant_id, order.model.model_id, prompt_chunks(order.request))
-                self._quarantine.try_once(prompt, self._clock.monotonic_ns())
-        except FairleadError:
-            self._routing.ended(chosen)
-            raise
-        return chosen
+        order, receipt, route, tab = asked.order, asked.receipt, asked.route, asked.tab
+        assert order is not None
+        assert route is not None
+        assert tab is not None
+        if isinstance(found, NoReplicaError):
+            raise given_up(order, receipt, 0, None)
+        if not isinstance(found, Chosen):
+            raise found
+        asked.chosen = found
+        replica_id = receipt.replica_id = found.member.record.replica_id
+        receipt.engine = found.member.engine
+        if replica_id not in self._keys or self.ledger.silent_s(replica_id) > _SILENT_S:
+            raise _unavailable("the replica for this request takes no tickets at present")
+        now_ns = self._clock.monotonic_ns()
+        if self._quarantine:
+            self._attempts.refuse_poison(order)
+            prompt = fingerprint(order.tenant_id, order.model.model_id, prompt_chunks(order.request))
+            self._quarantine.try_once(prompt, now_ns)
+        expires_ns = min(now_ns + self._life_ns, order.deadline_ns)
+        ticket = asked.ticket = self._sealed(route, found, asked.digest, expires_ns)
+        expire_time, wall_ns = ticket.expire_time, self._clock.wall_ns() + expires_ns - now_ns
+        expire_time.seconds, expire_time.nanos = wall_ns // NS_PER_S, wall_ns % NS_PER_S
+        receipt.tried(Try(found.pick, now_ns))
+        held = Held(order, receipt, tab, found, asked.trace, asked.digest, asked.claims_id, ticket)
+        self.ledger.enter(expires_ns, held)
 
-    def _sealed(self, route: Route, chosen: Chosen, digest: bytes) -> tuple[pb.Ticket, int]:
-        """The ticket, and when it ends."""
+    def _sealed(self, route: Route, chosen: Chosen, digest: bytes, expires_ns: int) -> pb.Ticket:
+        """The ticket, but for when it ends by the client's clock."""
         order, receipt, record = route.order, route.receipt, chosen.member.record
-        expires_ns = min(self._clock.monotonic_ns() + self._life_ns, order.deadline_ns)
         claims = ticket_pb2.TicketClaims(
             number=self.ledger.book.next_number(),
             request_digest=digest,
@@ -246,7 +313,7 @@ class TicketDesk:
         if chosen.generation != Generation():
             claims.assignment.CopyFrom(chosen.generation.message())
         key, name = self._keys[record.replica_id]
-        message = pb.Ticket(
+        return pb.Ticket(
             request_id=receipt.request_id,
             address=record.ticket_address,
             token=seal(key, name, claims.SerializeToString()),
@@ -254,9 +321,6 @@ class TicketDesk:
             estimated_milli_mu=receipt.estimated_milli_mu,
             quota_left_milli_mu=receipt.quota_left_milli_mu,
         )
-        left_ns = expires_ns - self._clock.monotonic_ns()
-        message.expire_time.FromNanoseconds(self._clock.wall_ns() + left_ns)
-        return message, expires_ns
 
 
 def _price(profile: CostProfile, input_tokens: int, receipt: Receipt) -> ticket_pb2.TicketPrice:
