@@ -25,7 +25,7 @@ _TOO_STRICT: Final = "-Werror"
 """mypyc asks for it; a newer compiler's new warning shall not end a build."""
 
 _GENERATED: Final = "__native_"
-"""How the names of what mypyc writes begin; the rest is its runtime, which knows nothing of those."""
+"""How the names of the files begin that hold what was translated; the others only lead to it."""
 
 _SAY_EVERY_S: Final = 10.0
 
@@ -68,6 +68,8 @@ def translated(paths: Sequence[str], group: str, work_folder: Path, *, optimizat
                 opt_level=optimization,
                 debug_level="0",
                 multi_file=True,
+                # mypyc's runtime as part of the one file for all modules, instead of some 25 more files.
+                include_runtime_files=True,
                 # Relative: a copy of the checkout finds its objects again.
                 target_dir=os.path.relpath(work_folder / "c"),
                 group_name=group,
