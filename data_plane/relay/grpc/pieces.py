@@ -11,12 +11,16 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from data_plane.relay.grpc import wire
 from data_plane.relay.grpc.framing import PREFIX_BYTES, framed
 from fairlead.inference.v1 import inference_pb2 as pb
 
-# The fields' tags: number << 3 | wire type.
-_TEXT: Final = pb.StreamGenerateResponse.TEXT_FIELD_NUMBER << 3 | 2
-_TOKENS: Final = pb.StreamGenerateResponse.OUTPUT_TOKENS_FIELD_NUMBER << 3
+_TEXT_TAG: Final = wire.bytes_tag(pb.StreamGenerateResponse.TEXT_FIELD_NUMBER)
+_TOKENS_TAG: Final = wire.number_tag(pb.StreamGenerateResponse.OUTPUT_TOKENS_FIELD_NUMBER)
+
+# One byte each.
+_TEXT: Final = _TEXT_TAG[0]
+_TOKENS: Final = _TOKENS_TAG[0]
 
 
 def piece(text: bytes, tokens: int) -> bytes:
@@ -26,7 +30,7 @@ def piece(text: bytes, tokens: int) -> bytes:
         text: UTF-8; it is not checked.
         tokens: What it stands for, 0 or more.
     """
-    return framed(pb.StreamGenerateResponse(text=text.decode(), output_tokens=tokens).SerializeToString())
+    return framed(wire.content(_TEXT_TAG, text) + wire.number(_TOKENS_TAG, tokens))
 
 
 def tokens_of(piece: bytes) -> int:
