@@ -32,7 +32,7 @@ from data_plane.relay.http1.client_connection import Connection
 from data_plane.relay.http2 import frames
 from data_plane.router.dialects.openai import OpenAIRunning
 from data_plane.router.dialects.triton import TritonRunning
-from data_plane.router.upstream_relay import AgentCall
+from data_plane.router.upstream_relay import AgentCall, Endings
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError
 
@@ -148,6 +148,11 @@ def openai(per_read: int) -> float:
     return spent_us
 
 
+def agent(counter: Counter) -> AgentCall:
+    """A request at an agent."""
+    return AgentCall(counter, Endings())
+
+
 def triton(counter: Counter) -> TritonRunning:
     """A request at a Triton."""
     model = ServedModel("ensemble", Dialect.ENSEMBLE, {}, frozenset(), {})
@@ -157,7 +162,7 @@ def triton(counter: Counter) -> TritonRunning:
 
 async def _main() -> None:
     ways: dict[str, Callable[[int], float]] = {
-        "agent": lambda per_read: over_http2(AgentCall, lambda text: piece(text.encode(), 1)[5:], per_read),
+        "agent": lambda per_read: over_http2(agent, lambda text: piece(text.encode(), 1)[5:], per_read),
         "triton": lambda per_read: over_http2(triton, _triton, per_read),
         "openai": openai,
     }

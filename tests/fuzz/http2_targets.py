@@ -153,7 +153,7 @@ def _kept(connection: Connection) -> int:
     """Bytes that a connection keeps of what its peer sent."""
     decoder = connection._decoder
     assert decoder._table_bytes <= TABLE_BYTES_MAX
-    blocks = sum(len(block) + sum(len(n) + len(v) for n, v in fields) for block, fields in decoder._blocks.items())
+    blocks = sum(len(block) + sum(len(n) + len(v) for n, v in fields.pairs) for block, fields in decoder.known.items())
     strings = sum(len(raw) + len(plain) for raw, plain in decoder._strings.items())
     parts = sum(map(len, connection._block[2])) if connection._block is not None else 0
     return len(connection._tail) + blocks + strings + parts

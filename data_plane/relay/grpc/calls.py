@@ -48,6 +48,7 @@ class ServerCall:
         waiting: What waits there.
         stream: Its stream.
         fields: The request's headers.
+        route: What they ask for.
         method: Its path: "/fairlead.inference.v1.InferenceService/StreamGenerate".
         deadline_s: The caller's deadline by the loop's clock; None where it gave none.
         due_s: When its request must be there.
@@ -55,6 +56,7 @@ class ServerCall:
     Attributes:
         method: See above.
         fields: See above.
+        route: See above.
         deadline_s: See above.
         blocked: What was sent waits for the client: no more than what is under way is to be sent until `on_writable`.
         over: It has ended, in whichever way.
@@ -76,6 +78,7 @@ class ServerCall:
         "messages",
         "method",
         "over",
+        "route",
         "served",
         "stream",
     )
@@ -86,8 +89,8 @@ class ServerCall:
         waiting: Waiting,
         stream: Stream,
         fields: Fields,
+        route: Route,
         method: str,
-        *,
         deadline_s: float | None,
         due_s: float,
     ) -> None:
@@ -98,6 +101,7 @@ class ServerCall:
         self._headed = False
         self.stream = stream
         self.fields = fields
+        self.route = route
         self.method = method
         self.deadline_s = deadline_s
         self.due_s = due_s
@@ -165,7 +169,8 @@ class ServerCall:
         self._connection.end(self.stream, trailers if self._headed else HEAD + trailers)
         if self.stream.closed:
             self.stream.context = None  # so that neither waits for the garbage collector
-        self._endpoint.touch()
+        if not self._endpoint.touched:
+            self._endpoint.touch()
 
     def close(self) -> None:
         """It is over: nobody is told of it any more."""

@@ -70,12 +70,10 @@ class ClientCall:
         """
         connection = end.endpoint.connection
         self._end = end
-        stream = self.stream = connection.open(self.head)
+        stream = self.stream = connection.ask(self.head, self.body)
         stream.context = self
         if self._held:
             connection.hold(stream)
-        connection.send_data(stream, self.body)
-        connection.end(stream)
         self.head = self.body = b""
         end.endpoint.touch()
 
@@ -134,8 +132,8 @@ class ClientEnd:
     @property
     def can_open(self) -> bool:
         """Whether another call may be sent now. Not before the server has said how many it takes."""
-        endpoint = self.endpoint
-        return endpoint.transport is not None and endpoint.connection.greeted and endpoint.connection.can_open
+        connection = self.endpoint.connection
+        return connection.greeted and connection.can_open
 
     def freed(self) -> None:
         """A stream has ended."""
@@ -143,12 +141,10 @@ class ClientEnd:
 
     def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
         """See http2.Handler."""
-        status = fields.header(b":status") or b""
-        if status[:1] == b"1":
-            return
+        status = fields.status
         if ended:
             self._over(stream, failure_of(fields))
-        elif status != b"200":
+        elif status != b"200" and status[:1] != b"1":
             self._break(stream, InternalError(f"the replica answered with HTTP status {status.decode()}"))
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
@@ -164,7 +160,8 @@ class ClientEnd:
 
     def on_trailers(self, stream: Stream, fields: Fields) -> None:
         """See http2.Handler."""
-        failure, call = failure_of(fields), stream.context
+        call: ClientCall = stream.context
+        failure = failure_of(fields)
         if failure is None and call.cutter is not None:
             failure = UnavailableError("the replica ended within a message", reason=Reason.REPLICA_LOST)
         self._over(stream, failure)

@@ -13,11 +13,13 @@ PREFIX_BYTES: Final = 5
 _TAKEN: Final = literal(b"grpc-accept-encoding", b"identity")
 
 _prefix = struct.Struct(">BI")
+_PREFIXES: Final = tuple(_prefix.pack(0, length) for length in range(1_024))
 
 
 def framed(message: bytes) -> bytes:
     """A message with its prefix."""
-    return _prefix.pack(0, len(message)) + message
+    length = len(message)
+    return (_PREFIXES[length] if length < len(_PREFIXES) else _prefix.pack(0, length)) + message
 
 
 def is_one_message(data: bytes) -> bool:
@@ -68,6 +70,8 @@ class Cutter:
         messages, at, end = [], 0, len(data)
         self._needed = PREFIX_BYTES
         while end - at >= PREFIX_BYTES:
+            compressed: int
+            length: int
             compressed, length = _prefix.unpack_from(data, at)
             if length > self._message_bytes_max:
                 most = self._message_bytes_max

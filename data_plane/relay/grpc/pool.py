@@ -36,6 +36,8 @@ LIMITS: Final = Limits(stream_window_bytes=65_535)
 """What a server may send that a slow client has not taken yet is what a stream costs at most."""
 
 _AUTHORITY_CHARS_MAX: Final = 255
+_TIMEOUTS: Final = tuple(literal(b"grpc-timeout", bytes(length))[:-length] for length in range(1, 10))
+"""How the header begins, by the length of its value less one."""
 
 
 class Pool:
@@ -121,7 +123,7 @@ def timeout_header(left_ns: int) -> bytes:
     """
     left_ms = max(1, left_ns // 1_000_000)
     value = b"%dm" % left_ms if left_ms < 100_000_000 else b"%dS" % min(left_ms // 1_000, 99_999_999)
-    return literal(b"grpc-timeout", value)
+    return _TIMEOUTS[len(value) - 1] + value
 
 
 class _Server:

@@ -77,7 +77,7 @@ class ServerEnd:
 
     def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
         """See http2.Handler."""
-        asked: _Asked = fields.memo
+        asked: _Asked | None = fields.memo
         if asked is None:
             asked = fields.memo = self._asked(fields)
         connection, tally = self.endpoint.connection, self._tally
@@ -90,7 +90,7 @@ class ServerEnd:
         now_s = connection.now_s
         deadline_s = None if asked.timeout_s is None else now_s + asked.timeout_s
         due_s = math.inf if ended or route.streams_requests else now_s + limits.request_s
-        call = ServerCall(self.endpoint, self._waiting, stream, fields, asked.path, deadline_s=deadline_s, due_s=due_s)
+        call = ServerCall(self.endpoint, self._waiting, stream, fields, route, asked.path, deadline_s, due_s)
         stream.context = call
         try:
             if asked.timeout_s == 0.0:
@@ -110,13 +110,14 @@ class ServerEnd:
         call: ServerCall | None = stream.context
         if call is None or call.served is None:
             return
-        served, route = call.served, call.fields.memo.route
+        served, route = call.served, call.route
         most = self._limits.message_bytes_max
         try:
-            if not call.partial and is_one_message(data) and len(data) - PREFIX_BYTES <= most:
-                self._on_message(call, served, route, data)
-            elif data:
-                self._on_part(call, served, route, call.cut(data, most))
+            if data:
+                if not call.partial and is_one_message(data) and len(data) - PREFIX_BYTES <= most:
+                    self._on_message(call, served, route, data)
+                else:
+                    self._on_part(call, served, route, call.cut(data, most))
             if ended and not call.over:
                 self._on_half_closed(call, served, route)
         except RpcFaultError as error:
@@ -173,14 +174,16 @@ class ServerEnd:
     def end_calls(self, error: FairleadError) -> None:
         """Ends all calls."""
         for stream in list(self.endpoint.connection.streams.values()):
-            if stream.context is not None and not stream.context.over:
-                self._break(stream.context, error)
+            call: ServerCall | None = stream.context
+            if call is not None and not call.over:
+                self._break(call, error)
 
     @property
     def calls_to_wait_for(self) -> bool:
         """Whether calls go on that are not standing."""
         for stream in self.endpoint.connection.streams.values():
-            if stream.context is not None and not stream.context.fields.memo.route.standing:
+            call: ServerCall | None = stream.context
+            if call is not None and not call.route.standing:
                 return True
         return False
 

@@ -43,6 +43,7 @@ from data_plane.relay.http2.sending import Handler
 from data_plane.relay.http2.stream import Stream
 
 _DRAIN_PING: Final = b"draining"
+_PLAIN: Final = END_HEADERS | PADDED | PRIORITIZED  # of these flags the usual block of headers has the first only
 
 
 class Connection(Guarding):
@@ -64,6 +65,7 @@ class Connection(Guarding):
         super().__init__(handler, limits, client=client, now_s=now_s)
         self.fault: ConnectionFaultError | None = None
         self._decoder = HeaderDecoder(limits.header_list_bytes_max)
+        self._known = self._decoder.known
         self._tail = b""
         self._preface_left = b"" if client else PREFACE
         self.greeted = False
@@ -167,6 +169,9 @@ class Connection(Guarding):
             if data[:at] != self._preface_left[:at]:
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
             self._preface_left = self._preface_left[at:]
+        kind: int
+        flags: int
+        stream_id: int
         frame_bytes_max, credit_below = self._limits.frame_bytes_max, self._stream_credit_below
         streams, on_data = self.streams, self._handler.on_data
         count = came = 0  # data that went the short way
@@ -197,10 +202,13 @@ class Connection(Guarding):
                 self._came(count, came)
                 count = came = 0
             kind &= 0xFF
+            stream_id &= STREAM_MAX
             if kind == DATA and whole:
-                self._on_data(flags, stream_id & STREAM_MAX, data[begin:after])
+                self._on_data(flags, stream_id, data[begin:after])
+            elif kind == HEADERS and whole and stream_id and self.greeted and flags & _PLAIN == END_HEADERS:
+                self._on_block(stream_id, flags, data[begin:after])
             else:
-                self._on_frame(kind, flags, stream_id & STREAM_MAX, data[begin:after])
+                self._on_frame(kind, flags, stream_id, data[begin:after])
                 whole = self._block is None
         if came:
             self._came(count, came)
@@ -257,11 +265,12 @@ class Connection(Guarding):
         """A whole header block came. It is decoded in any case: the next one builds on it."""
         if len(block) > self._limits.header_block_bytes_max:
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
-        fields: Fields | None
-        try:
-            fields = self._decoder.decode(block)
-        except TooLargeError:
-            fields = None
+        fields = self._known.get(block)
+        if fields is None:
+            try:
+                fields = self._decoder.decode(block)
+            except TooLargeError:
+                fields = None
         ended = flags & END_STREAM != 0
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -275,7 +284,10 @@ class Connection(Guarding):
         elif fields is None:
             self._reset_for_fault(stream, ErrorCode.ENHANCE_YOUR_CALM)
         elif stream.headed:
-            if not ended or trailers_fault(fields) or stream.content_left > 0:
+            fault = fields.as_trailers
+            if fault is None:
+                fault = trailers_fault(fields)
+            if fault or not ended or stream.content_left > 0:
                 self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
                 return
             self._remote_end(stream)
@@ -294,10 +306,15 @@ class Connection(Guarding):
         if unread or len(self.streams) >= self._limits.streams_max:
             self._reset_for_fault(stream, ErrorCode.REFUSED_STREAM, told=False)
             return
-        length = content_length(fields) if fields is not None else None
-        if fields is None or length is None or (ended and length > 0) or request_fault(fields):
-            code = ErrorCode.ENHANCE_YOUR_CALM if fields is None else ErrorCode.PROTOCOL_ERROR
-            self._reset_for_fault(stream, code, told=False)
+        if fields is None:
+            self._reset_for_fault(stream, ErrorCode.ENHANCE_YOUR_CALM, told=False)
+            return
+        fault = fields.as_request
+        if fault is None:
+            fault = request_fault(fields)
+        length = fields.content_length or content_length(fields)
+        if fault or length is None or (ended and length > 0):
+            self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR, told=False)
             return
         self.streams[stream_id] = stream
         stream.headed, stream.content_left = True, length
@@ -306,11 +323,14 @@ class Connection(Guarding):
         self._handler.on_head(stream, fields, ended)
 
     def _on_answer(self, stream: Stream, fields: Fields, ended: bool) -> None:
-        length = content_length(fields)
-        if length is None or response_fault(fields):
+        fault = fields.as_answer
+        if fault is None:
+            fault = response_fault(fields)
+        length = fields.content_length or content_length(fields)
+        if fault or length is None:
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
             return
-        interim = (fields.header(b":status") or b"")[:1] == b"1"
+        interim = fields.status[:1] == b"1"
         if interim and ended:
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
             return

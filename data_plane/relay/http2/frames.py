@@ -95,6 +95,10 @@ unpack_head = _head.unpack_from
 """Reads it."""
 
 _u32 = struct.Struct(">I")
+
+pack_u32 = _u32.pack
+"""Writes a number as four bytes."""
+
 _parameter = struct.Struct(">HI")
 _goaway = struct.Struct(">II")
 
@@ -111,12 +115,12 @@ def settings(parameters: Iterable[tuple[int, int]]) -> bytes:
 
 def window_update(stream_id: int, increment: int) -> bytes:
     """A WINDOW_UPDATE frame."""
-    return frame(WINDOW_UPDATE, 0, stream_id, _u32.pack(increment))
+    return frame(WINDOW_UPDATE, 0, stream_id, pack_u32(increment))
 
 
 def rst_stream(stream_id: int, code: int) -> bytes:
     """A RST_STREAM frame."""
-    return frame(RST_STREAM, 0, stream_id, _u32.pack(code))
+    return frame(RST_STREAM, 0, stream_id, pack_u32(code))
 
 
 def goaway(last_stream_id: int, code: int, message: str = "") -> bytes:

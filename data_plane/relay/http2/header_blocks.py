@@ -35,18 +35,20 @@ class Fields:
         pairs: In their order.
         as_request: What is wrong with them as headers of a request; None until somebody has looked.
         as_answer: As headers of an answer.
+        status: What they say of it, of an answer that nothing is wrong with.
         as_trailers: As trailers.
         content_length: What they say of it, as `message_rules.content_length`; 0 until somebody has looked.
         memo: Whatever the handler has found out.
     """
 
-    __slots__ = ("_named", "as_answer", "as_request", "as_trailers", "content_length", "memo", "pairs")
+    __slots__ = ("_named", "as_answer", "as_request", "as_trailers", "content_length", "memo", "pairs", "status")
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         self.pairs: Pairs = tuple(pairs)
         self.as_request: str | None = None
         self.as_answer: str | None = None
         self.as_trailers: str | None = None
+        self.status = b""
         self.content_length: int | None = 0
         self.memo: Any = None
         self._named: dict[bytes, bytes] | None = None
@@ -93,6 +95,9 @@ class HeaderDecoder:
 
     Args:
         list_bytes_max: Most bytes of all headers of a block, each with ENTRY_BYTES more.
+
+    Attributes:
+        known: What blocks that were seen mean as long as the table stays as it is.
     """
 
     def __init__(self, list_bytes_max: int) -> None:
@@ -100,7 +105,7 @@ class HeaderDecoder:
         self._table: deque[tuple[bytes, bytes]] = deque()
         self._table_bytes = 0
         self._table_bytes_max = TABLE_BYTES_MAX
-        self._blocks: dict[bytes, Fields] = {}
+        self.known: dict[bytes, Fields] = {}
         self._strings: dict[bytes, bytes] = {}
 
     def decode(self, block: bytes) -> Fields:
@@ -110,21 +115,21 @@ class HeaderDecoder:
             ConnectionFaultError: It is not a header block; the table is lost, and with it the connection.
             TooLargeError: Its headers are too large; the table is as the peer's, so the connection may go on.
         """
-        known = self._blocks.get(block)
-        if known is not None:
-            return known
+        fields = self.known.get(block)
+        if fields is not None:
+            return fields
         try:
             fields, changed = self._decode(block)
         except IndexError:
             raise _Fault("the header block ends within a header") from None
         if changed:
-            self._blocks.clear()
+            self.known.clear()
         if fields is None:
             raise TooLargeError
         if not changed and len(block) <= _REMEMBERED_BYTES_MAX:
-            if len(self._blocks) >= BLOCKS_REMEMBERED:
-                self._blocks.clear()
-            self._blocks[block] = fields
+            if len(self.known) >= BLOCKS_REMEMBERED:
+                self.known.clear()
+            self.known[block] = fields
         return fields
 
     def _decode(self, block: bytes) -> tuple[Fields | None, bool]:

@@ -36,7 +36,7 @@ def response_fault(fields: Fields) -> str:
         status = fields.header(b":status") or b""
         if not fault and not (len(status) == 3 and status.isdigit()):
             fault = "an answer needs a :status of three digits"
-        fields.as_answer = fault
+        fields.as_answer, fields.status = fault, status
     return fault
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
+from data_plane.relay.http2.frames import pack_u32
+
 NOTHING: Final[deque[bytes]] = deque(maxlen=0)
 """The queue of all streams where nothing waits: one of its own takes as much memory as all the rest of a stream."""
 
@@ -14,6 +16,7 @@ class Stream:
 
     Attributes:
         id: Its number on its connection.
+        name: The same as the end of a frame's head.
         context: Whatever the handler keeps with it.
         send_window: Bytes that the peer takes on it now; below 0 after it has lowered its window.
         queue: What waits for the peer's window, in order; NOTHING where nothing does.
@@ -39,6 +42,7 @@ class Stream:
         "held",
         "id",
         "local_ended",
+        "name",
         "queue",
         "queued_bytes",
         "quick",
@@ -49,6 +53,7 @@ class Stream:
 
     def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
         self.id = stream_id
+        self.name = pack_u32(stream_id)
         self.context: Any = None
         self.send_window = send_window
         self.receive_window = receive_window
