@@ -129,9 +129,13 @@ class OutputLengthEstimator:
         if model is None:
             model = _Means(linear, linear * self._prior, _PRIOR_SQUARE * self._prior * self._prior, 0.0)
             self._models[model_id] = model
+            if len(self._models) > self._keys_max:
+                self._models.popitem(last=False)
         pair = self._pairs.get(key)
         if pair is None:
             pair = self._pairs[key] = _Means()
+            if len(self._pairs) > self._keys_max:
+                self._pairs.popitem(last=False)
         weighted, square = linear * length, length * length
         for means in (model, pair):
             count = means.observations = means.observations + 1
@@ -144,10 +148,6 @@ class OutputLengthEstimator:
             self._newest_model = model_id
             self._models.move_to_end(model_id)
         self._pairs.move_to_end(key)
-        if len(self._pairs) > self._keys_max:
-            self._pairs.popitem(last=False)
-        if len(self._models) > self._keys_max:
-            self._models.popitem(last=False)
 
 
 def next_covered_tokens(delivered: int, max_tokens: int) -> int:

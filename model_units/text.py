@@ -39,6 +39,7 @@ class BytesPerToken:
         self._models_max = models_max
         # Mean bytes, mean tokens, observations, and the ratio they make.
         self._means: dict[str, tuple[float, float, int, float]] = {}
+        self._newest_model: str | None = None
 
     def ratio(self, model_id: str, *, start: float) -> float:
         """Bytes per token of this model.
@@ -76,10 +77,11 @@ class BytesPerToken:
         """
         if prompt_bytes <= 0 or input_tokens <= 0:
             return
-        before = self._means.pop(model_id, None)
-        if before is None:
-            tokens = max(_START_TOKENS, float(input_tokens))
-            before = (_clamped(start) * tokens, tokens, _START_OBSERVATIONS, 0.0)
+        if model_id == self._newest_model:
+            before = self._means[model_id]
+        else:
+            self._newest_model = model_id
+            before = self._means.pop(model_id) if model_id in self._means else self._first(input_tokens, start)
         mean_bytes, mean_tokens, count, _ = before
         count += 1
         weight = 1.0 / count if count < _STEADY_OBSERVATIONS else _WEIGHT
@@ -89,8 +91,13 @@ class BytesPerToken:
         if not _RATIO_MIN <= ratio <= _RATIO_MAX:
             ratio = _clamped(ratio)
         self._means[model_id] = (mean_bytes, mean_tokens, count, ratio)
-        if len(self._means) > self._models_max:
+
+    def _first(self, input_tokens: int, start: float) -> tuple[float, float, int, float]:
+        """What is taken to be known of a model that nothing was observed of."""
+        if len(self._means) >= self._models_max:
             del self._means[next(iter(self._means))]
+        tokens = max(_START_TOKENS, float(input_tokens))
+        return _clamped(start) * tokens, tokens, _START_OBSERVATIONS, 0.0
 
 
 def _clamped(ratio: float) -> float:

@@ -47,7 +47,11 @@ class Sent:
             rank: Its priority: lower goes first.
         """
         place = self._places[dispatch] = dispatch.load.replica_id, tenant_id
-        self._lines.setdefault(place, {})[dispatch] = rank
+        line = self._lines.get(place)
+        if line is None:
+            self._lines[place] = {dispatch: rank}
+        else:
+            line[dispatch] = rank
 
     def remove(self, dispatch: Dispatch) -> None:
         """Its first token came, or it left; saying it again does nothing."""

@@ -52,7 +52,7 @@ class Pool:
 
     def _allow(self, eligible: list[Candidate]) -> None:
         self.eligible = eligible
-        self.order = range(len(eligible))
+        self.order = list(range(len(eligible)))
         self.cache_mask = 0
         self.places: dict[int, int] = {}
         for place, each in enumerate(eligible):

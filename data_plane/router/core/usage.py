@@ -103,7 +103,8 @@ class UsageBook:
 
     def hour_of(self, wall_ns: int) -> int:
         """The hour in which work counts that is settled now: the clock's, or the first that is still open."""
-        return max(wall_ns // _NS_PER_HOUR, self._closed_hour + 1)
+        hour = wall_ns // _NS_PER_HOUR
+        return hour if hour > self._closed_hour else self._closed_hour + 1
 
     def add(
         self, hour: int, tenant_id: str, model_id: str, counts: Counts, now_ns: int, number: int | None = None

@@ -26,14 +26,17 @@ _UNSPECIFIED: Final = pb.PRIORITY_UNSPECIFIED
 _INTERACTIVE: Final = pb.PRIORITY_INTERACTIVE
 
 # Of the sampling parameters that are numbers: the least, the most, and whether the least itself is too little.
-_RANGES: Final[Mapping[str, tuple[float, float, bool]]] = {
-    "temperature": (0.0, 2.0, False),
-    "top_p": (0.0, 1.0, True),
-    "top_k": (1, TOP_K_MAX, False),
-    "presence_penalty": (-2.0, 2.0, False),
-    "frequency_penalty": (-2.0, 2.0, False),
-    "repetition_penalty": (0.0, 2.0, True),
+_RANGES: Final[Mapping[int, tuple[float, float, bool]]] = {
+    pb.SamplingParameters.TEMPERATURE_FIELD_NUMBER: (0.0, 2.0, False),
+    pb.SamplingParameters.TOP_P_FIELD_NUMBER: (0.0, 1.0, True),
+    pb.SamplingParameters.TOP_K_FIELD_NUMBER: (1, TOP_K_MAX, False),
+    pb.SamplingParameters.PRESENCE_PENALTY_FIELD_NUMBER: (-2.0, 2.0, False),
+    pb.SamplingParameters.FREQUENCY_PENALTY_FIELD_NUMBER: (-2.0, 2.0, False),
+    pb.SamplingParameters.REPETITION_PENALTY_FIELD_NUMBER: (0.0, 2.0, True),
 }
+_MAX_TOKENS: Final = pb.SamplingParameters.MAX_TOKENS_FIELD_NUMBER
+_STOP: Final = pb.SamplingParameters.STOP_FIELD_NUMBER
+_IGNORE_END_TOKEN: Final = pb.SamplingParameters.IGNORE_END_TOKEN_FIELD_NUMBER
 
 # The estimate of prompt tokens is off by a few percent for usual text and more for unusual text; what the estimate
 # finds this much too long is refused here, the rest by the engine's own count.
@@ -75,25 +78,26 @@ def check(request: pb.GenerateRequest, model: admin_pb2.Model, *, prompt_bytes_m
         InvalidArgumentError: Something is wrong; `field` names it.
         PermissionDeniedError: A tenant asked for the platform's own priority.
     """
-    messages = 0
-    if request.HasField("prompt"):
-        prompt_bytes = _utf8_length(request.prompt)
-        if not prompt_bytes:
-            raise InvalidArgumentError("prompt must not be empty", field="prompt")
+    messages, prompt = 0, request.prompt
+    if prompt:
+        prompt_bytes = len(prompt) if prompt.isascii() else len(prompt.encode())
     elif request.HasField("chat"):
         messages, prompt_bytes = _chat(request.chat)
+    elif request.HasField("prompt"):
+        raise InvalidArgumentError("prompt must not be empty", field="prompt")
     else:
         raise InvalidArgumentError("set prompt or chat", field="prompt")
     if prompt_bytes > prompt_bytes_max:
         raise _too_long(request, f"it has {prompt_bytes} bytes, at most {prompt_bytes_max} are taken")
     _check_ids(request)
-    max_tokens, runs_to_max = 0, False
-    if request.HasField("sampling"):
-        max_tokens, runs_to_max = _check_sampling(request.sampling, model)
+    max_tokens, runs_to_max = _check_sampling(request.sampling, model)
     if not max_tokens:
         most = model.output_tokens_max or model.context_tokens
         max_tokens = min(model.output_tokens_default or most, most)
-    return Checked(prompt_bytes, messages, max_tokens, _priority(request.priority), runs_to_max)
+    priority = request.priority
+    if priority != _INTERACTIVE:
+        priority = _priority(priority)
+    return Checked(prompt_bytes, messages, max_tokens, priority, runs_to_max)
 
 
 def check_length(request: pb.GenerateRequest, input_tokens: int, model: admin_pb2.Model) -> None:
@@ -125,12 +129,9 @@ def _chat(chat: pb.Chat) -> tuple[int, int]:
                 f"the role of message {index} must be one of {', '.join(sorted(ROLES))}",
                 field=f"chat.messages[{index}].role",
             )
-        total += _utf8_length(message.content)
+        content = message.content
+        total += len(content) if content.isascii() else len(content.encode())
     return len(messages), total
-
-
-def _utf8_length(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
 
 
 def _check_ids(request: pb.GenerateRequest) -> None:
@@ -151,8 +152,8 @@ def _check_sampling(sampling: pb.SamplingParameters, model: admin_pb2.Model) -> 
     """
     max_tokens, runs_to_max = 0, False
     for field, value in sampling.ListFields():
-        name = field.name
-        if name == "max_tokens":
+        number = field.number
+        if number == _MAX_TOKENS:
             max_tokens = value
             most = model.output_tokens_max or model.context_tokens
             if not 1 <= max_tokens <= most:
@@ -160,17 +161,17 @@ def _check_sampling(sampling: pb.SamplingParameters, model: admin_pb2.Model) -> 
                     f"max_tokens must be 1 to {most} on {model.model_id}, not {max_tokens}",
                     field="sampling.max_tokens",
                 )
-        elif name in _RANGES:
-            low, high, above = _RANGES[name]
+        elif number in _RANGES:
+            low, high, above = _RANGES[number]
             # So that what is no number is refused too.
             if not (value > low if above else value >= low) or not value <= high:
                 lower = f"above {low:g}" if above else f"{low:g}"
                 raise InvalidArgumentError(
-                    f"{name} must be {lower} to {high:g}, not {value:g}", field=f"sampling.{name}"
+                    f"{field.name} must be {lower} to {high:g}, not {value:g}", field=f"sampling.{field.name}"
                 )
-        elif name == "stop":
+        elif number == _STOP:
             _check_stops(value)
-        elif name == "ignore_end_token":
+        elif number == _IGNORE_END_TOKEN:
             runs_to_max = value
     return max_tokens, runs_to_max
 
@@ -188,11 +189,12 @@ def _check_stops(stops: Sequence[str]) -> None:
 
 
 def _priority(priority: pb.Priority.ValueType) -> pb.Priority.ValueType:
+    """Checks one that is not interactive."""
     if priority == _UNSPECIFIED:
         return _INTERACTIVE
     if priority == pb.PRIORITY_SYSTEM:
         raise PermissionDeniedError("system priority is the platform's own; use interactive or batch", field="priority")
-    if priority not in (pb.PRIORITY_BATCH, pb.PRIORITY_INTERACTIVE):
+    if priority != pb.PRIORITY_BATCH:
         raise InvalidArgumentError(f"priority {priority} is unknown", field="priority")
     return priority
 

@@ -50,15 +50,17 @@ class Cost:
 
     def pick(self, ask: Ask, pool: Pool) -> Pick | None:
         """See Policy."""
-        if ask.excluded:
-            pool = pool.without(ask.excluded)
+        # Taken apart at once: a field of a named tuple costs as much as all of them together.
+        prefill, _, _, blocks, _, session_id, request_id, _, excluded, most, _ = ask
+        if excluded:
+            pool = pool.without(excluded)
         members = pool.eligible
         if not members:
             return None
-        own, cached = ask.prefill_milli_mu, 0
+        own, cached = prefill, 0
         groups: Sequence[tuple[int, int]] = ()
-        if pool.prefixes is not None and ask.prefix_blocks:
-            groups = pool.prefixes.match(ask.prefix_blocks, pool.cache_mask)
+        if blocks and pool.prefixes is not None:
+            groups = pool.prefixes.match(blocks, pool.cache_mask)
             if groups and len(pool.places) == len(members):
                 groups, common = _without_common(groups, pool.cache_mask)
                 if common:
@@ -70,21 +72,21 @@ class Cost:
         best = ranking[0]
         count = len(ranking)
         if count > 1:
-            near = scores[best] + NEAR_TIE * ask.prefill_milli_mu * members[best].minutes_per_milli_mu
+            near = scores[best] + NEAR_TIE * prefill * members[best].minutes_per_milli_mu
             if scores[ranking[1]] <= near:
-                best = rendezvous(members, _alike(ranking, scores, near), ask.session_id or ask.request_id)
+                best = rendezvous(members, _alike(ranking, scores, near), session_id or request_id)
         chosen = members[best]
-        most = ask.weighed_max
         told = remembered(members, scores, ranking, best, most, cached, held) if most else ()
-        sticky = best in held
-        if sticky:
-            cached = held[best]
+        sticky = False
+        if held and best in held:
+            sticky, cached = True, held[best]
             own = ask.uncached_milli_mu(cached)
         expected_s = expected_first_token_s(chosen, own)
-        return Pick(chosen.replica_id, self.name, pool.panic, sticky, own, expected_s, told, count, cached)
+        values = (chosen.replica_id, self.name, pool.panic, sticky, own, expected_s, told, count, cached)
+        return tuple.__new__(Pick, values)
 
 
-def _alike(ranking: Sequence[int], scores: Sequence[float], near: float) -> Sequence[int]:
+def _alike(ranking: list[int], scores: list[float], near: float) -> list[int]:
     """The places of those that score no more than `near`."""
     for rank, place in enumerate(ranking):
         if scores[place] > near:

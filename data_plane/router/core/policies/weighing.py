@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
 from typing import Final
 
 from data_plane.router.core.candidate import Candidate
@@ -14,7 +13,7 @@ from data_plane.router.core.pool import Pool
 _SALT_MASK: Final = (1 << 24) - 1
 
 
-def rendezvous(members: Sequence[Candidate], places: Sequence[int], name: str) -> int:
+def rendezvous(members: list[Candidate], places: list[int], name: str) -> int:
     """The place of the replica that a name belongs to, the same one in every router.
 
     Args:
@@ -30,13 +29,13 @@ def rendezvous(members: Sequence[Candidate], places: Sequence[int], name: str) -
 
 
 def remembered(
-    members: Sequence[Candidate],
-    scores: Sequence[float],
-    ranking: Sequence[int],
+    members: list[Candidate],
+    scores: list[float],
+    ranking: list[int],
     best: int,
     most: int,
     cached_tokens: int,
-    held: Mapping[int, int],
+    held: dict[int, int],
 ) -> tuple[Rank, ...]:
     """The winner and the best of the others, as they are now.
 
@@ -51,7 +50,11 @@ def remembered(
     """
     top = ranking[:most]
     if top[0] != best:
-        top = [best, *[place for place in ranking[:most] if place != best][: most - 1]]
+        if best in top:
+            top.remove(best)
+        else:
+            top.pop()
+        top.insert(0, best)
     if not held:
         return tuple([((each := members[place]).told, scores[place], cached_tokens, each.health) for place in top])
     return tuple(
@@ -72,7 +75,7 @@ def cached_tokens(ask: Ask, pool: Pool) -> dict[int, int]:
 
 
 def chosen(
-    policy: str, ask: Ask, pool: Pool, best: int, scores: Sequence[float], held: Mapping[int, int], *, sticky: bool
+    policy: str, ask: Ask, pool: Pool, best: int, scores: list[float], held: dict[int, int], *, sticky: bool
 ) -> Pick:
     """A choice, written down.
 
