@@ -19,7 +19,7 @@ KEY_BYTES_MAX: Final = 256
 PEPPER_BYTES_MIN: Final = 32
 
 VERIFIED_MAX: Final = 4_096
-"""Most authorization values that are remembered as genuine; the one that came first makes room."""
+"""Most authorization values that are remembered as genuine."""
 
 _NAME_BYTES: Final = 16
 
@@ -108,10 +108,12 @@ class Verified:
 
     Args:
         pepper: The platform's pepper, 32 bytes or more.
+        values_max: Most values remembered, 1 or more; the one that came first makes room.
     """
 
-    def __init__(self, pepper: bytes) -> None:
+    def __init__(self, pepper: bytes, *, values_max: int = VERIFIED_MAX) -> None:
         self._pepper = pepper
+        self._values_max = values_max
         self._named = hashlib.blake2b(digest_size=_NAME_BYTES, key=hmac.digest(pepper, b"remembered", hashlib.sha256))
         self._known: dict[bytes, tuple[StoredKey, Caller]] = {}
 
@@ -131,7 +133,7 @@ class Verified:
                 return caller
             del self._known[name]
         caller = authenticate(authorization, table, self._pepper)
-        if len(self._known) >= VERIFIED_MAX:
+        if len(self._known) >= self._values_max:
             del self._known[next(iter(self._known))]
         self._known[name] = table[caller.key_id], caller
         return caller

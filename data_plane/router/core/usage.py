@@ -93,9 +93,14 @@ class _Table:
 
 
 class UsageBook:
-    """The counters of one router process, or of one whose journal is read."""
+    """The counters of one router process, or of one whose journal is read.
 
-    def __init__(self) -> None:
+    Args:
+        rows_max: Most rows of one table, 1 or more.
+    """
+
+    def __init__(self, *, rows_max: int = ROWS_MAX) -> None:
+        self._rows_max = rows_max
         self._tables: dict[TableKey, _Table] = {}
         self._places: dict[tuple[int, str, str], tuple[_Table, list[int]]] = {}
         self._filling: dict[int, _Table] = {}
@@ -193,7 +198,7 @@ class UsageBook:
 
     def _table_for_new(self, hour: int) -> _Table:
         table = self._filling.get(hour)
-        if table is None or len(table.rows) >= ROWS_MAX:
+        if table is None or len(table.rows) >= self._rows_max:
             table = self._filling[hour] = self._table_at(hour, 0 if table is None else table.number + 1)
         return table
 

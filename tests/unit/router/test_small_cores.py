@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_plane.router.core import keys, pricing
+from data_plane.router.core import pricing
 from data_plane.router.core.accounts import Accounts, Histogram, Outcome
 from data_plane.router.core.continuation import Replay
 from data_plane.router.core.decay import DecayingSum
@@ -73,11 +73,10 @@ def test_what_was_verified_counts_only_for_the_record_it_was_verified_against() 
             verified.authenticate(each, table)
 
 
-def test_only_so_many_genuine_values_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_so_many_genuine_values_are_remembered() -> None:
     """The one that came first makes room; what is forgotten is only checked again."""
-    monkeypatch.setattr(keys, "VERIFIED_MAX", 3)
     table = {"abcdefghijklmnop": api_key(KEY, TENANT)}
-    verified = Verified(PEPPER)
+    verified = Verified(PEPPER, values_max=3)
     for number in range(10):
         assert verified.authenticate(f"Bearer {' ' * (number % 5)}{KEY}", table).tenant_id == TENANT
         assert len(verified) == min(3, number + 1)

@@ -21,7 +21,6 @@ from common.clock import FakeClock
 from common.memory_store import MemoryStore
 from data_plane.router import left_journals as journals
 from data_plane.router import usage_journal
-from data_plane.router.core import usage as core_usage
 from data_plane.router.core.usage import ROWS_MAX, Counts, UsageBook
 from data_plane.router.exchange import Call
 from data_plane.router.left_journals import left_journals
@@ -388,12 +387,12 @@ async def test_tables_are_bounded_and_only_changed_ones_are_written() -> None:
     assert await stored(store) == counted(row for _, row in desk.book.rows())
 
 
-async def test_a_successor_counts_rows_in_the_tables_of_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_successor_counts_rows_in_the_tables_of_the_dead() -> None:
     """What was stored before the death, in whatever order it came, is not stored in a second table by the journal."""
-    monkeypatch.setattr(core_usage, "ROWS_MAX", 3)
     clock, store = FakeClock(), MemoryStore()
     with tempfile.TemporaryDirectory() as name:
         process = Process(Path(name), store, clock, "p", segment_bytes=700)
+        process.desk.book = UsageBook(rows_max=3)
         for round_ in range(3):
             process.settle([(f"t{(7 * n) % 11}", "m", (1, 2, 3), (4, 5)) for n in range(4 + 3 * round_)])
             await process.publisher.publish()
