@@ -34,6 +34,7 @@ MODULES: Final = (
     "model_units/length.py",
     "model_units/prefix.py",
     "model_units/text.py",
+    "model_units/virtual_time.py",
 )
 """What is compiled: paths and patterns below the checkout.
 
