@@ -138,19 +138,28 @@ def install(root: Path = CHECKOUT) -> str:
     try:
         manifest = read(root)
         check(manifest, root)
-        early = sorted(manifest.modules.keys() & sys.modules.keys())
-        if early:
-            raise NotUsableError(f"{early[0]} was imported before")
-        finder = _Finder(manifest, root)
-        sys.meta_path.insert(0, finder)
-        try:
-            importlib.import_module(LIBRARY)
-        except ImportError as error:
-            sys.meta_path.remove(finder)
-            raise NotUsableError(f"{error}; `make native` builds it for this machine") from error
+        use(manifest, root)
     except (NotUsableError, OSError) as reason:
         return f"off: {reason}"
     return f"on: {len(manifest.modules)} modules, {manifest.made_with}"
+
+
+def use(manifest: Manifest, root: Path) -> None:
+    """Has the modules of a manifest loaded as extensions from here on.
+
+    Raises:
+        NotUsableError: One was imported before, or the machine cannot load them.
+    """
+    early = sorted(manifest.modules.keys() & sys.modules.keys())
+    if early:
+        raise NotUsableError(f"{early[0]} was imported before")
+    finder = _Finder(manifest, root)
+    sys.meta_path.insert(0, finder)
+    try:
+        importlib.import_module(LIBRARY)
+    except ImportError as error:
+        sys.meta_path.remove(finder)
+        raise NotUsableError(f"{error}; `make native` builds it for this machine") from error
 
 
 class _Finder:

@@ -6,8 +6,11 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +25,16 @@ OPTIMIZATION: Final = "2"
 
 _KEPT: Final = 2
 """Builds that stay: a process that was started under the one before may still load from it."""
+
+_TRIAL: Final = """
+import importlib, json, sys
+from pathlib import Path
+from common import native
+manifest = native.Manifest(**json.load(sys.stdin))
+native.use(manifest, Path.cwd())
+for name in manifest.modules:
+    importlib.import_module(name)
+"""
 
 _GROUP: Final = native.LIBRARY.removesuffix("__mypyc")
 
@@ -50,16 +63,15 @@ def build(root: Path, patterns: Sequence[str], work: Work, optimization: str = O
         # Read before they are compiled: what changes meanwhile makes the build stale instead of wrong.
         sources = {path: native.digest(root / path) for path in depended_on(root, modules)}
         files = _compiled(modules, folder, work, optimization)
-        native.write(
-            native.Manifest(
-                made_with=made_with,
-                sources=sources,
-                modules={module_name(path): path for path in modules},
-                files=files,
-                sizes={name: (folder / file).stat().st_size for name, file in files.items()},
-            ),
-            root,
+        manifest = native.Manifest(
+            made_with=made_with,
+            sources=sources,
+            modules={module_name(path): path for path in modules},
+            files=files,
+            sizes={name: (folder / file).stat().st_size for name, file in files.items()},
         )
+        _try(manifest)
+        native.write(manifest, root)
         _forget_old(folder)
         work.say(f"native: {len(modules)} modules are compiled")
 
@@ -108,6 +120,19 @@ def _compiled(modules: Sequence[str], folder: Path, work: Work, optimization: st
     scratch.replace(folder / name)
     files = sorted((folder / name).iterdir())
     return {file.name.partition(f".{native.ABI}")[0]: f"{name}/{file.name}" for file in files}
+
+
+def _try(manifest: native.Manifest) -> None:
+    """Imports all that was compiled: what mypyc takes may still fail then, and no router shall be the one to find out.
+
+    Raises:
+        BuildError: A module cannot be imported.
+    """
+    command = [sys.executable, "-c", _TRIAL]
+    text = json.dumps(vars(manifest))
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"what was compiled cannot be imported:\n{done.stderr[-3000:]}")
 
 
 def _forget_old(folder: Path) -> None:

@@ -21,11 +21,11 @@ from mypyc.build import mypycify
 from common import native
 from deploy.work import BuildError, Work
 
-_TOO_STRICT: Final = "-Werror"
-"""mypyc asks for it; a newer compiler's new warning shall not end a build."""
+_STRICT: Final = {"-Werror": "-Werror=implicit-function-declaration"}
+"""mypyc asks for the first; a newer compiler's new warning shall not end a build, but this one would end a router."""
 
 _GENERATED: Final = "__native_"
-"""How the names of the files begin that hold what was translated; the others only lead to it."""
+"""How the names of the files begin that hold what was translated; the others are mypyc's runtime, or lead here."""
 
 _SAY_EVERY_S: Final = 10.0
 
@@ -68,8 +68,6 @@ def translated(paths: Sequence[str], group: str, work_folder: Path, *, optimizat
                 opt_level=optimization,
                 debug_level="0",
                 multi_file=True,
-                # mypyc's runtime as part of the one file for all modules, instead of some 25 more files.
-                include_runtime_files=True,
                 # Relative: a copy of the checkout finds its objects again.
                 target_dir=os.path.relpath(work_folder / "c"),
                 group_name=group,
@@ -82,7 +80,7 @@ def translated(paths: Sequence[str], group: str, work_folder: Path, *, optimizat
             name=str(each.name),
             sources=tuple(map(Path, each.sources)),
             include=(*map(Path, each.include_dirs), Path(sysconfig.get_path("include"))),
-            flags=tuple(flag for flag in each.extra_compile_args if flag != _TOO_STRICT),
+            flags=tuple(_STRICT.get(flag, flag) for flag in each.extra_compile_args),
         )
         for each in extensions
     ]

@@ -244,6 +244,16 @@ def test_what_cannot_be_compiled_leaves_the_build_alone(checkout: Path) -> None:
     assert native.read(checkout).modules.keys() == {"near.adds", "near.alone", "near.fails"}
 
 
+def test_what_cannot_be_imported_is_not_put_in_force(checkout: Path) -> None:
+    """A module that compiles and fails at its import is found by the builder, not by a router."""
+    (checkout / "near/alone.py").write_text("raise ValueError('never')\n")
+    done = run(checkout, BUILD)
+    assert done.returncode == 1
+    assert "what was compiled cannot be imported" in done.stderr
+    assert "ValueError: never" in done.stderr
+    assert look(checkout)[0] == "off: near/alone.py has changed since `make native`"
+
+
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """And that nothing else needs one."""
     need_compiler()
