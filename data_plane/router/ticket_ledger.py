@@ -47,7 +47,6 @@ it at once, and the replica says so within a second; what somebody only holds mu
 _REASONS: Final = {reason.value: reason for reason in Reason}
 
 
-@dataclass(slots=True, eq=False)
 class Held:
     """What an open ticket stands for.
 
@@ -62,17 +61,30 @@ class Held:
         message: The ticket as the client got it.
     """
 
-    order: Order
-    receipt: Receipt
-    tab: Tab
-    chosen: Chosen
-    trace: RequestTrace
-    digest: bytes
-    named: bool
-    message: pb.Ticket
+    __slots__ = ("chosen", "digest", "message", "named", "order", "receipt", "tab", "trace")
+
+    def __init__(
+        self,
+        order: Order,
+        receipt: Receipt,
+        tab: Tab,
+        chosen: Chosen,
+        trace: RequestTrace,
+        digest: bytes,
+        named: bool,
+        message: pb.Ticket,
+    ) -> None:
+        self.order = order
+        self.receipt = receipt
+        self.tab = tab
+        self.chosen = chosen
+        self.trace = trace
+        self.digest = digest
+        self.named = named
+        self.message = message
 
 
-@dataclass(slots=True)
+@dataclass
 class TicketCounts:
     """What is counted of tickets, for metrics.
 

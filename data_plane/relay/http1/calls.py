@@ -45,27 +45,35 @@ class Application(Protocol):
         ...
 
 
-class Line(Protocol):
-    """The connection of a call."""
+class Line:
+    """The connection of a call.
 
-    blocked: bool
-    call: HttpCall | None
+    Attributes:
+        blocked: What was sent waits for the client.
+        call: What is served, or None.
+    """
+
+    __slots__ = ("blocked", "call")
+
+    def __init__(self) -> None:
+        self.blocked = False
+        self.call: HttpCall | None = None
 
     def say(self, data: bytes) -> None:
         """Sends, at the end of this step of the loop."""
-        ...
+        raise NotImplementedError
 
     def stream(self, data: bytes) -> None:
         """The same, but a client that lets too much wait is given up."""
-        ...
+        raise NotImplementedError
 
     def closes(self, request: Request) -> bool:
         """Whether the connection ends with this request's answer."""
-        ...
+        raise NotImplementedError
 
     def ended(self, *, closes: bool) -> None:
         """The answer under way is complete."""
-        ...
+        raise NotImplementedError
 
 
 class HttpCall:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from typing import Final
+from typing import Final, cast
 
 from common.logs import get_logger
 from data_plane.relay.http1.client_calls import Fault, HttpCall, HttpLimits, HttpReceiver, Origin
@@ -100,13 +100,13 @@ class HttpPool:
         try:
             async with asyncio.timeout(self.limits.connect_s):
                 _, made = await self._loop.create_connection(
-                    lambda: Connection(self, origin),
+                    lambda: cast(asyncio.Protocol, Connection(self, origin)),
                     origin.host,
                     origin.port,
                     ssl=self._tls if origin.tls else None,
                     server_hostname=origin.host if origin.tls else None,
                 )
-                return made
+                return cast(Connection, made)
         except (OSError, TimeoutError, UnicodeError) as error:  # the last: a host that is no name
             log.warning("cannot connect", host=origin.host, port=origin.port, error=str(error) or type(error).__name__)
             return None

@@ -32,8 +32,8 @@ class Keeper(Protocol):
         ...
 
 
-class Connection(asyncio.Protocol):
-    """One connection.
+class Connection:
+    """One connection; an asyncio.Protocol in all but name.
 
     Args:
         pool: Who keeps it.
@@ -119,6 +119,15 @@ class Connection(asyncio.Protocol):
             self._done()
         elif self._plain_bytes > self._pool.limits.head_bytes_max:
             self._fail(Fault.GARBAGE)
+
+    def eof_received(self) -> None:
+        """See asyncio.Protocol: the transport closes itself."""
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol. A request is sent whole."""
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""

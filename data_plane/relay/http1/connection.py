@@ -8,11 +8,10 @@ import fcntl
 import socket
 import struct
 import termios
-from dataclasses import dataclass, field
 from typing import Final
 
 from data_plane.relay.http1 import answers
-from data_plane.relay.http1.calls import Application, HttpCall, Served
+from data_plane.relay.http1.calls import Application, HttpCall, Line, Served
 from data_plane.relay.http1.limits import BodyRoom, Limits, Patience
 from data_plane.relay.http1.requests import Fault, Reader, Request
 from data_plane.relay.outbox import Outbox
@@ -30,47 +29,86 @@ _int: Final = struct.Struct("i")
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
-@dataclass(slots=True)
 class Shared:
     """What all connections of a server share.
 
-    Attributes:
+    Args:
         application: Serves the requests.
         limits: What clients may cost.
         patience: How long they are waited for.
         room: For bodies.
         outbox: Of the event loop.
+
+    Attributes:
+        application: As given, as all the others.
         open: The connections there are.
         emptied: The last of them was lost.
         turned_away: Connections that were too many.
         draining: Every connection ends with the answer under way.
     """
 
-    application: Application
-    limits: Limits
-    patience: Patience
-    room: BodyRoom
-    outbox: Outbox
-    open: set[Connection] = field(default_factory=set)
-    emptied: asyncio.Event = field(default_factory=asyncio.Event)
-    turned_away: int = 0
-    draining: bool = False
+    __slots__ = (
+        "application",
+        "draining",
+        "emptied",
+        "limits",
+        "open",
+        "outbox",
+        "patience",
+        "room",
+        "turned_away",
+    )
+
+    def __init__(
+        self, application: Application, limits: Limits, patience: Patience, room: BodyRoom, outbox: Outbox
+    ) -> None:
+        self.application = application
+        self.limits = limits
+        self.patience = patience
+        self.room = room
+        self.outbox = outbox
+        self.open: set[Connection] = set()
+        self.emptied = asyncio.Event()
+        self.turned_away = 0
+        self.draining = False
 
 
-class Connection(asyncio.Protocol):
-    """One connection.
+class Connection(Line):
+    """One connection; an asyncio.Protocol in all but name.
 
     Args:
         shared: See Shared.
 
     Attributes:
-        blocked: What was sent waits for the client.
-        call: What is served, or None.
         touched: See Outbox.
         transport: Its transport, or None before and after.
     """
 
+    __slots__ = (
+        "_begun",
+        "_input",
+        "_input_at",
+        "_loop",
+        "_over",
+        "_paused",
+        "_pending",
+        "_pending_bytes",
+        "_pumping",
+        "_reader",
+        "_request",
+        "_served",
+        "_shared",
+        "_since_s",
+        "_stuck_since_s",
+        "_taken",
+        "_told",
+        "_written",
+        "touched",
+        "transport",
+    )
+
     def __init__(self, shared: Shared) -> None:
+        super().__init__()
         self._shared = shared
         self._loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport | None = None
@@ -86,11 +124,9 @@ class Connection(asyncio.Protocol):
         self._written = self._taken = self._begun = self._pending_bytes = 0
         self._stuck_since_s: float | None = None
         self._since_s = self._loop.time()
-        self.call: HttpCall | None = None
-        self.blocked = False
         self.touched = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # of a stream socket
+    def connection_made(self, transport: asyncio.Transport) -> None:
         """See asyncio.Protocol."""
         shared = self._shared
         self.transport = transport

@@ -21,7 +21,7 @@ _ROUND_CHUNKS_BYTES: Final = 16 << 10
 _CHUNKED: Final = b"chunked"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Fault:
     """Why a request cannot be read to its end.
 

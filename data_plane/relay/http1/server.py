@@ -7,7 +7,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 from data_plane.relay.http1.calls import Application
 from data_plane.relay.http1.connection import Connection, Shared
@@ -154,8 +154,8 @@ class Server:
                     shared.emptied.clear()
                     await shared.emptied.wait()
 
-    def _made(self) -> Connection:
-        return Connection(self.shared)
+    def _made(self) -> asyncio.Protocol:
+        return cast(asyncio.Protocol, Connection(self.shared))
 
     def _opened(self, server: asyncio.Server) -> None:
         self._servers.append(server)
