@@ -12,6 +12,7 @@ from data_plane.router.attempts import Attempts
 from data_plane.router.books import Books
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.validate import is_request_id
+from data_plane.router.deadlines import Deadlines
 from data_plane.router.exchange import Call, Receipt
 from data_plane.router.life import Exchange
 from data_plane.router.tracing import Tracing
@@ -42,6 +43,7 @@ class Flow:
         self.books = books
         self.tracing = tracing
         self.clock = clock
+        self._deadlines = Deadlines(clock)
 
     def open(self, call: Call) -> Exchange:
         """Prepares a request; nothing happens before it is started."""
@@ -52,6 +54,7 @@ class Flow:
             attempts=self.attempts,
             books=self.books,
             tracing=self.tracing,
+            deadlines=self._deadlines,
             clock=self.clock,
         )
 

@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from common.clock import NS_PER_S, Clock
+from common.clock import Clock
 from common.logs import get_logger
 from common.rpc import as_fairlead_error
 from data_plane.relay.grpc import pieces
@@ -32,6 +32,7 @@ from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.batch_gate import may_return
 from data_plane.router.core.continuation import deterministic
 from data_plane.router.core.holds import Hold
+from data_plane.router.deadlines import Deadlines
 from data_plane.router.events import NOBODY, Events
 from data_plane.router.exchange import Call, Finished, Receipt, Sink
 from data_plane.router.relay import Relay
@@ -71,6 +72,7 @@ class Exchange:
         attempts: Picks replicas and relays.
         books: Where everything is written down.
         tracing: Of this process.
+        deadlines: Of all requests.
         clock: Monotonic time.
 
     Attributes:
@@ -86,6 +88,7 @@ class Exchange:
         attempts: Attempts,
         books: Books,
         tracing: Tracing,
+        deadlines: Deadlines,
         clock: Clock,
     ) -> None:
         self.receipt = receipt
@@ -94,6 +97,7 @@ class Exchange:
         self._attempts = attempts
         self._books = books
         self._tracing = tracing
+        self._deadlines = deadlines
         self._clock = clock
         self._sink: Sink = NOBODY
         self._trace: RequestTrace | None = None
@@ -102,7 +106,7 @@ class Exchange:
         self._relay: Relay | None = None
         self._wait: asyncio.Task[None] | None = None
         self._finished: Finished | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
         self._claims_id = self._over = False
         self._told: asyncio.Event | None = None
 
@@ -180,7 +184,7 @@ class Exchange:
         receipt = self.receipt
         order = self._order = self._admission.order(self._call, receipt)
         self._books.decisions.remember(receipt)
-        self._arm_deadline(order)
+        self._deadlines.add(self, order.deadline_ns)
         named = bool(order.request.request_id)
         if named:
             if self._replayed(order):
@@ -287,8 +291,9 @@ class Exchange:
             return
         self._over = True
         receipt, books, order = self.receipt, self._books, self._order
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.remove(self)
+        if self._grace is not None:
+            self._grace.cancel()
         wait, self._wait = self._wait, None
         if wait is not None and wait is not asyncio.current_task():
             wait.cancel()
@@ -380,16 +385,12 @@ class Exchange:
             )
         )
 
-    def _arm_deadline(self, order: Order) -> None:
-        left_s = (order.deadline_ns - self._clock.monotonic_ns()) / NS_PER_S
-        self._timer = asyncio.get_running_loop().call_later(left_s, self._on_deadline)
-
-    def _on_deadline(self) -> None:
-        """Ends it, wherever it is; a wait, which has the same deadline, is left a moment to say so itself."""
+    def on_deadline(self) -> None:
+        """See Timed. It ends wherever it is; a wait, which has the same deadline, is left a moment to say so itself."""
         if self._relay is not None and self._relay.attempt is not None:
             self._relay.attempt.fail(_late())
         elif self._wait is not None:
-            self._timer = asyncio.get_running_loop().call_later(_DEADLINE_GRACE_S, self._wait.cancel)
+            self._grace = asyncio.get_running_loop().call_later(_DEADLINE_GRACE_S, self._wait.cancel)
 
 
 def _late() -> DeadlineExceededError:

@@ -17,6 +17,7 @@ MODULES: Final = (
     "data_plane/router/books.py",
     "data_plane/router/core/*.py",
     "data_plane/router/core/policies/*.py",
+    "data_plane/router/deadlines.py",
     "data_plane/router/engine_messages.py",
     "data_plane/router/events.py",
     "data_plane/router/exchange.py",
