@@ -25,7 +25,7 @@ class SessionHash:
         pool = pool.without(ask.excluded)
         if not pool.eligible:
             return None
-        best = rendezvous(pool.eligible, range(len(pool.eligible)), ask.session_id or ask.request_id)
+        best = rendezvous(pool.eligible, pool.order, ask.session_id or ask.request_id)
         return chosen(NAME, ask, pool, best, [0.0] * len(pool.eligible), cached_tokens(ask, pool), sticky=True)
 
 

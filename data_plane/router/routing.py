@@ -329,7 +329,8 @@ class Routing:
 
     def _ask(self, route: Route, excluded: Collection[str], now_ns: int) -> Ask:
         order, receipt, blocks = route.order, route.receipt, route.blocks
-        input_tokens, _, (prefill_milli_mu, decode_milli_mu, _) = order.price
+        price = order.price
+        input_tokens, (prefill_milli_mu, decode_milli_mu, _) = price.input_tokens, price.cost
         block_tokens = PREFIX_BLOCK_BYTES * input_tokens / max(1, order.checked.prompt_bytes) if blocks else 0.0
         values = (
             prefill_milli_mu,

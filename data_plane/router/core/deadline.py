@@ -32,11 +32,10 @@ class Sent:
 
     def __init__(self) -> None:
         self._lines: dict[tuple[str, str], dict[Dispatch, int]] = {}
-        self._places: dict[Dispatch, tuple[str, str]] = {}
 
     def __len__(self) -> int:
         """Requests that have not begun."""
-        return len(self._places)
+        return sum(map(len, self._lines.values()))
 
     def add(self, dispatch: Dispatch, tenant_id: str, rank: int) -> None:
         """A request is being sent.
@@ -46,21 +45,22 @@ class Sent:
             tenant_id: Whose.
             rank: Its priority: lower goes first.
         """
-        place = self._places[dispatch] = dispatch.load.replica_id, tenant_id
-        line = self._lines.get(place)
+        name = dispatch.line = dispatch.load.replica_id, tenant_id
+        line = self._lines.get(name)
         if line is None:
-            self._lines[place] = {dispatch: rank}
+            self._lines[name] = {dispatch: rank}
         else:
             line[dispatch] = rank
 
     def remove(self, dispatch: Dispatch) -> None:
         """Its first token came, or it left; saying it again does nothing."""
-        place = self._places.pop(dispatch, None)
-        if place is not None:
-            line = self._lines[place]
+        name = dispatch.line
+        if name is not None:
+            dispatch.line = None
+            line = self._lines[name]
             del line[dispatch]
             if not line:
-                del self._lines[place]
+                del self._lines[name]
 
     def before(self, replica_id: str, tenant_id: str, rank: int, prefill_milli_mu: int) -> int:
         """Prefill that certainly comes before a request at a replica, mMU.

@@ -122,9 +122,10 @@ class Dispatch:
         decode_milli_mu: Its output, estimated.
         sent_ns: When it was sent.
         started_ns: When its first token came; None before.
+        line: Under what `deadline.Sent` has it, (replica, tenant); None where it has not.
     """
 
-    __slots__ = ("blocks", "decode_milli_mu", "load", "number", "prefill_milli_mu", "sent_ns", "started_ns")
+    __slots__ = ("blocks", "decode_milli_mu", "line", "load", "number", "prefill_milli_mu", "sent_ns", "started_ns")
 
     def __init__(
         self, load: ReplicaLoad, number: int, prefill_milli_mu: int, decode_milli_mu: int, sent_ns: int
@@ -135,6 +136,7 @@ class Dispatch:
         self.decode_milli_mu = decode_milli_mu
         self.sent_ns = sent_ns
         self.started_ns: int | None = None
+        self.line: tuple[str, str] | None = None
         self.blocks: list[int] = []  # that are in the replica's cache by this dispatch's word alone
 
 

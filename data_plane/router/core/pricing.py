@@ -6,7 +6,7 @@ After: the engine's own counts. Both go through the one cost function of `model_
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from model_units.cost import TOKENS_MAX, Cost, CostProfile, cost_in_range, decode_shape
 from model_units.length import OutputLengthEstimator
@@ -16,11 +16,9 @@ from model_units.text import BytesPerToken
 # templates. The learned bytes-per-token ratio absorbs the rest.
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 4
 
-_new_tuple: Final = tuple.__new__  # a named tuple's own constructor is a call more
 
-
-class Price(NamedTuple):
-    """An estimate for one request. A tuple, because every request makes one.
+class Price:
+    """An estimate for one request.
 
     Attributes:
         input_tokens: Estimated prompt tokens.
@@ -28,9 +26,12 @@ class Price(NamedTuple):
         cost: Both parts, mMU.
     """
 
-    input_tokens: int
-    output_tokens: int
-    cost: Cost
+    __slots__ = ("cost", "input_tokens", "output_tokens")
+
+    def __init__(self, input_tokens: int, output_tokens: int, cost: Cost) -> None:
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.cost = cost
 
 
 class Pricing:
@@ -82,8 +83,7 @@ class Pricing:
             shape = decode_shape(profile, input_tokens)
             output_tokens = self._lengths.estimate(tenant_id, model_id, max_tokens=max_tokens, shape=shape)
         priced_tokens = output_tokens if output_tokens < TOKENS_MAX else TOKENS_MAX
-        price = (input_tokens, output_tokens, cost_in_range(profile, input_tokens, priced_tokens))
-        return _new_tuple(Price, price)
+        return Price(input_tokens, output_tokens, cost_in_range(profile, input_tokens, priced_tokens))
 
     def observe(
         self,

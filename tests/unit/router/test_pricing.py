@@ -181,7 +181,9 @@ def test_estimates_are_the_plain_ones_after_any_history(
             runs_to_max=False,
             bytes_per_token_start=start,
         )
-        assert (*price[:2], price.cost[:2]) == plain.estimate(used, pair, size, messages, limit, start)
+        assert (price.input_tokens, price.output_tokens, price.cost[:2]) == plain.estimate(
+            used, pair, size, messages, limit, start
+        )
         for _ in range(times):
             prices.observe(
                 used,

@@ -82,8 +82,7 @@ class Cost:
             sticky, cached = True, held[best]
             own = ask.uncached_milli_mu(cached)
         expected_s = expected_first_token_s(chosen, own)
-        values = (chosen.replica_id, self.name, pool.panic, sticky, own, expected_s, told, count, cached)
-        return tuple.__new__(Pick, values)
+        return Pick(chosen.replica_id, self.name, pool.panic, sticky, own, expected_s, told, count, cached)
 
 
 def _alike(ranking: list[int], scores: list[float], near: float) -> list[int]:

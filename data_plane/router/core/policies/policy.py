@@ -64,7 +64,7 @@ Weighed = tuple[str, float, int, int, int, Health, int, int]
 decode, tokens of the prompt in its cache."""
 
 
-class Pick(NamedTuple):
+class Pick:
     """The choice.
 
     Attributes:
@@ -79,15 +79,39 @@ class Pick(NamedTuple):
         cached_tokens: Prompt tokens expected in its cache.
     """
 
-    replica_id: str
-    policy: str
-    panic: bool
-    sticky: bool
-    uncached_prefill_milli_mu: int
-    expected_first_token_s: float
-    ranking: tuple[Rank, ...] = ()
-    candidate_count: int = 1
-    cached_tokens: int = 0
+    __slots__ = (
+        "cached_tokens",
+        "candidate_count",
+        "expected_first_token_s",
+        "panic",
+        "policy",
+        "ranking",
+        "replica_id",
+        "sticky",
+        "uncached_prefill_milli_mu",
+    )
+
+    def __init__(
+        self,
+        replica_id: str,
+        policy: str,
+        panic: bool,
+        sticky: bool,
+        uncached_prefill_milli_mu: int,
+        expected_first_token_s: float,
+        ranking: tuple[Rank, ...],
+        candidate_count: int,
+        cached_tokens: int,
+    ) -> None:
+        self.replica_id = replica_id
+        self.policy = policy
+        self.panic = panic
+        self.sticky = sticky
+        self.uncached_prefill_milli_mu = uncached_prefill_milli_mu
+        self.expected_first_token_s = expected_first_token_s
+        self.ranking = ranking
+        self.candidate_count = candidate_count
+        self.cached_tokens = cached_tokens
 
     @property
     def weighed(self) -> tuple[Weighed, ...]:
