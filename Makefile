@@ -44,7 +44,7 @@ run: ## The platform here: ENGINE=triton|sim REPLICAS=n STANDBYS=1 REPLAY=second
 		--standbys "$(STANDBYS)" --replay "$(REPLAY)" --run-dir "$(RUN_DIR)"
 
 test: ## Every test: unit, stateful, real etcd, real Triton, end to end, Docker where there is an engine; TESTS=path
-	@$(BOOTSTRAP) --tests --triton auto -- -m pytest -n 2 --dist loadfile -ra $(TESTS)
+	@$(BOOTSTRAP) --tests --triton auto -- -m pytest -n 3 --dist loadfile -ra $(TESTS)
 
 test-unit: ## The tests that take seconds
 	@$(BOOTSTRAP) --tests -- -m pytest -q tests/unit tests/stateful

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
 
 from common import native
+from tests.support import schedule
 from tests.support.etcd import EtcdServer
 
 # The sources are tested unless FAIRLEAD_NATIVE=on asks for what `make native` has made of them. Here, before anything
@@ -25,8 +27,6 @@ settings.register_profile(
 settings.load_profile("any-machine")
 
 TESTS = Path(__file__).resolve().parent
-# Rooms whose files take minutes; all others follow, so that whoever is done early still finds small files to run.
-LONG = ("docker", "e2e", "faults", "integration")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(TESTS.parent / "build" / "pycache"))
     # pytest-xdist would hand out files by their number of tests, and the longest files have the fewest.
     config.option.loadscopereorder = False
+    schedule.step_back(config)
 
 
 def pytest_report_header() -> str:
@@ -42,13 +43,14 @@ def pytest_report_header() -> str:
     return f"native {NATIVE}" if NATIVE else "the sources, interpreted"
 
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> schedule.FromBothEnds | None:
+    """Hands out whole files, to one worker from the other end of their order."""
+    return schedule.FromBothEnds(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the long rooms first: a long file that came last would run beside idle workers."""
-    items.sort(key=lambda item: _rank(item.path.relative_to(TESTS).parts[0]))
-
-
-def _rank(room: str) -> int:
-    return LONG.index(room) if room in LONG else len(LONG)
+    items.sort(key=lambda item: schedule.rank(item.path.relative_to(TESTS)))
 
 
 @pytest.fixture
