@@ -20,8 +20,6 @@ from fairlead.errors import DeadlineExceededError, FairleadError, Reason, Unavai
 
 GENERATE: Final = f"/{engine_pb2.DESCRIPTOR.services_by_name['EngineService'].full_name}/Generate"
 
-_ENDING_S: Final = 5.0  # how long a stream may outlive its last message
-
 
 class RelayUpstream:
     """See Upstream.
@@ -60,19 +58,24 @@ class RelayUpstream:
 
 
 class Endings:
-    """Calls that have brought their last message and are left to end by themselves. One timer for all of them."""
+    """Calls that have brought their last message and are left to end by themselves. One timer for all of them.
 
-    def __init__(self) -> None:
+    Args:
+        ending_s: How long a stream may outlive its last message.
+    """
+
+    def __init__(self, ending_s: float = 5.0) -> None:
+        self._ending_s = ending_s
         self._due_s: dict[ClientCall, float] = {}  # in this order
         self._armed = False
 
     def expect(self, call: ClientCall) -> None:
         """It will end; if not, it is cancelled."""
         loop = asyncio.get_running_loop()
-        self._due_s[call] = loop.time() + _ENDING_S
+        self._due_s[call] = loop.time() + self._ending_s
         if not self._armed:
             self._armed = True
-            loop.call_later(_ENDING_S, self._check)
+            loop.call_later(self._ending_s, self._check)
 
     def ended(self, call: ClientCall) -> None:
         """It has."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_plane.relay.http2.header_blocks import encoded
+from data_plane.relay.http2 import frames
+from data_plane.relay.http2.header_blocks import EMPTY_TABLE, encoded
 from data_plane.relay.http2.sending import WRITE_BYTES_MAX
-from tests.unit.relay.peers import ANSWER, REQUEST, TRAILERS, Reference, ours
+from tests.unit.relay.peers import ANSWER, REQUEST, TRAILERS, Reference, exchange, greeted, kinds, ours
 
 STREAMS = 3
 SIZES = st.sampled_from([0, 1, 100, 16_384, 16_385, 70_000, 300_000])
@@ -111,3 +112,29 @@ def test_everything_arrives_and_no_window_is_passed(steps: list[tuple[str, int, 
         seen = world.reference.of(2 * number + 1)
         assert seen.data == sent
         assert seen.ended
+
+
+@given(st.sampled_from([0, 1, 511, 512, 16_384, 16_385, 70_000]))
+def test_a_whole_request_ends_its_stream(size: int) -> None:
+    """Proves that a request is all there and ended, be it more than the windows take at once or nothing at all."""
+    connection, _ = ours(client=True)
+    reference = Reference(client=False)
+    exchange(connection, reference)
+    content = size * b"x"
+    stream = connection.ask(encoded(REQUEST), content)
+    assert stream.local_ended
+    assert (stream.ending is None) == (size < 65_536)
+    exchange(connection, reference)
+    heard = reference.seen[stream.id]
+    assert (heard.fields, heard.data, heard.ended, heard.reset) == (REQUEST, content, True, None)
+
+
+def test_a_short_request_is_two_frames() -> None:
+    connection, _ = greeted(client=True)
+    assert connection.can_open
+    connection.take()
+    connection.ask(encoded(REQUEST), b"hello")
+    assert [(kind, payload) for kind, _, payload in kinds(connection.take())] == [
+        (frames.HEADERS, EMPTY_TABLE + encoded(REQUEST)),
+        (frames.DATA, b"hello"),
+    ]
