@@ -27,6 +27,9 @@ _STRICT: Final = {"-Werror": "-Werror=implicit-function-declaration"}
 _GENERATED: Final = "__native_"
 """How the names of the files begin that hold what was translated; the others are mypyc's runtime, or lead here."""
 
+_FORGOTTEN: Final = ("bytes_extra_ops.h", "str_extra_ops.h", "bytearray_extra_ops.h")
+"""Headers of mypyc's runtime that its files for single modules use and do not include (mypyc 2.4)."""
+
 _SAY_EVERY_S: Final = 10.0
 
 
@@ -138,6 +141,7 @@ class Extensions:
             *_words("CCSHARED"),
             *extension.flags,
             *(f"-I{folder}" for folder in extension.include),
+            *(word for header in _FORGOTTEN for word in ("-include", header)),
             "-c",
             str(source),
         ]
