@@ -100,8 +100,8 @@ class ServerEnd:
                 call.served = served
                 if ended:
                     self._on_half_closed(call, served, route)
-        except RpcFaultError as error:
-            self._break(call, error)
+        except RpcFaultError as fault:
+            self._break(call, fault)
         except Exception as error:  # noqa: BLE001  # the boundary: a connection serves others too
             self._break(call, as_fairlead_error(error, call.method))
 
@@ -120,8 +120,8 @@ class ServerEnd:
                     self._on_part(call, served, route, call.cut(data, most))
             if ended and not call.over:
                 self._on_half_closed(call, served, route)
-        except RpcFaultError as error:
-            self._break(call, error)
+        except RpcFaultError as fault:
+            self._break(call, fault)
         except Exception as error:  # noqa: BLE001  # the boundary: a connection serves others too
             self._break(call, as_fairlead_error(error, call.method))
 
