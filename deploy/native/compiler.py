@@ -135,17 +135,18 @@ class Extensions:
 
     def _object(self, extension: Extension, source: Path) -> Path:
         """Compiles one C file; its name says what was compiled, so that it is found again."""
+        translated_here = source.name.startswith(_GENERATED)
         command = [
             *_words("CC"),
             *_words("CFLAGS"),
             *_words("CCSHARED"),
             *extension.flags,
             *(f"-I{folder}" for folder in extension.include),
-            *(word for header in _FORGOTTEN for word in ("-include", header)),
+            *(word for header in (_FORGOTTEN if translated_here else ()) for word in ("-include", header)),
             "-c",
             str(source),
         ]
-        headers = self._headers if source.name.startswith(_GENERATED) else b""
+        headers = self._headers if translated_here else b""
         known = hashlib.sha256(repr(command).encode() + source.read_bytes() + headers).hexdigest()
         made = self._objects / f"{known}.o"
         self._wanted.add(made)
