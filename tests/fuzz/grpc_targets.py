@@ -56,8 +56,10 @@ def _cut(data: bytes, most: int, pieces_of: list[bytes]) -> tuple[list[bytes], i
 def _kept(cutter: Cutter) -> int:
     """Bytes of memory behind what waits."""
     kept = 0
-    for name in cutter.__slots__:
+    for name in dir(cutter):  # compiled, it has no __slots__
         value = getattr(cutter, name)
+        if name.startswith("__") or callable(value):
+            continue
         kept += sys.getsizeof(value)
         if isinstance(value, list):
             kept += sum(map(sys.getsizeof, value))
