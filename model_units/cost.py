@@ -299,8 +299,8 @@ def cost_in_range(
     contexts = 2 * input_tokens if profile.form is _PRODUCT else 2 * input_tokens + output_tokens
     decode_s = profile.b * output_tokens + profile.g * (output_tokens * contexts) / 2
     # `units.from_replica_seconds` twice, in place, and the tuple without its own constructor: each is half the whole.
-    prefill = ceil(prefill_s * MILLI_PER_REPLICA_SECOND - ROUNDING_NOISE)
-    decode = ceil(decode_s * MILLI_PER_REPLICA_SECOND - ROUNDING_NOISE)
+    prefill = ceil(prefill_s * _MILLI_PER_S - ROUNDING_NOISE)
+    decode = ceil(decode_s * _MILLI_PER_S - ROUNDING_NOISE)
     return _new_tuple(Cost, (prefill, decode, prefill + decode))
 
 
@@ -340,6 +340,7 @@ def image_cpu_seconds(profile: CostProfile, images: int) -> float:
 
 _SHAPE_MAX: Final = 1e9  # keeps the shape finite where a profile says that a decode step itself costs next to nothing
 _new_tuple: Final = tuple.__new__
+_MILLI_PER_S: Final = MILLI_PER_REPLICA_SECOND  # compiled, another module's is looked up unless it is a literal
 _PRODUCT: Final = CostForm.PRODUCT  # a global is found faster than a member of an enum, and prices are on the hot path
 
 
