@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import weakref
 from contextlib import aclosing
 
 import pytest
@@ -109,16 +108,20 @@ async def test_a_request_that_has_ended_is_freed_at_once(burst: int) -> None:
     """Answered or refused, it leaves no circle behind: collections that look for those cost a third of all."""
     lab = RouterLab(burst=burst)
 
-    async def ask() -> weakref.ref[Exchange]:
+    async def ask() -> None:
         front = Front(lab.router.flow.open(call()))
+        assert exchanges() == before + 1
         await eventually(lambda: front.ended)
-        return weakref.ref(front.exchange)
+
+    def exchanges() -> int:
+        return sum(isinstance(each, Exchange) for each in gc.get_objects())
 
     gc.collect()
     gc.disable()
     try:
-        exchange = await ask()
-        await eventually(lambda: exchange() is None)
+        before = exchanges()
+        await ask()
+        await eventually(lambda: exchanges() == before)
     finally:
         gc.enable()
 

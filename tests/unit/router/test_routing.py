@@ -269,7 +269,8 @@ async def test_a_full_replica_is_let_in_again_while_batch_waits(
     lab: RouterLab, busy: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batch that left out a full replica when it began to wait goes there once the pause is over."""
-    monkeypatch.setattr(lab.router.routing, "free_milli_mu", lambda _: None)  # the room goes while it is on its way
+    # The room goes while it is on its way.
+    monkeypatch.setattr(lab.router.desk._gate, "_free_milli_mu", lambda _: None)
     busy("r1", 0)
     lab.router.fleet.filled("r1", lab.clock.monotonic_ns() + NS_PER_S)
     receipt, task = started(lab, prompt_request(priority=pb.PRIORITY_BATCH), deadline_s=600.0)
