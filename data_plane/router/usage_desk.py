@@ -33,6 +33,7 @@ class UsageDesk:
             counts: Of this one request.
         """
         hour = self.book.hour_of(self._clock.wall_ns())
-        number = self.book.add(hour, *bucket, counts, self._clock.monotonic_ns())
+        tenant_id, model_id = bucket
+        number = self.book.add(hour, tenant_id, model_id, counts, self._clock.monotonic_ns())
         if self.journal is not None:
-            self.journal.append(hour, number, *bucket, counts)
+            self.journal.append(hour, number, tenant_id, model_id, counts)
