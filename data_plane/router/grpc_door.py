@@ -5,7 +5,6 @@ A piece of an answer goes out as the bytes it came in; only a stream's first and
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -57,10 +56,8 @@ class GrpcDoor:
             request = pb.GenerateRequest.FromString(message)
         except DecodeError:
             raise InvalidArgumentError("the message is no GenerateRequest") from None
-        deadline_ns, deadline_s = None, served.call.deadline_s
-        if deadline_s is not None:
-            left_s = deadline_s - asyncio.get_running_loop().time()
-            deadline_ns = self._clock.monotonic_ns() + int(left_s * NS_PER_S)
+        left_s = served.call.left_s
+        deadline_ns = None if left_s is None else self._clock.monotonic_ns() + int(left_s * NS_PER_S)
         fields = served.call.fields
         trace: tuple[tuple[str, str], ...] = ()
         for traced in _TRACE_NAMES:

@@ -66,12 +66,15 @@ class Endings:
 
     def __init__(self, ending_s: float = 5.0) -> None:
         self._ending_s = ending_s
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it is a system call
         self._due_s: dict[ClientCall, float] = {}  # in this order
         self._armed = False
 
     def expect(self, call: ClientCall) -> None:
         """It will end; if not, it is cancelled."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         self._due_s[call] = loop.time() + self._ending_s
         if not self._armed:
             self._armed = True

@@ -114,6 +114,11 @@ class ServerCall:
         """Who calls: "ipv4:192.0.2.1:50000"."""
         return self._endpoint.peer
 
+    @property
+    def left_s(self) -> float | None:
+        """Seconds to the caller's deadline from when something came last; None where it gave none."""
+        return None if self.deadline_s is None else self.deadline_s - self._connection.now_s
+
     def header(self, name: bytes) -> bytes | None:
         """The value of a request's header; None where there is none."""
         return self.fields.header(name)
