@@ -6,7 +6,7 @@ import http
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
-from typing import Final
+from typing import Any, Final
 
 import httptools
 
@@ -70,7 +70,8 @@ def path_of(target: bytes) -> str:
     """
     if not target.startswith(b"/"):
         try:
-            target = httptools.parse_url(target).path or b""
+            url: Any = httptools.parse_url(target)  # a URL may have no path, whatever the library's types say
+            target = url.path or b""
         except httptools.HttpParserInvalidURLError:
             return ""
     return target.partition(b"?")[0].partition(b"#")[0].decode("latin-1")

@@ -4,16 +4,13 @@ for ever."""
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import socket
-import struct
-import termios
 from typing import Final
 
 from data_plane.relay.http1 import answers
 from data_plane.relay.http1.calls import Application, HttpCall, Line, Served
 from data_plane.relay.http1.limits import BodyRoom, Limits, Patience
 from data_plane.relay.http1.requests import Fault, Reader, Request
+from data_plane.relay.http1.sockets import tune, unread_bytes
 from data_plane.relay.outbox import Outbox
 
 WRITE_BYTES_MAX: Final = 64 << 10
@@ -21,12 +18,6 @@ WRITE_BYTES_MAX: Final = 64 << 10
 
 UNREAD_BYTES_MAX: Final = 64 << 10
 """A body that nobody wants is read to its end if no more of it is to come; otherwise the connection ends."""
-
-UNSENT_BYTES_MAX: Final = 128 << 10
-"""Bytes that wait in the kernel; it would take megabytes, which nobody could count or take back."""
-
-_int: Final = struct.Struct("i")
-_KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
 class Shared:
@@ -131,7 +122,7 @@ class Connection(Line):
         shared = self._shared
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BYTES_MAX)
-        _tune(transport, shared.patience)
+        tune(transport, shared.patience)
         if len(shared.open) >= shared.limits.connections_max:
             self._over = True
             shared.turned_away += 1
@@ -359,10 +350,14 @@ class Connection(Line):
         self._request, self._told = request, False
         call = self.call = HttpCall(self, request)
         served = self._shared.application.serve(call)
-        if self.call is call:
+        if not self._answered(call):
             self._served = served
             if request.expects and not request.received and not request.whole and request.fault is None:
                 self.say(answers.CONTINUE)
+
+    def _answered(self, call: HttpCall) -> bool:
+        """Whether a call is over. A step of its own: whoever has just set `call` is taken to know what it is."""
+        return self.call is not call
 
     def _malformed(self, fault: Fault) -> bytes:
         headers, body = self._shared.application.malformed(fault)
@@ -396,29 +391,7 @@ class Connection(Line):
         if not waiting:
             self._stuck_since_s = None
             return False
-        taken = self._written - waiting - _unread_bytes(transport)
+        taken = self._written - waiting - unread_bytes(transport)
         if self._stuck_since_s is None or taken != self._taken:
             self._taken, self._stuck_since_s = taken, now_s
         return now_s - self._stuck_since_s >= self._shared.patience.stuck_s
-
-
-def _unread_bytes(transport: asyncio.Transport) -> int:
-    """What of that which the kernel took the client's machine has not confirmed."""
-    plain = transport.get_extra_info("socket")
-    if plain is None or plain.fileno() < 0:
-        return 0
-    (count,) = _int.unpack(fcntl.ioctl(plain.fileno(), termios.TIOCOUTQ, bytes(_int.size)))
-    return int(count)
-
-
-def _tune(transport: asyncio.Transport, patience: Patience) -> None:
-    """Small answers at once, and a peer whose machine is gone is noticed."""
-    plain = transport.get_extra_info("socket")
-    if plain is None or plain.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        plain.setsockopt(socket.IPPROTO_TCP, option, value)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(patience.stuck_s * 1000)))
