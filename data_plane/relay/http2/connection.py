@@ -284,10 +284,7 @@ class Connection(Guarding):
         elif fields is None:
             self._reset_for_fault(stream, ErrorCode.ENHANCE_YOUR_CALM)
         elif stream.headed:
-            fault = fields.as_trailers
-            if fault is None:
-                fault = trailers_fault(fields)
-            if fault or not ended or stream.content_left > 0:
+            if trailers_fault(fields) or not ended or stream.content_left > 0:
                 self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
                 return
             self._remote_end(stream)
