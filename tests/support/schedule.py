@@ -16,8 +16,9 @@ LONG = (
     "faults",
     "integration/router",
     "integration/control",
+    "integration/sharding",
+    "integration/triton",
     "integration/engines",
-    "integration/autoscaler",
     "integration",
 )
 NICE = 5
