@@ -24,7 +24,8 @@ KEEP ?=
 NATIVE ?= $(FAIRLEAD_NATIVE)
 
 BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
-NATIVE_TESTS = tests/unit/relay tests/unit/router tests/unit/gateway tests/unit/model_units tests/stateful tests/fuzz
+NATIVE_TESTS = tests/unit/relay tests/unit/router tests/unit/gateway tests/unit/model_units tests/fuzz \
+	$(foreach core,waiting_line batch_queue demand tickets,tests/stateful/test_$(core)_model.py) tests/stateful/test_length_machine.py
 WITH_TESTS = $(PYTHON) deploy/bootstrap.py --tests
 VENV = build/venv/bin
 PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_plane engines simulation deploy tools benchmarks
