@@ -39,7 +39,7 @@ class Telling(Echo):
     """Answers with the request's metadata, and says something behind it."""
 
     def on_half_closed(self) -> None:
-        told = {name.decode(): value.decode() for name, value in self.call.fields if name.startswith(b"x-")}
+        told = {name.decode(): value.decode() for name, value in self.call.fields.pairs if name.startswith(b"x-")}
         self.call.send(framed(json.dumps(told).encode()))
         self.call.finish(literal(b"x-last", b"last"))
 
