@@ -38,7 +38,7 @@ from data_plane.router.core.demand import Demand
 from data_plane.router.core.holds import BucketKey, Hold, Holds, LeaseTerms
 from data_plane.router.core.pricing import Price, Pricing
 from data_plane.router.core.usage import Counts
-from data_plane.router.exchange import Receipt
+from data_plane.router.exchange import Receipt, Usage
 from data_plane.router.usage_desk import UsageDesk
 from data_plane.router.usage_journal import UsageJournal
 from model_units.length import OutputLengthEstimator, next_covered_tokens
@@ -179,7 +179,7 @@ class Router:
         total = cost.total_milli_mu
         self.holds.settle(hold, total, now_ns)
         self.demand.used(request.key, total, now_ns)
-        receipt.usage = (request.input_tokens, request.cached_tokens, request.output_tokens)
+        receipt.usage = Usage(request.input_tokens, request.cached_tokens, request.output_tokens)
         receipt.cost = cost
         self.usage.settled(request.key, Counts(1, *receipt.usage, cost.prefill_milli_mu, cost.decode_milli_mu))
         receipt.quota = self.holds.view(request.key, now_ns)

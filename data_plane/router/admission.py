@@ -161,19 +161,6 @@ class Admission:
             raise DeadlineExceededError("the deadline had passed when the request arrived")
         return Order(request, tenant_id, (tenant_id, model_id), model, profile, checked, price, deadline_ns, call.raw)
 
-    async def hold(self, order: Order, receipt: Receipt) -> Hold:
-        """Takes the estimated price out of the tenant's quota; batch waits for it.
-
-        Args:
-            order: What is to run.
-            receipt: Learns what was decided, from which bucket, and how long it took.
-
-        Raises:
-            FairleadError: As `hold_at_once` and `wait` say.
-        """
-        hold = self.hold_at_once(order, receipt)
-        return await self.wait(order, receipt) if hold is None else hold
-
     def hold_at_once(self, order: Order, receipt: Receipt, *, returned: bool = False) -> Hold | None:
         """Takes the estimated price out of the tenant's quota.
 

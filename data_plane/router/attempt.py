@@ -54,6 +54,7 @@ class Attempt:
     Args:
         client: Who gets the answer.
         watcher: Told of the first message, of load and of the end.
+        loop: That runs it.
         token_timeout_s: Longest silence of the replica after its first message, while the client keeps up.
         replay: What the client has of an earlier attempt, to be swallowed; None for nothing.
         kept: Where pieces are kept for another attempt or for a repeated request; None for nowhere.
@@ -82,12 +83,13 @@ class Attempt:
         client: Client,
         watcher: Watcher,
         *,
+        loop: asyncio.AbstractEventLoop,
         token_timeout_s: float,
         replay: Replay | None = None,
         kept: list[bytes] | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._time = self._loop.time
+        self._loop = loop
+        self._time = loop.time
         self._client = client
         self._deliver = client.deliver
         self._watcher = watcher

@@ -82,6 +82,7 @@ class Attempts:
         self._clock = clock
         self._router_id = router_id
         self._token_timeout_s = token_timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it is a system call
         self._budgets: dict[str, RetryBudget] = {}
 
     def settled(self, model_id: str, milli_mu: int, now_ns: int) -> None:
@@ -191,9 +192,13 @@ class Attempts:
         receipt, record = relay.receipt, chosen.member.record
         relay.chosen = chosen
         delivered_tokens = receipt.output_tokens
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         attempt = relay.attempt = Attempt(
             relay.client,
             _Watch(self, relay),
+            loop=loop,
             token_timeout_s=self._token_timeout_s,
             # Text that is no UTF-8 is no reason to break off.
             replay=Replay(relay.text().decode(errors="replace"), delivered_tokens) if delivered_tokens else None,

@@ -277,8 +277,7 @@ class Exchange:
         """It is cancelled: by its client, unless its deadline was here, or the process ends."""
         order = self._order
         if order is not None and self._clock.monotonic_ns() >= order.deadline_ns - _DEADLINE_SLACK_NS:
-            late = _late()
-            self._end(Outcome.FAILED if self._held else Outcome.REFUSED, late.reason.value, late, late)
+            self._stopped(_late())
         else:
             leaving = UnavailableError("the router is going down", reason=Reason.SHUTTING_DOWN)
             self._end(Outcome.CANCELLED, Reason.CANCELLED.value, asyncio.CancelledError(), leaving)
@@ -386,7 +385,7 @@ class Exchange:
         )
 
     def on_deadline(self) -> None:
-        """See Timed. It ends wherever it is; a wait, which has the same deadline, is left a moment to say so itself."""
+        """See Timed. A wait, which has the same deadline, is left a moment to say so itself."""
         if self._relay is not None and self._relay.attempt is not None:
             self._relay.attempt.fail(_late())
         elif self._wait is not None:

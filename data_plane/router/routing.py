@@ -130,23 +130,6 @@ class Routing:
         affinity = receipt.session_id or (f"{blocks[0]:016x}" if blocks else receipt.request_id)
         return Route(order, receipt, shard_key(order.tenant_id, affinity), blocks)
 
-    async def choose(self, route: Route) -> Chosen:
-        """Chooses a replica and counts the request on it, as soon as one has room.
-
-        Args:
-            route: Of the request.
-
-        Raises:
-            NoReplicaError: Nothing is eligible.
-            FairleadError: As `at_once` and `wait` say.
-        """
-        found = self.at_once(route, (), may_wait=True)
-        if found is None:
-            found = await self.wait(route, ())
-        if not isinstance(found, Chosen):
-            raise found
-        return found
-
     def at_once(self, route: Route, excluded: Collection[str], *, may_wait: bool) -> Found | None:
         """Chooses a replica and counts the request on it.
 
