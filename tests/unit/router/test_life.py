@@ -38,6 +38,37 @@ class OneMessage:
         )
 
 
+class Broken:
+    """A replica's last message, at which something of our own breaks."""
+
+    finish_reason = pb.FINISH_REASON_STOP
+    text = ""
+    output_tokens = 0
+
+    def HasField(self, name: str) -> bool:
+        return False
+
+    @property
+    def usage(self) -> pb.Usage:
+        raise ZeroDivisionError
+
+
+class OneBroken:
+    """Replicas whose first answer is `Broken`; see PulledUpstream."""
+
+    def __init__(self) -> None:
+        self.answers = iter([Broken()])
+
+    async def generate(self, *_: object, **__: object) -> AsyncGenerator[Any, None]:
+        """See PulledUpstream."""
+        broken = next(self.answers, None)
+        if broken is not None:
+            yield broken
+        yield engine_pb2.EngineGenerateResponse(
+            finish_reason=pb.FINISH_REASON_STOP, usage=pb.Usage(input_tokens=7, output_tokens=1)
+        )
+
+
 class Noted:
     """A front door that writes down what it is told, and does something at every piece."""
 
@@ -130,17 +161,15 @@ async def test_a_deadline_ends_what_runs_and_says_why() -> None:
     await eventually(lambda: lab.upstream.cancelled == ["r1"])
 
 
-async def test_a_fault_of_our_own_ends_the_request_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_our_own_ends_the_request_and_nothing_else() -> None:
     """Raised in the middle of a replica's message: the request fails, its hold is given back, the next one runs."""
-    lab = RouterLab(("r1",))
-    with monkeypatch.context() as broken:
-        broken.setattr(lab.router.pricing, "observe", lambda *_, **__: 1 / 0)
-        exchange = opened(lab)
-        front = Noted()
-        exchange.start(front)
-        await eventually(lambda: front.failures)
+    lab = RouterLab(("r1",), upstream=OneBroken())
+    exchange = opened(lab)
+    front = Noted()
+    exchange.start(front)
+    await eventually(lambda: front.failures)
     assert front.failures[0].reason is Reason.INTERNAL
-    assert exchange.receipt.outcome is Outcome.FAILED
+    settled_once(lab, exchange, Outcome.FAILED)
     another = opened(lab)
     front = Noted()
     another.start(front)
