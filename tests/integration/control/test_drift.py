@@ -241,6 +241,6 @@ async def test_drift_is_seen_proposed_accepted_and_rolled_back(office: Office) -
 
     await eventually(as_before, PRICED_S, "the old price")
     kinds = await office.kinds()
-    # Newest first. A window that still holds requests of before may say drift once more; the one that led here is oldest.
+    # Newest first. A window that still holds requests of before may say drift once more; the oldest one led here.
     first_drift = len(kinds) - 1 - kinds[::-1].index("PROFILE_DRIFT")
     assert kinds.index("PROFILE_ROLLED_BACK") < kinds.index("PROFILE_ACTIVATED") < first_drift
