@@ -57,7 +57,9 @@ def true_profile() -> CostProfile:
         work_s = work_s_per_token * result.output_tokens
         points.append((1_000 * result.tpot_s * work_s / result.window_s, 1_000 * result.tpot_s))
     curve, spread = fit_latency_curve(points)
-    evidence = Evidence(latency_curve=curve, latency_spread=spread)
+    # Virtual time knows nothing of a machine that wakes its engines late: the profile admits a tenth of that, and what
+    # is off by twice that counts, which is a third of what this test slows engines by.
+    evidence = Evidence(latency_curve=curve, latency_spread=max(spread, 0.1))
     return CostProfile(
         f"{MODEL}/{HARDWARE}/1",
         MODEL,
@@ -93,6 +95,7 @@ class Office:
         self.router = router
         self.service: calibration_pb2_grpc.CalibrationServiceAsyncStub
         self.ops = ""
+        self.earlier = 0  # events of a machine on which everything starts at once
 
     async def connect(self) -> None:
         """Finds the control plane."""
@@ -131,9 +134,10 @@ class Office:
         return listed.drift[0] if listed.drift else pb.DriftStatus()
 
     async def kinds(self) -> list[str]:
-        """Kinds of the events there are, newest first."""
+        """Kinds of the events there are but for the `earlier` ones, newest first."""
         listed = await self.service.ListEvents(pb.ListEventsRequest(model_id=MODEL), metadata=ADMIN)
-        return [event.kind for event in listed.events]
+        kinds = [event.kind for event in listed.events]
+        return kinds[: len(kinds) - self.earlier]
 
     async def metric(self, address: str, name: str) -> float:
         """A metric with no other label than the model's."""
@@ -193,10 +197,11 @@ async def test_drift_is_seen_proposed_accepted_and_rolled_back(office: Office) -
 
     async def true() -> bool:
         status = await office.status()
-        return status.replicas == 2 and abs(status.ratio - 1.0) < status.tolerance
+        near = abs(status.ratio - 1.0) < status.tolerance
+        return status.replicas == 2 and near and not status.HasField("drift_since")
 
     await eventually(true, SEEN_S, "a ratio near 1 from both replicas")
-    assert not (await office.status()).HasField("drift_since")
+    office.earlier = len(await office.kinds())
     before = await office.price()
 
     await office.slow_down(replicas[0], SLOW)
