@@ -38,8 +38,8 @@ def whole_message(receipt: Receipt, text: bytes, finished: Finished) -> bytes:
         text: UTF-8.
         finished: Its end.
     """
-    said = wire.content(_MODEL, receipt.model_id.encode()) + wire.content(_WHOLE_TEXT, text)
-    return said + last_message(receipt, finished)
+    model, said = wire.content(_MODEL, receipt.model_id.encode()), wire.content(_WHOLE_TEXT, text)
+    return b"%b%b%b" % (model, said, last_message(receipt, finished))
 
 
 def last_message(receipt: Receipt, finished: Finished) -> bytes:
@@ -50,23 +50,23 @@ def last_message(receipt: Receipt, finished: Finished) -> bytes:
         finished: Its end.
     """
     usage, cost = finished.usage, finished.cost
-    counts = (
-        wire.number(_INPUT, usage.input_tokens)
-        + wire.number(_CACHED, usage.cached_input_tokens)
-        + wire.number(_OUTPUT, usage.output_tokens)
+    counts = b"%b%b%b" % (
+        wire.number(_INPUT, usage.input_tokens),
+        wire.number(_CACHED, usage.cached_input_tokens),
+        wire.number(_OUTPUT, usage.output_tokens),
     )
-    charge = (
-        wire.number(_ESTIMATED, cost.estimated_milli_mu)
-        + wire.number(_SETTLED, cost.settled_milli_mu)
-        + wire.number(_PREFILL, cost.prefill_milli_mu)
-        + wire.number(_DECODE, cost.decode_milli_mu)
-        + wire.number(_LEFT, cost.quota_left_milli_mu)
+    charge = b"%b%b%b%b%b" % (
+        wire.number(_ESTIMATED, cost.estimated_milli_mu),
+        wire.number(_SETTLED, cost.settled_milli_mu),
+        wire.number(_PREFILL, cost.prefill_milli_mu),
+        wire.number(_DECODE, cost.decode_milli_mu),
+        wire.number(_LEFT, cost.quota_left_milli_mu),
     )
-    return (
-        begin(receipt)
-        + wire.number(_FINISH_REASON, finished.finish_reason)
-        + wire.message(_USAGE, counts)
-        + wire.message(_COST, charge)
+    return b"%b%b%b%b" % (
+        begin(receipt),
+        wire.number(_FINISH_REASON, finished.finish_reason),
+        wire.message(_USAGE, counts),
+        wire.message(_COST, charge),
     )
 
 

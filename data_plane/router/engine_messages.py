@@ -6,6 +6,7 @@ import secrets
 import struct
 from typing import Final
 
+from common.shard_map import Generation
 from data_plane.relay.grpc import wire
 from data_plane.router.core.continuation import Replay
 from data_plane.router.routing import Chosen, Route, weight
@@ -49,7 +50,7 @@ def engine_request(route: Route, chosen: Chosen, router_id: str) -> bytes:
         request_id += "-" + secrets.token_hex(4)
     # The request goes on as it came, its prompt uncopied by fields; what is said of a message again replaces it.
     length = wire.message(_SAMPLING, _MAX_TOKENS + wire.varint(order.checked.max_tokens))
-    fields = [
+    return b"%b%b%b%b%b%b%b%b%b%b%b%b" % (
         wire.content(_REQUEST_ID, request_id.encode()),
         wire.content(_TENANT_ID, order.tenant_id.encode()),
         wire.message(_REQUEST, (order.raw or order.request.SerializeToString()) + length),
@@ -60,14 +61,16 @@ def engine_request(route: Route, chosen: Chosen, router_id: str) -> bytes:
         wire.content(_ROUTER_ID, router_id.encode()),
         wire.number(_DISPATCH, chosen.dispatch.number),
         wire.fixed64(_SHARD_KEY, route.shard_key),
-    ]
-    generation = chosen.generation
-    if generation.incarnation or generation.number:
-        value = wire.number(_INCARNATION, generation.incarnation) + wire.number(_NUMBER, generation.number)
-        fields.append(wire.message(_ASSIGNMENT, value))
-    if route.blocks:
-        fields.append(wire.content(_BLOCKS, struct.pack(f"<{len(route.blocks)}Q", *route.blocks)))
-    return b"".join(fields)
+        _assignment(chosen.generation),
+        wire.content(_BLOCKS, struct.pack(f"<{len(route.blocks)}Q", *route.blocks)) if route.blocks else b"",
+    )
+
+
+def _assignment(generation: Generation) -> bytes:
+    if not generation.incarnation and not generation.number:
+        return b""
+    incarnation = wire.number(_INCARNATION, generation.incarnation)
+    return wire.message(_ASSIGNMENT, incarnation + wire.number(_NUMBER, generation.number))
 
 
 def skipped(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> tuple[str, int]:

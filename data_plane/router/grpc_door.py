@@ -14,7 +14,7 @@ from common.telemetry import TRACE_FIELDS, trace_fields
 from data_plane.relay.grpc.calls import Method, ServerCall
 from data_plane.relay.grpc.framing import PREFIX_BYTES, framed
 from data_plane.relay.grpc.pieces import text_of
-from data_plane.relay.http2.header_blocks import literal
+from data_plane.relay.http2.header_blocks import named, string
 from data_plane.router.answers import begin, last_message, receipt_metadata, whole_message
 from data_plane.router.core.keys import Caller
 from data_plane.router.exchange import Call, Finished, Receipt
@@ -191,29 +191,25 @@ class Whole(Answered):
         assert self._exchange is not None
         receipt = self._exchange.receipt
         # A replica's text that is no UTF-8 would make the whole answer unreadable.
-        text = b"".join(self._texts).decode(errors="replace").encode()
+        text = b"".join(self._texts).decode("utf-8", "replace").encode()
         self.call.send(framed(whole_message(receipt, text, finished)))
         self.call.finish(trailers(receipt))
 
 
-# All of them as one block: after each name one byte of length and the value.
-_SHORT: Final = b"".join(
-    literal(name.encode(), b"")[:-1].replace(b"%", b"%%") + b"%c%b" for name, _ in receipt_metadata(Receipt(""))
-)
-_SHORT_BYTES_MAX: Final = 126
+_NAMES: Final = [named(name.encode()) for name, _ in receipt_metadata(Receipt(""))]
 
 
 def trailers(receipt: Receipt) -> bytes:
     """The same as a header block."""
-    values: list[int | bytes] = []
-    longest = 0
-    for _, value in receipt_metadata(receipt):
-        coded = value.encode()
-        size = len(coded)
-        if size > longest:
-            longest = size
-        values.append(size)
-        values.append(coded)
-    if longest <= _SHORT_BYTES_MAX:
-        return _SHORT % tuple(values)
-    return b"".join(literal(name.encode(), value.encode()) for name, value in receipt_metadata(receipt))
+    return b"%b%b%b%b%b%b%b%b%b%b" % (
+        _NAMES[0],
+        string(receipt.request_id.encode()),
+        _NAMES[1],
+        string(receipt.replica_id.encode()),
+        _NAMES[2],
+        string(b"%d" % receipt.estimated_milli_mu),
+        _NAMES[3],
+        string(b"%d" % receipt.settled_milli_mu),
+        _NAMES[4],
+        string(b"%d" % receipt.quota_left_milli_mu),
+    )

@@ -394,8 +394,7 @@ class Exchange:
                 out += more
         at = 0
         while at < len(out):
-            head, flags, stream_id = frames.unpack_head(out, at)
-            length, kind = head >> 8, head & 0xFF
+            length, kind, flags, stream_id = frames.read_head(out, at)
             assert length <= max(frames.FRAME_BYTES_START, self.core._peer_frame_bytes)
             if kind == frames.DATA and length and self.core.fault is None:
                 self.window -= length

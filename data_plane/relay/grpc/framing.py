@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Final
 
 from data_plane.relay.grpc.status import Code, RpcFaultError
+from data_plane.relay.http2.frames import read_u32
 from data_plane.relay.http2.header_blocks import literal
 
 PREFIX_BYTES: Final = 5
 
 _TAKEN: Final = literal(b"grpc-accept-encoding", b"identity")
 
-_prefix = struct.Struct(">BI")
-_PREFIXES: Final = tuple(_prefix.pack(0, length) for length in range(1_024))
+_PREFIXES: Final = tuple(length.to_bytes(PREFIX_BYTES, "big") for length in range(1_024))
 
 
 def framed(message: bytes) -> bytes:
     """A message with its prefix."""
     length = len(message)
-    return (_PREFIXES[length] if length < len(_PREFIXES) else _prefix.pack(0, length)) + message
+    return (_PREFIXES[length] if length < len(_PREFIXES) else length.to_bytes(PREFIX_BYTES, "big")) + message
 
 
 def is_one_message(data: bytes) -> bool:
     """Whether bytes are exactly one message, not compressed, as most frames are."""
     length = len(data) - PREFIX_BYTES
-    if 0 <= length < 0x100:
-        return data[4] == length and data[:4] == b"\0\0\0\0"
-    return length >= 0 and _prefix.unpack_from(data) == (0, length)
+    return length >= 0 and not data[0] and read_u32(data, 1) == length
 
 
 class Cutter:
@@ -70,9 +67,7 @@ class Cutter:
         messages, at, end = [], 0, len(data)
         self._needed = PREFIX_BYTES
         while end - at >= PREFIX_BYTES:
-            compressed: int
-            length: int
-            compressed, length = _prefix.unpack_from(data, at)
+            compressed, length = data[at], read_u32(data, at + 1)
             if length > self._message_bytes_max:
                 most = self._message_bytes_max
                 raise RpcFaultError(Code.RESOURCE_EXHAUSTED, f"Received message larger than max ({length} vs. {most})")

@@ -11,7 +11,7 @@ from common.logs import get_logger
 from data_plane.relay.grpc.client_end import ClientCall, ClientEnd, Reply
 from data_plane.relay.grpc.status import CONTENT_TYPE
 from data_plane.relay.http2.endpoint import Patience
-from data_plane.relay.http2.header_blocks import encoded, literal
+from data_plane.relay.http2.header_blocks import encoded, named, string
 from data_plane.relay.http2.limits import Limits
 from fairlead.errors import Reason, UnavailableError
 
@@ -36,8 +36,7 @@ LIMITS: Final = Limits(stream_window_bytes=65_535)
 """What a server may send that a slow client has not taken yet is what a stream costs at most."""
 
 _AUTHORITY_CHARS_MAX: Final = 255
-_TIMEOUTS: Final = tuple(literal(b"grpc-timeout", bytes(length))[:-length] for length in range(1, 10))
-"""How the header begins, by the length of its value less one."""
+_TIMEOUT: Final = named(b"grpc-timeout")
 
 
 class Pool:
@@ -56,7 +55,6 @@ class Pool:
         self._patience = patience
         self._limits = limits
         self._servers: dict[str, _Server] = {}
-        self._heads: dict[tuple[str, str], bytes] = {}
 
     def open(self, address: str, path: str, more: bytes, body: bytes, reply: Reply) -> ClientCall:
         """Makes a call. Never raises, and never tells the reply anything before it has returned.
@@ -68,11 +66,10 @@ class Pool:
             body: The request's messages, with their prefixes.
             reply: Told of the answer. Where no connection came about, that is UnavailableError, NOT_READY.
         """
-        head = self._heads.get((address, path)) or self._head(address, path)
-        call = ClientCall(head + more, body, reply)
         server = self._servers.get(address)
         if server is None:
             server = self._servers[address] = _Server(self, address)
+        call = ClientCall((server.heads.get(path) or self._head(server, path)) + more, body, reply)
         server.send(call)
         return call
 
@@ -86,15 +83,13 @@ class Pool:
             server.close()
         await asyncio.sleep(0)
 
-    def _head(self, address: str, path: str) -> bytes:
-        if len(self._heads) >= 4_096:
-            self._heads.clear()
-        head = self._heads[address, path] = encoded(
+    def _head(self, server: _Server, path: str) -> bytes:
+        head = server.heads[path] = encoded(
             (
                 (b":method", b"POST"),
                 (b":scheme", b"https" if self._tls else b"http"),
                 (b":path", path.encode()),
-                (b":authority", address.encode()[:_AUTHORITY_CHARS_MAX]),
+                (b":authority", server.address.encode()[:_AUTHORITY_CHARS_MAX]),
                 (b"te", b"trailers"),
                 (b"content-type", CONTENT_TYPE),
             )
@@ -122,8 +117,7 @@ def timeout_header(left_ns: int) -> bytes:
         left_ns: Until the deadline.
     """
     left_ms = max(1, left_ns // 1_000_000)
-    value = b"%dm" % left_ms if left_ms < 100_000_000 else b"%dS" % min(left_ms // 1_000, 99_999_999)
-    return _TIMEOUTS[len(value) - 1] + value
+    return _TIMEOUT + string(b"%dm" % left_ms if left_ms < 100_000_000 else b"%dS" % min(left_ms // 1_000, 99_999_999))
 
 
 class _Server:
@@ -131,6 +125,7 @@ class _Server:
 
     def __init__(self, pool: Pool, address: str) -> None:
         self.address = address
+        self.heads: dict[str, bytes] = {}  # of requests, by path
         self.ends: list[ClientEnd] = []
         self._pool = pool
         self._waiting: deque[ClientCall] = deque()

@@ -5,13 +5,15 @@ A field that has its default value is not written, as in proto3. Source: protobu
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import Final
 
-_ONE: Final = tuple(bytes((value,)) for value in range(0x80))
-_MORE: Final = 0x80
-_ALL: Final = (1 << 64) - 1
-_FIXED64: Final = Struct("<Q")
+_READY_MAX: Final = 0x1000
+_READY: Final = tuple(
+    bytes((value,)) if value < 0x80 else bytes((value & 0x7F | 0x80, value >> 7)) for value in range(_READY_MAX)
+)
+"""Numbers of one byte and the most usual ones of two."""
+
+_GOES_ON: Final = tuple(bytes((value | 0x80,)) for value in range(0x80))
 
 _BYTES_KIND: Final = 2
 _FIXED64_KIND: Final = 1
@@ -50,15 +52,9 @@ def varint(value: int) -> bytes:
     Args:
         value: From -2**63 to 2**64 - 1.
     """
-    if 0 <= value < _MORE:
-        return _ONE[value]
-    value &= _ALL
-    coded = bytearray()
-    while value >= _MORE:
-        coded.append(value & 0x7F | _MORE)
-        value >>= 7
-    coded.append(value)
-    return bytes(coded)
+    if value < 0:
+        value += 1 << 64
+    return _READY[value] if value < _READY_MAX else _GOES_ON[value & 0x7F] + varint(value >> 7)
 
 
 def number(tag: bytes, value: int) -> bytes:
@@ -78,7 +74,7 @@ def fixed64(tag: bytes, value: int) -> bytes:
         tag: From `fixed64_tag`.
         value: From 0 to 2**64 - 1.
     """
-    return tag + _FIXED64.pack(value) if value else b""
+    return tag + value.to_bytes(8, "little") if value else b""
 
 
 def content(tag: bytes, value: bytes) -> bytes:
@@ -88,7 +84,7 @@ def content(tag: bytes, value: bytes) -> bytes:
         tag: From `bytes_tag`.
         value: The text as UTF-8, or the bytes.
     """
-    return tag + varint(len(value)) + value if value else b""
+    return b"%b%b%b" % (tag, varint(len(value)), value) if value else b""
 
 
 def message(tag: bytes, value: bytes) -> bytes:
@@ -98,4 +94,4 @@ def message(tag: bytes, value: bytes) -> bytes:
         tag: From `bytes_tag`.
         value: Its fields.
     """
-    return tag + varint(len(value)) + value
+    return b"%b%b%b" % (tag, varint(len(value)), value)

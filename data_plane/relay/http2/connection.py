@@ -33,7 +33,8 @@ from data_plane.relay.http2.frames import (
     ConnectionFaultError,
     ErrorCode,
     Setting,
-    unpack_head,
+    read_head,
+    read_u32,
 )
 from data_plane.relay.http2.guarding import Guarding
 from data_plane.relay.http2.header_blocks import Fields, HeaderDecoder, TooLargeError
@@ -169,16 +170,12 @@ class Connection(Guarding):
             if data[:at] != self._preface_left[:at]:
                 raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2")
             self._preface_left = self._preface_left[at:]
-        kind: int
-        flags: int
-        stream_id: int
         frame_bytes_max, credit_below = self._limits.frame_bytes_max, self._stream_credit_below
         streams, on_data = self.streams, self._handler.on_data
         count = came = 0  # data that went the short way
         whole = self._block is None
         while end - at >= HEAD_BYTES:
-            kind, flags, stream_id = unpack_head(data, at)
-            length = kind >> 8
+            length, kind, flags, stream_id = read_head(data, at)
             begin = at + HEAD_BYTES
             after = begin + length
             if after > end or length > frame_bytes_max:
@@ -186,7 +183,7 @@ class Connection(Guarding):
                     raise ConnectionFaultError(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes")
                 break
             at = after
-            if whole and not flags and not kind & 0xFF:
+            if whole and not flags and kind == DATA:
                 stream = streams.get(stream_id)
                 if stream is not None and stream.quick and 0 < length <= stream.receive_window:
                     count += 1
@@ -201,7 +198,6 @@ class Connection(Guarding):
             if came:
                 self._came(count, came)
                 count = came = 0
-            kind &= 0xFF
             stream_id &= STREAM_MAX
             if kind == DATA and whole:
                 self._on_data(flags, stream_id, data[begin:after])
@@ -351,7 +347,7 @@ class Connection(Guarding):
         if not self._client and not self._resets.spend(self.now_s):
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "too many streams are opened to be given up")
         self._close(stream)
-        self._handler.on_reset(stream, frames.read_u32(payload))
+        self._handler.on_reset(stream, read_u32(payload))
 
     def _on_push_promise(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
         raise ConnectionFaultError(ErrorCode.PROTOCOL_ERROR, "nobody asked for a push")
@@ -381,7 +377,7 @@ class Connection(Guarding):
         if not self._client:
             self._last_served = min(self._last_served, self._last_id)
             return
-        last_id = frames.read_u32(payload) & STREAM_MAX
+        last_id = read_u32(payload) & STREAM_MAX
         for stream in [each for each in self.streams.values() if each.id > last_id]:
             self._close(stream)
             self._handler.on_reset(stream, ErrorCode.REFUSED_STREAM)

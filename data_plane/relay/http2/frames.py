@@ -86,26 +86,34 @@ class ConnectionFaultError(Exception):
         self.message = message
 
 
-_head = struct.Struct(">IBI")
-
-pack_head = _head.pack
-"""Writes a frame's head: (length << 8 | kind, flags, stream)."""
-
-unpack_head = _head.unpack_from
-"""Reads it."""
-
-_u32 = struct.Struct(">I")
-
-pack_u32 = _u32.pack
-"""Writes a number as four bytes."""
-
 _parameter = struct.Struct(">HI")
-_goaway = struct.Struct(">II")
+
+
+def head(length: int, kind: int, flags: int) -> bytes:
+    """How a frame begins; its stream and the payload follow.
+
+    Args:
+        length: Of the payload.
+        kind: What it is.
+        flags: Its flags.
+    """
+    return (length << 16 | kind << 8 | flags).to_bytes(5, "big")
+
+
+def read_head(data: bytes, at: int) -> tuple[int, int, int, int]:
+    """A frame's head: its length, kind, flags and stream."""
+    length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+    return length, data[at + 3], data[at + 4], read_u32(data, at + 5)
+
+
+def u32(value: int) -> bytes:
+    """A number as four bytes."""
+    return value.to_bytes(4, "big")
 
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """A whole frame."""
-    return pack_head(len(payload) << 8 | kind, flags, stream_id) + payload
+    return b"%b%b%b" % (head(len(payload), kind, flags), u32(stream_id), payload)
 
 
 def settings(parameters: Iterable[tuple[int, int]]) -> bytes:
@@ -115,23 +123,22 @@ def settings(parameters: Iterable[tuple[int, int]]) -> bytes:
 
 def window_update(stream_id: int, increment: int) -> bytes:
     """A WINDOW_UPDATE frame."""
-    return frame(WINDOW_UPDATE, 0, stream_id, pack_u32(increment))
+    return frame(WINDOW_UPDATE, 0, stream_id, u32(increment))
 
 
 def rst_stream(stream_id: int, code: int) -> bytes:
     """A RST_STREAM frame."""
-    return frame(RST_STREAM, 0, stream_id, pack_u32(code))
+    return frame(RST_STREAM, 0, stream_id, u32(code))
 
 
 def goaway(last_stream_id: int, code: int, message: str = "") -> bytes:
     """A GOAWAY frame."""
-    return frame(GOAWAY, 0, 0, _goaway.pack(last_stream_id, code) + message.encode())
+    return frame(GOAWAY, 0, 0, u32(last_stream_id) + u32(code) + message.encode())
 
 
 def read_u32(payload: bytes, offset: int = 0) -> int:
     """Four bytes as a number."""
-    value: int = _u32.unpack_from(payload, offset)[0]
-    return value
+    return payload[offset] << 24 | payload[offset + 1] << 16 | payload[offset + 2] << 8 | payload[offset + 3]
 
 
 def read_parameters(payload: bytes) -> list[tuple[int, int]]:

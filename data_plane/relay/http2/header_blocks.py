@@ -241,11 +241,24 @@ def _encoded_integer(value: int, mask: int, flags: int = 0) -> bytes:
     return bytes(encoded)
 
 
+_SHORT: Final = tuple(_encoded_integer(length, 0x7F) for length in range(0x7F))
+
+
+def named(name: bytes) -> bytes:
+    """How a header begins that does not enter the peer's table; its value follows, as from `string`."""
+    index = _STATIC_NAMES.get(name)
+    return _encoded_integer(index, 0x0F) if index else b"\x00" + string(name)
+
+
+def string(value: bytes) -> bytes:
+    """A value after its length."""
+    length = len(value)
+    return (_SHORT[length] if length < 0x7F else _encoded_integer(length, 0x7F)) + value
+
+
 def literal(name: bytes, value: bytes) -> bytes:
     """One header that does not enter the peer's table."""
-    index = _STATIC_NAMES.get(name)
-    named = _encoded_integer(index, 0x0F) if index else b"\x00" + _encoded_integer(len(name), 0x7F) + name
-    return named + _encoded_integer(len(value), 0x7F) + value
+    return named(name) + string(value)
 
 
 def encoded(fields: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import (
+    DATA,
     END_HEADERS,
     END_STREAM,
     FRAME_BYTES_START,
@@ -19,13 +20,13 @@ from data_plane.relay.http2.frames import (
     STREAM_MAX,
     WINDOW_START,
     ErrorCode,
-    pack_head,
+    head,
 )
 from data_plane.relay.http2.header_blocks import EMPTY_TABLE, Fields
 from data_plane.relay.http2.stream import NOTHING, Stream
 
-_DATA_HEADS: Final = tuple(pack_head(length << 8, 0, 0)[:-4] for length in range(512))
-"""How the heads of short frames of data begin; the stream's name ends them."""
+_DATA_HEADS: Final = tuple(head(length, DATA, 0) for length in range(512))
+"""The heads of short frames of data."""
 
 WRITE_BYTES_MAX: Final = 1 << 18
 """Bytes of data in one write, and bytes that wait for the network before data waits in its streams instead."""
@@ -145,7 +146,7 @@ class Sending:
         self._next_id += 2
         self.streams[stream.id] = stream
         stream.local_ended = ended
-        self._send_block(stream.id, block, END_STREAM if ended else 0)
+        self._send_block(stream, block, END_STREAM if ended else 0)
         return stream
 
     def ask(self, block: bytes, content: bytes) -> Stream:
@@ -163,7 +164,8 @@ class Sending:
             self._sent_frames += 1
             stream.local_ended = True
             out = self._out
-            out.append(pack_head(length << 8, END_STREAM, stream.id))
+            out.append(head(length, DATA, END_STREAM))
+            out.append(stream.name)
             out.append(content)
         else:
             self.send_data(stream, content)
@@ -173,7 +175,7 @@ class Sending:
     def send_head(self, stream: Stream, block: bytes) -> None:
         """Sends an answer's headers."""
         if not stream.local_ended:
-            self._send_block(stream.id, block, 0)
+            self._send_block(stream, block, 0)
 
     def send_data(self, stream: Stream, data: bytes) -> bool:
         """Sends content, or keeps it until the peer takes it; see `Stream.queued_bytes`.
@@ -193,11 +195,8 @@ class Sending:
             self._room -= length
             self._sent_frames += 1
             out = self._out
-            if length < len(_DATA_HEADS):
-                out.append(_DATA_HEADS[length])
-                out.append(stream.name)
-            else:
-                out.append(pack_head(length << 8, 0, stream.id))
+            out.append(_DATA_HEADS[length] if length < len(_DATA_HEADS) else head(length, DATA, 0))
+            out.append(stream.name)
             out.append(data)
             return True
         if not stream.local_ended and length:
@@ -233,23 +232,25 @@ class Sending:
         """Asks the peer for a sign of life: eight bytes, which come back by `Handler.on_pong`."""
         self._out.append(frames.frame(frames.PING, 0, 0, payload))
 
-    def _send_block(self, stream_id: int, block: bytes, flags: int) -> None:
+    def _send_block(self, stream: Stream, block: bytes, flags: int) -> None:
         if self._prefix:
             block, self._prefix = self._prefix + block, b""
-        most = self._peer_frame_bytes
+        out, most = self._out, self._peer_frame_bytes
         if len(block) <= most:
-            self._out.append(pack_head(len(block) << 8 | HEADERS, flags | END_HEADERS, stream_id) + block)
+            out.append(head(len(block), HEADERS, flags | END_HEADERS))
+            out.append(stream.name)
+            out.append(block)
             return
-        self._out.append(frames.frame(HEADERS, flags, stream_id, block[:most]))
+        out.append(frames.frame(HEADERS, flags, stream.id, block[:most]))
         for at in range(most, len(block), most):
             last = END_HEADERS if at + most >= len(block) else 0
-            self._out.append(frames.frame(frames.CONTINUATION, last, stream_id, block[at : at + most]))
+            out.append(frames.frame(frames.CONTINUATION, last, stream.id, block[at : at + most]))
 
     def _send_end(self, stream: Stream) -> None:
         if stream.ending:
-            self._send_block(stream.id, stream.ending, END_STREAM)
+            self._send_block(stream, stream.ending, END_STREAM)
         else:
-            self._out.append(pack_head(0, END_STREAM, stream.id))
+            self._out += (head(0, DATA, END_STREAM), stream.name)
         stream.ending = None
         if stream.remote_ended:
             self._close(stream)
@@ -282,7 +283,7 @@ class Sending:
             stream.send_window -= length
             self._room -= length
             self._sent_frames += 1
-            self._out += (pack_head(length << 8, 0, stream.id), data)
+            self._out += (head(length, DATA, 0), stream.name, data)
             if once and queue:
                 self._blocked[stream.id] = stream
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from data_plane.relay.http2.frames import pack_u32
+from data_plane.relay.http2.frames import u32
 
 NOTHING: Final[deque[bytes]] = deque(maxlen=0)
 """The queue of all streams where nothing waits: one of its own takes as much memory as all the rest of a stream."""
@@ -53,7 +53,7 @@ class Stream:
 
     def __init__(self, stream_id: int, send_window: int, receive_window: int) -> None:
         self.id = stream_id
-        self.name = pack_u32(stream_id)
+        self.name = u32(stream_id)
         self.context: Any = None
         self.send_window = send_window
         self.receive_window = receive_window
