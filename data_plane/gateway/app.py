@@ -66,7 +66,7 @@ class Gateway:
             replies.failed(call, as_fairlead_error(error, call.path), None)
         return Answered()
 
-    def malformed(self, fault: Fault) -> tuple[str, bytes]:
+    def malformed(self, fault: Fault) -> tuple[bytes, bytes]:
         """See Application."""
         return replies.JSON + replies.echo(None), errors.of_fault(fault.status, fault.message, request_id=None)
 
@@ -96,10 +96,10 @@ class Gateway:
 
 def _refuse(call: HttpCall, methods: tuple[str, ...]) -> None:
     """What is nowhere served, or not with this method."""
-    more = ""
+    more = b""
     if methods:
         status, code, allowed = 405, "method_not_allowed", ",".join(methods)
-        more = f"Allow: {allowed}\r\n"
+        more = f"Allow: {allowed}\r\n".encode()
         message = f"{call.method} is not allowed here; use {allowed}"
     else:
         status, code = 404, "unknown_url"

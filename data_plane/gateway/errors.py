@@ -113,12 +113,12 @@ def render(
     )
 
 
-def lines_of(error: FairleadError) -> str:
+def lines_of(error: FairleadError) -> bytes:
     """When to come back, as HTTP and OpenAI's clients read it: headers, as they stand in a head."""
     if error.reason in _FINAL:
-        return "x-should-retry: false\r\n"
+        return b"x-should-retry: false\r\n"
     if error.retry_after_s is None:
-        return ""
+        return b""
     # Rounded up: a client that comes back early is refused again.
     seconds, milliseconds = math.ceil(error.retry_after_s), math.ceil(error.retry_after_s * 1000)
-    return f"Retry-After: {max(1, seconds)}\r\nretry-after-ms: {max(1, milliseconds)}\r\n"
+    return b"Retry-After: %d\r\nretry-after-ms: %d\r\n" % (max(1, seconds), max(1, milliseconds))

@@ -44,7 +44,7 @@ class Lookup(Answered):
         """See Served."""
         self._task.cancel()
         body = errors.of_fault(fault.status, fault.message, request_id=None)
-        replies.refused(self._call, fault.status, body, None, "")
+        replies.refused(self._call, fault.status, body, None, b"")
 
     def on_gone(self) -> None:
         """See Served."""

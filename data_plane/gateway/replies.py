@@ -13,9 +13,8 @@ from fairlead.errors import FairleadError
 
 JSON: Final = lines({"Content-Type": "application/json"})
 
-_ECHO: Final = "x-request-id"
+_ECHO: Final = b"x-request-id"
 _ID_BYTES: Final = 12
-_ECHO_FIELD: Final = _ECHO.encode()
 _ECHO_BYTES_MAX: Final = 128
 
 
@@ -25,22 +24,20 @@ def authorization(call: HttpCall) -> str | None:
     return None if given is None else given.decode("latin-1")
 
 
-def echo(known_id: str | None, call: HttpCall | None = None) -> str:
+def echo(known_id: str | None, call: HttpCall | None = None) -> bytes:
     """The header of the client's own correlation id, or of the platform's request id where it sent none.
 
     Args:
         known_id: Under which the platform remembers the request, or None where it was none for text.
         call: The call, or None where not even its head could be read.
     """
-    sent = call.headers.get(_ECHO_FIELD) if call is not None else None
-    if sent and len(sent) <= _ECHO_BYTES_MAX and sent.isascii():
-        text = sent.decode()
-        if text.isprintable():
-            return f"{_ECHO}: {text}\r\n"
-    return f"{_ECHO}: {known_id or secrets.token_hex(_ID_BYTES)}\r\n"
+    sent = call.headers.get(_ECHO) if call is not None else None
+    if not sent or len(sent) > _ECHO_BYTES_MAX or not sent.isascii() or not sent.decode().isprintable():
+        sent = (known_id or secrets.token_hex(_ID_BYTES)).encode()
+    return b"%b: %b\r\n" % (_ECHO, sent)
 
 
-def found(call: HttpCall, body: bytes, known_id: str | None, more: str = "") -> None:
+def found(call: HttpCall, body: bytes, known_id: str | None, more: bytes = b"") -> None:
     """Answers with what was asked for.
 
     Args:
@@ -69,7 +66,7 @@ def failed(call: HttpCall, error: FairleadError, known_id: str | None, receipt: 
         call.respond(error.http_status, JSON + more + echo(known_id, call), body)
 
 
-def refused(call: HttpCall, status: int, body: bytes, known_id: str | None, more: str) -> None:
+def refused(call: HttpCall, status: int, body: bytes, known_id: str | None, more: bytes) -> None:
     """Answers with an error of a request that did not run.
 
     Args:
@@ -79,5 +76,5 @@ def refused(call: HttpCall, status: int, body: bytes, known_id: str | None, more
         known_id: As in `echo`.
         more: Further headers.
     """
-    named = f"{limits.REQUEST_ID}: {known_id}\r\n" if known_id else ""
+    named = limits.request_id_line(known_id) if known_id else b""
     call.respond(status, JSON + more + echo(known_id, call) + named, body)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httptools
 
-_REASONS: Final = {status.value: status.phrase for status in http.HTTPStatus}
+_STARTS: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -20,19 +20,19 @@ class _Date:
 
     def __init__(self) -> None:
         self._second = 0
-        self._text = ""
+        self._line = b""
 
-    def line(self) -> str:
+    def line(self) -> bytes:
         second = int(time.time())
         if second != self._second:
-            self._second, self._text = second, f"Date: {formatdate(second, usegmt=True)}\r\n"
-        return self._text
+            self._second, self._line = second, f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
+        return self._line
 
 
 _date: Final = _Date()
 
 
-def lines(headers: Mapping[str, str]) -> str:
+def lines(headers: Mapping[str, str]) -> bytes:
     """Headers as they stand in a head.
 
     Args:
@@ -44,10 +44,10 @@ def lines(headers: Mapping[str, str]) -> str:
     text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if text.count("\n") != len(headers) or text.count("\r") != len(headers):
         raise ValueError("a header has a line break in it")
-    return text
+    return text.encode("latin-1", "replace")
 
 
-def head(status: int, headers: str, framing: str) -> bytes:
+def head(status: int, headers: bytes, framing: bytes) -> bytes:
     """The head of an answer.
 
     Args:
@@ -55,8 +55,8 @@ def head(status: int, headers: str, framing: str) -> bytes:
         headers: See `lines`.
         framing: Lines that say how long the answer is and what becomes of the connection.
     """
-    text = f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n{_date.line()}{headers}{framing}\r\n"
-    return text.encode("latin-1", "replace")
+    start = _STARTS.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"".join((start, _date.line(), headers, framing, b"\r\n"))
 
 
 def path_of(target: bytes) -> str:

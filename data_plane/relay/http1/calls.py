@@ -40,7 +40,7 @@ class Application(Protocol):
         """A request's head has come; it may be answered before its body, which is then not kept."""
         ...
 
-    def malformed(self, fault: Fault) -> tuple[str, bytes]:
+    def malformed(self, fault: Fault) -> tuple[bytes, bytes]:
         """Headers, as `answers.lines`, and body of the answer to what is no request."""
         ...
 
@@ -110,7 +110,7 @@ class HttpCall:
         """What was sent waits for the client: send no more than what is under way until `on_writable`."""
         return self._line.blocked
 
-    def respond(self, status: int, headers: str, body: bytes) -> None:
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
         """The whole answer.
 
         Args:
@@ -122,18 +122,18 @@ class HttpCall:
         if line.call is not self:
             return
         closes = line.closes(self._request)
-        head = answers.head(status, headers, f"Content-Length: {len(body)}\r\n" + self._connection(closes))
+        head = answers.head(status, headers, b"Content-Length: %d\r\n" % len(body) + self._connection(closes))
         line.say(head if self.method == "HEAD" else head + body)
         line.ended(closes=closes)
 
-    def begin(self, status: int, headers: str) -> None:
+    def begin(self, status: int, headers: bytes) -> None:
         """The head of an answer whose body comes piece by piece; see `respond`."""
         line, request = self._line, self._request
         if line.call is not self:
             return
         self._whole = request.old
         self._closes = line.closes(request) or request.old
-        framing = "" if request.old else "Transfer-Encoding: chunked\r\n"
+        framing = b"" if request.old else b"Transfer-Encoding: chunked\r\n"
         line.say(answers.head(status, headers, framing + self._connection(self._closes)))
 
     def write(self, data: bytes) -> None:
@@ -154,7 +154,7 @@ class HttpCall:
             line.say(b"0\r\n\r\n")
         line.ended(closes=self._closes)
 
-    def _connection(self, closes: bool) -> str:
+    def _connection(self, closes: bool) -> bytes:
         if closes:
-            return "Connection: close\r\n"
-        return "Connection: keep-alive\r\n" if self._request.old else ""
+            return b"Connection: close\r\n"
+        return b"Connection: keep-alive\r\n" if self._request.old else b""

@@ -361,7 +361,7 @@ class Connection(Line):
 
     def _malformed(self, fault: Fault) -> bytes:
         headers, body = self._shared.application.malformed(fault)
-        return answers.head(fault.status, headers, f"Content-Length: {len(body)}\r\nConnection: close\r\n") + body
+        return answers.head(fault.status, headers, b"Content-Length: %d\r\nConnection: close\r\n" % len(body)) + body
 
     def _finish(self) -> None:
         """Ends the connection after what was said; the client gets a moment to read it and to close.
