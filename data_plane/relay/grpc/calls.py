@@ -141,8 +141,7 @@ class ServerCall:
             self._connection.send_head(self.stream, HEAD)
         if not self._connection.send_data(self.stream, framed):
             self.blocked = True
-        if not self._endpoint.touched:
-            self._endpoint.touch()
+        self._endpoint.touch()
 
     def finish(self, trailers: bytes = b"") -> None:
         """Ends it well.
@@ -174,8 +173,7 @@ class ServerCall:
         self._connection.end(self.stream, trailers if self._headed else HEAD + trailers)
         if self.stream.closed:
             self.stream.context = None  # so that neither waits for the garbage collector
-        if not self._endpoint.touched:
-            self._endpoint.touch()
+        self._endpoint.touch()
 
     def close(self) -> None:
         """It is over: nobody is told of it any more."""

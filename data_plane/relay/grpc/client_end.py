@@ -141,11 +141,10 @@ class ClientEnd:
 
     def on_head(self, stream: Stream, fields: Fields, ended: bool) -> None:
         """See http2.Handler."""
-        status = fields.status
         if ended:
             self._over(stream, failure_of(fields))
-        elif status != b"200" and status[:1] != b"1":
-            self._break(stream, InternalError(f"the replica answered with HTTP status {status.decode()}"))
+        elif fields.status != b"200" and not fields.interim:
+            self._break(stream, InternalError(f"the replica answered with HTTP status {fields.status.decode()}"))
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
         """See http2.Handler."""

@@ -202,18 +202,18 @@ class ServerEnd:
     # --- parts of these
 
     def _asked(self, fields: Fields) -> _Asked:
-        named = dict(reversed(fields.pairs))  # the first of several counts
-        if named[b":method"] != b"POST":
+        if fields.header(b":method") != b"POST":
             return _Asked(refusal=_METHOD_NOT_ALLOWED)
-        kind = named.get(b"content-type", b"")
+        kind = fields.header(b"content-type") or b""
         if not kind.startswith(CONTENT_TYPE) or kind[len(CONTENT_TYPE) :][:1] not in (b"", b"+", b";"):
             return _Asked(refusal=_UNSUPPORTED_MEDIA_TYPE)
-        if named.get(b"te") != b"trailers":
+        if fields.header(b"te") != b"trailers":
             return _Asked(refusal=_PROXY_BETWEEN)
-        path, route = named[b":path"], self._routes.get(named[b":path"])
+        path = fields.header(b":path") or b""
+        route = self._routes.get(path)
         if route is None:
             return _Asked(refusal=HEAD + status(Code.UNIMPLEMENTED, "there is no such method"))
-        given = named.get(b"grpc-timeout")
+        given = fields.header(b"grpc-timeout")
         try:
             return _Asked(path.decode("ascii"), route, timeout_s=None if given is None else timeout_s(given))
         except RpcFaultError as error:

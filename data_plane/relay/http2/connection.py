@@ -39,7 +39,7 @@ from data_plane.relay.http2.frames import (
 from data_plane.relay.http2.guarding import Guarding
 from data_plane.relay.http2.header_blocks import Fields, HeaderDecoder, TooLargeError
 from data_plane.relay.http2.limits import Limits
-from data_plane.relay.http2.message_rules import content_length, request_fault, response_fault, trailers_fault
+from data_plane.relay.http2.message_rules import request_fault, response_fault, trailers_fault
 from data_plane.relay.http2.sending import Handler
 from data_plane.relay.http2.stream import Stream
 
@@ -66,7 +66,6 @@ class Connection(Guarding):
         super().__init__(handler, limits, client=client, now_s=now_s)
         self.fault: ConnectionFaultError | None = None
         self._decoder = HeaderDecoder(limits.header_list_bytes_max)
-        self._known = self._decoder.known
         self._tail = b""
         self._preface_left = b"" if client else PREFACE
         self.greeted = False
@@ -261,12 +260,11 @@ class Connection(Guarding):
         """A whole header block came. It is decoded in any case: the next one builds on it."""
         if len(block) > self._limits.header_block_bytes_max:
             raise ConnectionFaultError(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
-        fields = self._known.get(block)
-        if fields is None:
-            try:
-                fields = self._decoder.decode(block)
-            except TooLargeError:
-                fields = None
+        fields: Fields | None
+        try:
+            fields = self._decoder.decode(block)
+        except TooLargeError:
+            fields = None
         ended = flags & END_STREAM != 0
         stream = self.streams.get(stream_id)
         if stream is None:
@@ -302,11 +300,9 @@ class Connection(Guarding):
         if fields is None:
             self._reset_for_fault(stream, ErrorCode.ENHANCE_YOUR_CALM, told=False)
             return
-        fault = fields.as_request
-        if fault is None:
-            fault = request_fault(fields)
-        length = fields.content_length or content_length(fields)
-        if fault or length is None or (ended and length > 0):
+        fault = request_fault(fields)
+        length = fields.content_length
+        if fault or (ended and length > 0):
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR, told=False)
             return
         self.streams[stream_id] = stream
@@ -316,24 +312,18 @@ class Connection(Guarding):
         self._handler.on_head(stream, fields, ended)
 
     def _on_answer(self, stream: Stream, fields: Fields, ended: bool) -> None:
-        fault = fields.as_answer
-        if fault is None:
-            fault = response_fault(fields)
-        length = fields.content_length or content_length(fields)
-        if fault or length is None:
-            self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
-            return
-        interim = fields.status[:1] == b"1"
-        if interim and ended:
+        fault, interim = response_fault(fields), fields.interim
+        if fault or (interim and ended):
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
             return
         if interim:
             self._control("interim answers")
-        else:
-            stream.headed, stream.content_left = True, length if not ended else -1
-            stream.quick = length < 0 and not ended and not stream.held
-        if ended:
+        elif ended:
+            stream.headed = True
             self._remote_end(stream)
+        else:
+            stream.headed, stream.content_left = True, fields.content_length
+            stream.quick = fields.content_length < 0 and not stream.held
         self._handler.on_head(stream, fields, ended)
 
     def _on_rst_stream(self, _flags: int, stream_id: int, payload: bytes) -> None:

@@ -130,7 +130,8 @@ class Endpoint:
 
     def touch(self) -> None:
         """The connection was told to send something: it will be written soon."""
-        self._outbox.touch(self)
+        if not self.touched:
+            self._outbox.touch(self)
 
     def pause(self) -> bool:
         """See outbox.Reader."""

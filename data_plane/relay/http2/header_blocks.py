@@ -35,13 +35,24 @@ class Fields:
         pairs: In their order.
         as_request: What is wrong with them as headers of a request; None until somebody has looked.
         as_answer: As headers of an answer.
-        status: What they say of it, of an answer that nothing is wrong with.
         as_trailers: As trailers.
-        content_length: What they say of it, as `message_rules.content_length`; 0 until somebody has looked.
+        status: What they say of it, of an answer that nothing is wrong with.
+        interim: Whether that is 1xx.
+        content_length: What a request or an answer that nothing is wrong with says of it; -1 where it does not.
         memo: Whatever the handler has found out.
     """
 
-    __slots__ = ("_named", "as_answer", "as_request", "as_trailers", "content_length", "memo", "pairs", "status")
+    __slots__ = (
+        "_named",
+        "as_answer",
+        "as_request",
+        "as_trailers",
+        "content_length",
+        "interim",
+        "memo",
+        "pairs",
+        "status",
+    )
 
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         self.pairs: Pairs = tuple(pairs)
@@ -49,7 +60,8 @@ class Fields:
         self.as_answer: str | None = None
         self.as_trailers: str | None = None
         self.status = b""
-        self.content_length: int | None = 0
+        self.interim = False
+        self.content_length = -1
         self.memo: Any = None
         self._named: dict[bytes, bytes] | None = None
 

@@ -20,10 +20,9 @@ def request_fault(fields: Fields) -> str:
     """What is wrong with the headers of a request; empty when nothing is."""
     fault = fields.as_request
     if fault is None:
-        fault = _fault(fields, _OF_REQUESTS)
-        named = dict(fields.pairs)
-        if not fault and not (b":method" in named and b":scheme" in named and named.get(b":path")):
-            fault = "a request needs :method, :scheme and :path"
+        fault = _fault(fields, _OF_REQUESTS) or _length_fault(fields)
+        if fields.header(b":method") is None or fields.header(b":scheme") is None or not fields.header(b":path"):
+            fault = fault or "a request needs :method, :scheme and :path"
         fields.as_request = fault
     return fault
 
@@ -32,11 +31,11 @@ def response_fault(fields: Fields) -> str:
     """What is wrong with the headers of an answer; empty when nothing is."""
     fault = fields.as_answer
     if fault is None:
-        fault = _fault(fields, _OF_RESPONSES)
+        fault = _fault(fields, _OF_RESPONSES) or _length_fault(fields)
         status = fields.header(b":status") or b""
-        if not fault and not (len(status) == 3 and status.isdigit()):
-            fault = "an answer needs a :status of three digits"
-        fields.as_answer, fields.status = fault, status
+        if not (len(status) == 3 and status.isdigit()):
+            fault = fault or "an answer needs a :status of three digits"
+        fields.as_answer, fields.status, fields.interim = fault, status, status[:1] == b"1"
     return fault
 
 
@@ -48,21 +47,15 @@ def trailers_fault(fields: Fields) -> str:
     return fault
 
 
-def content_length(fields: Fields) -> int | None:
-    """Bytes of content that the headers promise; -1 where they do not.
-
-    Returns:
-        None when what they say is no number, or not one.
-    """
-    length = fields.content_length
-    if length == 0:
-        said = {value for name, value in fields.pairs if name == b"content-length"}
-        length = -1
-        if said:
-            value = said.pop()
-            length = int(value) if not said and value.isdigit() and len(value) < 19 else None
-        fields.content_length = length
-    return length
+def _length_fault(fields: Fields) -> str:
+    """Reads the bytes of content that the headers promise."""
+    said = {value for name, value in fields.pairs if name == b"content-length"}
+    if said:
+        value = said.pop()
+        if said or not value.isdigit() or len(value) >= 19:
+            return "what content-length says is no number, or not one"
+        fields.content_length = int(value)
+    return ""
 
 
 def _fault(fields: Fields, pseudo: frozenset[bytes]) -> str:

@@ -305,5 +305,6 @@ class Sending:
         stream.ending = None
         stream.queue = NOTHING
         stream.queued_bytes = 0
-        self._blocked.pop(stream.id, None)
+        if self._blocked:
+            self._blocked.pop(stream.id, None)
         self.streams.pop(stream.id, None)
