@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
-from data_plane.relay.grpc.framing import PREFIX_BYTES, Cutter, is_one_message
+from data_plane.relay.grpc.framing import Cutter, is_one_message
 from data_plane.relay.grpc.status import RpcFaultError, from_binary
 from data_plane.relay.http2.endpoint import Endpoint, Patience
 from data_plane.relay.http2.frames import ErrorCode
@@ -149,7 +149,7 @@ class ClientEnd:
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
         """See http2.Handler."""
         call: ClientCall = stream.context
-        if call.cutter is None and is_one_message(data) and len(data) - PREFIX_BYTES <= self._message_bytes_max:
+        if call.cutter is None and is_one_message(data, self._message_bytes_max):
             if call.reply is not None:
                 call.reply.on_message(data)
         elif data:

@@ -21,10 +21,15 @@ def framed(message: bytes) -> bytes:
     return (_PREFIXES[length] if length < len(_PREFIXES) else length.to_bytes(PREFIX_BYTES, "big")) + message
 
 
-def is_one_message(data: bytes) -> bool:
-    """Whether bytes are exactly one message, not compressed, as most frames are."""
+def is_one_message(data: bytes, message_bytes_max: int) -> bool:
+    """Whether bytes are exactly one message that is taken, as most frames are.
+
+    Args:
+        data: Content of a stream.
+        message_bytes_max: See Cutter.
+    """
     length = len(data) - PREFIX_BYTES
-    return length >= 0 and not data[0] and read_u32(data, 1) == length
+    return 0 <= length <= message_bytes_max and not data[0] and read_u32(data, 1) == length
 
 
 class Cutter:

@@ -100,10 +100,8 @@ class ServerEnd:
                 call.served = served
                 if ended:
                     self._on_half_closed(call, served, route)
-        except RpcFaultError as fault:
-            self._break(call, fault)
         except Exception as error:  # noqa: BLE001  # the boundary: a connection serves others too
-            self._break(call, as_fairlead_error(error, call.method))
+            self._break(call, error)
 
     def on_data(self, stream: Stream, data: bytes, ended: bool) -> None:
         """See http2.Handler."""
@@ -114,16 +112,14 @@ class ServerEnd:
         most = self._limits.message_bytes_max
         try:
             if data:
-                if not call.partial and is_one_message(data) and len(data) - PREFIX_BYTES <= most:
+                if not call.partial and is_one_message(data, most):
                     self._on_message(call, served, route, data)
                 else:
                     self._on_part(call, served, route, call.cut(data, most))
             if ended and not call.over:
                 self._on_half_closed(call, served, route)
-        except RpcFaultError as fault:
-            self._break(call, fault)
         except Exception as error:  # noqa: BLE001  # the boundary: a connection serves others too
-            self._break(call, as_fairlead_error(error, call.method))
+            self._break(call, error)
 
     def on_trailers(self, stream: Stream, fields: Fields) -> None:
         """See http2.Handler: a client of gRPC sends none, but it may."""
@@ -245,10 +241,10 @@ class ServerEnd:
             raise RpcFaultError(Code.UNIMPLEMENTED, "this method takes one message")
         served.on_half_closed()
 
-    def _break(self, call: ServerCall, error: FairleadError | RpcFaultError) -> None:
+    def _break(self, call: ServerCall, error: Exception) -> None:
         """Ends a call that what serves it has not ended."""
         served = call.served
-        call.fail(error)
+        call.fail(error if isinstance(error, RpcFaultError) else as_fairlead_error(error, call.method))
         if served is not None:
             served.on_gone()
 

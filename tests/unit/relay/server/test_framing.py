@@ -62,11 +62,12 @@ def test_a_message_at_the_limit_and_one_byte_more(whole: bool) -> None:
 @given(st.binary(max_size=600))
 def test_what_is_one_message(data: bytes) -> None:
     """Proves the short way against the long one."""
-    assert is_one_message(framed(data))
-    assert not is_one_message(framed(data) + b"x")
-    assert not is_one_message(b"\1" + framed(data)[1:])
+    assert is_one_message(framed(data), len(data))
+    assert not is_one_message(framed(data), len(data) - 1)
+    assert not is_one_message(framed(data) + b"x", 600)
+    assert not is_one_message(b"\1" + framed(data)[1:], 600)
     expected = len(data) >= PREFIX_BYTES and struct.unpack_from(">BI", data) == (0, len(data) - PREFIX_BYTES)
-    assert is_one_message(data) is expected
+    assert is_one_message(data, 600) is expected
 
 
 @given(st.sampled_from(list(FairleadError.__subclasses__())), st.text(max_size=300), st.floats(0, 1e6) | st.none())
