@@ -138,8 +138,7 @@ class RelayServer:
         """
         reflector = reflection_aio.ReflectionServicer([*self._names, reflection.SERVICE_NAME])
         self._host.add(reflection_pb2_grpc.add_ServerReflectionServicer_to_server, reflector, standing=True)
-        for name in ("", *self._names):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.set_serving(True)
         host, port = self._config.bind_host, self._config.grpc_port
         public = list(self._sockets)
         try:
