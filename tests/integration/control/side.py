@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,9 @@ from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import FairleadError, from_rpc_error
 from fairlead.quota.v1 import quota_pb2, quota_pb2_grpc
 from tests.support.etcd import EtcdServer, PatientStore
+from tests.support.nursery import ServiceProcess
 from tests.support.waiting import PROCESS_START_S, eventually
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 TOKEN = "a-token-for-tests-only"
 AUTH = (("authorization", f"Bearer {TOKEN}"),)
 MODEL = "tiny"
@@ -37,18 +35,9 @@ class Process:
         self.name = name
         self.service = package.replace("_", "-")
         self.log_path = log
-        command = [
-            sys.executable,
-            "-m",
-            package,
-            "--instance-id",
-            name,
-            "--supervisor-pid",
-            str(os.getpid()),
-            *arguments,
-        ]
+        flags = ["--instance-id", name, "--supervisor-pid", str(os.getpid()), *arguments]
         with log.open("ab") as output:
-            self._process = subprocess.Popen(command, cwd=CHECKOUT, stderr=output)
+            self._process = ServiceProcess(package, flags, stderr=output)
 
     @property
     def pid(self) -> int:

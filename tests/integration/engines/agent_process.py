@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc.aio
 
@@ -23,11 +22,12 @@ from common.store import Store
 from fairlead.engine.v1 import engine_pb2, engine_pb2_grpc
 from fairlead.inference.v1 import inference_pb2
 from tests.support.etcd import PatientStore
+from tests.support.nursery import ServiceProcess
 from tests.support.waiting import PROCESS_START_S, eventually
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 MODEL = "sim-8b"
 READY = engine_pb2.REPLICA_STATE_READY
+_LOG_BYTES_MAX = 1 << 24
 
 _numbers = itertools.count(1)
 
@@ -78,10 +78,9 @@ class AgentProcess:
 
     def __init__(self, store: Store, endpoint: str, *arguments: str) -> None:
         self._store = store
-        command = [sys.executable, "-m", "engines", f"--model-id={MODEL}", f"--etcd-endpoint={endpoint}"]
-        command += ["--supervisor-pid", str(os.getpid()), *arguments]
-        self.process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
-        self._log = ""
+        flags = [f"--model-id={MODEL}", f"--etcd-endpoint={endpoint}", f"--supervisor-pid={os.getpid()}"]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        self.process = ServiceProcess("engines", [*flags, *arguments], stderr=self._log)
         self._channel: grpc.aio.Channel | None = None
         self.replica = engine_pb2.Replica()
 
@@ -156,6 +155,10 @@ class AgentProcess:
         except urllib.error.HTTPError as error:
             return error.code
 
+    def log(self) -> str:
+        """What it has written."""
+        return os.pread(self._log.fileno(), _LOG_BYTES_MAX, 0).decode()
+
     async def stopped(self) -> int:
         """Waits for its end; returns the exit code."""
         return await asyncio.to_thread(self.process.wait, PROCESS_START_S)
@@ -171,10 +174,8 @@ class AgentProcess:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        with contextlib.suppress(ValueError):
-            assert self.process.stderr is not None
-            sys.stderr.write(self.process.stderr.read())
-            self.process.stderr.close()
+        sys.stderr.write(self.log())
+        self._log.close()
 
 
 @asynccontextmanager

@@ -62,8 +62,7 @@ async def cache_change(stream: Reports) -> engine_pb2.LoadReport:
 
 def gave_up(replica: AgentProcess) -> bool:
     """Whether an agent that has ended says that nobody took it out of the assignment."""
-    assert replica.process.stderr is not None
-    return "the assignment still names this replica" in replica.process.stderr.read()
+    return "the assignment still names this replica" in replica.log()
 
 
 async def holds(replica: AgentProcess, number: int) -> bool:

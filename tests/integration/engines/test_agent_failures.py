@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+from pathlib import Path
 
 import grpc.aio
 import pytest
 
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import Reason, from_rpc_error
-from tests.integration.engines.agent_process import CHECKOUT, READY, agent, request
+from tests.integration.engines.agent_process import READY, agent, request
 from tests.support.etcd import EtcdServer
+from tests.support.nursery import ServiceProcess
 from tests.support.waiting import PROCESS_START_S, eventually
 
 UNHEALTHY = engine_pb2.REPLICA_STATE_UNHEALTHY
@@ -137,14 +138,11 @@ async def test_starts_before_its_store(etcd: EtcdServer) -> None:
         (("--model-id=a/b",), "a/b"),
     ],
 )
-async def test_bad_settings_end_it_with_the_reason(arguments: tuple[str, ...], named: str) -> None:
+async def test_bad_settings_end_it_with_the_reason(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
     """Proves that a wrong setting is refused by name with a non-zero exit code and nothing left running."""
-
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "engines", *arguments, cwd=CHECKOUT, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(PROCESS_START_S):
-        _, stderr = await process.communicate()
-    assert process.returncode in (1, 2)
-    assert named in stderr.decode()
-    assert "Traceback" not in stderr.decode()
+    path = tmp_path / "log"
+    with path.open("wb") as log:
+        process = ServiceProcess("engines", list(arguments), stderr=log)
+    assert await asyncio.to_thread(process.wait, PROCESS_START_S) in (1, 2)
+    assert named in path.read_text()
+    assert "Traceback" not in path.read_text()

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from fairlead.admin.v1 import admin_pb2
 from fairlead.engine.v1 import engine_pb2
 from fairlead.inference.v1 import inference_pb2_grpc
 from tests.support.etcd import EtcdServer, PatientStore
+from tests.support.nursery import ServiceProcess
 from tests.support.ports import free_port
 from tests.support.router_lab import KEY, PEPPER, TENANT, api_key
 from tests.support.waiting import PROCESS_START_S, eventually
@@ -43,9 +43,9 @@ class Process:
     def __init__(self, name: str, module: str, folder: Path, *arguments: str) -> None:
         self.name = name
         self.log_path = folder / f"{name}.log"
-        command = [sys.executable, "-m", module, "--supervisor-pid", str(os.getpid()), *arguments]
+        flags = ["--supervisor-pid", str(os.getpid()), *arguments]
         with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=CHECKOUT, stderr=log)
+            self._process = ServiceProcess(module, flags, stderr=log)
 
     @property
     def pid(self) -> int:
