@@ -21,6 +21,7 @@ from data_plane.router.exchange import Call, Finished, Receipt
 from data_plane.router.flow import Flow
 from data_plane.router.life import Exchange
 from fairlead.errors import FairleadError, InvalidArgumentError, Reason, UnavailableError
+from fairlead.inference.v1 import inference_pb2 as pb
 
 _TRACE: Final = (b"traceparent", b"tracestate")
 _CROWDED_RETRY_S: Final = 1.0
@@ -92,9 +93,10 @@ class Generation:
         call, chat = self._call, self._chat
         headers = call.headers
         wanted, decoded = translate.chat(body, headers) if chat else translate.completion(body, headers)
+        request = pb.GenerateRequest.FromString(wanted)
         traced = [(name.decode(), headers[name].decode("latin-1")) for name in _TRACE if name in headers]
         exchange = self._exchange = self._flow.open(
-            Call(wanted, self._authorization, None, trace_fields(traced) if traced else (), self._caller)
+            Call(request, self._authorization, None, trace_fields(traced) if traced else (), self._caller, wanted)
         )
         receipt, created_s = exchange.receipt, self._clock.wall_ns() // NS_PER_S
         if decoded.stream:

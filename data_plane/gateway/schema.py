@@ -3,11 +3,13 @@
 Every field OpenAI defines is known here: those that change what is generated and are not supported are refused unless
 they say what silence says (`NEUTRAL`); those that do not change it are read and left aside. A field nobody defines is
 refused by name: it is a typing error, or meant for another server.
+
+Most requests have none but the few fields that are served, and are read as such. Only what has others is read as what
+knows them all.
 """
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -47,8 +49,8 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
-class _Sampling(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What both endpoints share."""
+class _Common(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What both endpoints serve."""
 
     model: str
     stream: bool | None = None
@@ -60,9 +62,6 @@ class _Sampling(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stop: str | list[str] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    n: Any = None
-    logit_bias: Any = None
-    logprobs: Any = None
     user: Any = None
     # Extensions that vLLM, SGLang and TGI share.
     top_k: int | None = None
@@ -70,11 +69,26 @@ class _Sampling(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ignore_eos: bool | None = None
 
 
-class ChatRequest(_Sampling, forbid_unknown_fields=True, kw_only=True):
-    """POST /v1/chat/completions."""
+class ChatRequest(_Common, forbid_unknown_fields=True, kw_only=True):
+    """What is served of POST /v1/chat/completions."""
 
     messages: list[Message]
     max_completion_tokens: int | None = None
+    prompt_cache_key: str | None = None
+
+
+class CompletionRequest(_Common, forbid_unknown_fields=True, kw_only=True):
+    """What is served of POST /v1/completions."""
+
+    prompt: str | list[Any]
+
+
+class AnyChatRequest(ChatRequest, forbid_unknown_fields=True, kw_only=True):
+    """All of POST /v1/chat/completions."""
+
+    n: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
     audio: Any = None
     function_call: Any = None
     functions: Any = None
@@ -83,7 +97,6 @@ class ChatRequest(_Sampling, forbid_unknown_fields=True, kw_only=True):
     moderation: Any = None
     parallel_tool_calls: Any = None
     prediction: Any = None
-    prompt_cache_key: str | None = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     reasoning_effort: Any = None
@@ -98,10 +111,12 @@ class ChatRequest(_Sampling, forbid_unknown_fields=True, kw_only=True):
     web_search_options: Any = None
 
 
-class CompletionRequest(_Sampling, forbid_unknown_fields=True, kw_only=True):
-    """POST /v1/completions."""
+class AnyCompletionRequest(CompletionRequest, forbid_unknown_fields=True, kw_only=True):
+    """All of POST /v1/completions."""
 
-    prompt: str | list[Any]
+    n: Any = None
+    logit_bias: Any = None
+    logprobs: Any = None
     best_of: Any = None
     echo: Any = None
     suffix: Any = None
@@ -129,33 +144,16 @@ NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
 }
 """Fields that would change the answer and are not supported, with the values that mean the same as leaving them out."""
 
-IGNORED: Final = (
-    "user",
-    "metadata",
-    "parallel_tool_calls",
-    "prediction",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-)
-"""Fields of OpenAI's that are read and left aside: they do not change what is generated."""
 
-_ASKED_CHAT: Final = attrgetter(*[name for name in NEUTRAL if name in ChatRequest.__struct_fields__])
-_ASKED_COMPLETION: Final = attrgetter(*[name for name in NEUTRAL if name in CompletionRequest.__struct_fields__])
-
-
-def refuse_unsupported(request: ChatRequest | CompletionRequest) -> None:
+def refuse_unsupported(request: msgspec.Struct) -> None:
     """Refuses what cannot be honoured.
+
+    Args:
+        request: AnyChatRequest or AnyCompletionRequest.
 
     Raises:
         InvalidArgumentError: A field asks for something this platform does not do; `field` names it.
     """
-    # What nearly always holds, found out in one step.
-    asked = _ASKED_CHAT(request) if isinstance(request, ChatRequest) else _ASKED_COMPLETION(request)
-    if asked.count(None) == len(asked):
-        return
     for name, harmless in NEUTRAL.items():
         value = getattr(request, name, None)
         if value is None or any(type(value) is type(each) and value == each for each in harmless):

@@ -1,18 +1,27 @@
-"""From OpenAI's request bodies to the platform's own request."""
+"""From OpenAI's request bodies to the platform's own request, as it goes on to a replica: bytes, field by field."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from struct import Struct
 from typing import Final, TypeVar
 
 import msgspec
 
-from data_plane.gateway.schema import ChatRequest, CompletionRequest, Message, refuse_unsupported
+from data_plane.gateway.schema import (
+    AnyChatRequest,
+    AnyCompletionRequest,
+    ChatRequest,
+    CompletionRequest,
+    Message,
+    refuse_unsupported,
+)
+from data_plane.relay.grpc import wire
 from fairlead.errors import InvalidArgumentError
 from fairlead.inference.v1 import inference_pb2 as pb
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 SESSION_HEADER: Final = "X-Fairlead-Session"
 PRIORITY_HEADER: Final = "X-Fairlead-Priority"
@@ -23,21 +32,50 @@ _SESSION: Final = SESSION_HEADER.lower().encode()
 _PRIORITY: Final = PRIORITY_HEADER.lower().encode()
 _IDEMPOTENCY: Final = IDEMPOTENCY_HEADER.lower().encode()
 _PRIORITIES: Final = {
-    "batch": pb.PRIORITY_BATCH,
-    "interactive": pb.PRIORITY_INTERACTIVE,
-    "system": pb.PRIORITY_SYSTEM,
+    b"batch": pb.PRIORITY_BATCH,
+    b"interactive": pb.PRIORITY_INTERACTIVE,
+    b"system": pb.PRIORITY_SYSTEM,
 }
-_CHAT: Final = msgspec.json.Decoder(ChatRequest)
-_COMPLETION: Final = msgspec.json.Decoder(CompletionRequest)
+_chat: Final = msgspec.json.Decoder(ChatRequest).decode
+_any_chat: Final = msgspec.json.Decoder(AnyChatRequest).decode
+_completion: Final = msgspec.json.Decoder(CompletionRequest).decode
+_any_completion: Final = msgspec.json.Decoder(AnyCompletionRequest).decode
 _AT: Final = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _UNKNOWN: Final = re.compile(r"unknown field `(.*?)`")
 _MISSING: Final = re.compile(r"missing required field `(.*?)`")
 
 _INT32_MAX: Final = (1 << 31) - 1
 _UINT64: Final = (1 << 64) - 1
+_FLOAT_MAX: Final = float((1 << 128) - (1 << 104))  # of 32 bits
+_float: Final = Struct("<f").pack
+
+_Request = pb.GenerateRequest
+_MODEL: Final = wire.bytes_tag(_Request.MODEL_FIELD_NUMBER)
+_PROMPT: Final = wire.bytes_tag(_Request.PROMPT_FIELD_NUMBER)
+_CHAT: Final = wire.bytes_tag(_Request.CHAT_FIELD_NUMBER)
+_SAMPLING: Final = wire.bytes_tag(_Request.SAMPLING_FIELD_NUMBER)
+_SESSION_ID: Final = wire.bytes_tag(_Request.SESSION_ID_FIELD_NUMBER)
+_PRIORITY_TAG: Final = wire.number_tag(_Request.PRIORITY_FIELD_NUMBER)
+_REQUEST_ID: Final = wire.bytes_tag(_Request.REQUEST_ID_FIELD_NUMBER)
+
+_MESSAGE: Final = wire.bytes_tag(pb.Chat.MESSAGES_FIELD_NUMBER)
+_ROLE: Final = wire.bytes_tag(pb.ChatMessage.ROLE_FIELD_NUMBER)
+_CONTENT: Final = wire.bytes_tag(pb.ChatMessage.CONTENT_FIELD_NUMBER)
+
+_Sampling = pb.SamplingParameters
+_MAX_TOKENS: Final = wire.number_tag(_Sampling.MAX_TOKENS_FIELD_NUMBER)
+_TEMPERATURE: Final = wire.float_tag(_Sampling.TEMPERATURE_FIELD_NUMBER)
+_TOP_P: Final = wire.float_tag(_Sampling.TOP_P_FIELD_NUMBER)
+_TOP_K: Final = wire.number_tag(_Sampling.TOP_K_FIELD_NUMBER)
+_SEED: Final = wire.number_tag(_Sampling.SEED_FIELD_NUMBER)
+_STOP: Final = wire.bytes_tag(_Sampling.STOP_FIELD_NUMBER)
+_PRESENCE_PENALTY: Final = wire.float_tag(_Sampling.PRESENCE_PENALTY_FIELD_NUMBER)
+_FREQUENCY_PENALTY: Final = wire.float_tag(_Sampling.FREQUENCY_PENALTY_FIELD_NUMBER)
+_REPETITION_PENALTY: Final = wire.float_tag(_Sampling.REPETITION_PENALTY_FIELD_NUMBER)
+_IGNORE_END_TOKEN: Final = wire.number_tag(_Sampling.IGNORE_END_TOKEN_FIELD_NUMBER)
 
 
-def chat(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[pb.GenerateRequest, ChatRequest]:
+def chat(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[bytes, ChatRequest]:
     """Reads a POST /v1/chat/completions.
 
     Args:
@@ -45,31 +83,23 @@ def chat(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[pb.GenerateReques
         headers: The request's, by name in lower case.
 
     Returns:
-        The platform's request, not checked against limits yet, and the body as decoded.
+        The platform's GenerateRequest, not checked against limits yet, and the body as decoded.
 
     Raises:
         InvalidArgumentError: The body is malformed or asks for something unsupported; `field` names it.
     """
-    decoded = _decode(_CHAT, body)
-    refuse_unsupported(decoded)
+    decoded = _decode(_chat, _any_chat, body)
     limit, name = decoded.max_completion_tokens, "max_completion_tokens"
     if limit is None:
         limit, name = decoded.max_tokens, "max_tokens"
-    request = _common(decoded, headers, limit, name)
-    if decoded.prompt_cache_key and not request.session_id:
-        request.session_id = decoded.prompt_cache_key
-    request.chat.SetInParent()
-    messages = request.chat.messages
-    for index, message in enumerate(decoded.messages):
-        messages.add(role=_role(message, index), content=_content(message, index))
-    return request, decoded
+    messages = b"".join([_message(message, index) for index, message in enumerate(decoded.messages)])
+    asked = wire.message(_CHAT, messages) + wire.message(_SAMPLING, _sampling(decoded, limit, name))
+    return _request(decoded.model, asked, headers, decoded.prompt_cache_key), decoded
 
 
-def completion(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[pb.GenerateRequest, CompletionRequest]:
+def completion(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[bytes, CompletionRequest]:
     """Reads a POST /v1/completions. Arguments and errors as in `chat`."""
-    decoded = _decode(_COMPLETION, body)
-    refuse_unsupported(decoded)
-    request = _common(decoded, headers, decoded.max_tokens, "max_tokens")
+    decoded = _decode(_completion, _any_completion, body)
     prompt = decoded.prompt
     if isinstance(prompt, list):
         if len(prompt) != 1 or not isinstance(prompt[0], str):
@@ -77,8 +107,9 @@ def completion(body: bytes, headers: Mapping[bytes, bytes]) -> tuple[pb.Generate
                 "prompt must be one string; token arrays and several prompts are not taken", field="prompt"
             )
         prompt = prompt[0]
-    request.prompt = prompt
-    return request, decoded
+    sampling = _sampling(decoded, decoded.max_tokens, "max_tokens")
+    asked = wire.message(_PROMPT, prompt.encode()) + wire.message(_SAMPLING, sampling)
+    return _request(decoded.model, asked, headers, None), decoded
 
 
 def wants_usage(decoded: ChatRequest | CompletionRequest) -> bool:
@@ -86,9 +117,28 @@ def wants_usage(decoded: ChatRequest | CompletionRequest) -> bool:
     return bool(decoded.stream_options and decoded.stream_options.include_usage)
 
 
-def _decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def _decode(common: Callable[[bytes], T], whole: Callable[[bytes], T], body: bytes) -> T:
+    """Reads a body.
+
+    Args:
+        common: Knows only the fields that are served.
+        whole: Knows all there are.
+        body: JSON.
+
+    Raises:
+        InvalidArgumentError: See `chat`.
+    """
     try:
-        return decoder.decode(body)
+        return common(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        decoded = _decode_any(whole, body)
+        refuse_unsupported(decoded)
+        return decoded
+
+
+def _decode_any(whole: Callable[[bytes], T], body: bytes) -> T:
+    try:
+        return whole(body)
     except msgspec.ValidationError as error:
         text = str(error)
         at = _AT.search(text)
@@ -109,52 +159,70 @@ def _position_only(error: Exception) -> str:
     return str(error)
 
 
-def _common(
-    decoded: ChatRequest | CompletionRequest,
-    headers: Mapping[bytes, bytes],
-    max_tokens: int | None,
-    max_tokens_name: str,
-) -> pb.GenerateRequest:
-    request = pb.GenerateRequest(model=decoded.model)
-    if session := _header(headers, _SESSION, SESSION_HEADER):
-        request.session_id = session
-    if named := _header(headers, _IDEMPOTENCY, IDEMPOTENCY_HEADER):
-        request.request_id = named
-    if priority := _header(headers, _PRIORITY, PRIORITY_HEADER):
-        request.priority = _priority(priority)
-    sampling = request.sampling
+def _request(model: str, asked: bytes, headers: Mapping[bytes, bytes], session: str | None) -> bytes:
+    """A request.
+
+    Args:
+        model: Its model.
+        asked: Its fields of what is asked.
+        headers: As in `chat`.
+        session: What it belongs to, where the headers do not tell.
+    """
+    session_id = _header(headers, _SESSION, SESSION_HEADER)
+    if session and not session_id:
+        session_id = session.encode()
+    priority = _header(headers, _PRIORITY, PRIORITY_HEADER)
+    return b"".join(
+        (
+            wire.content(_MODEL, model.encode()),
+            asked,
+            wire.content(_SESSION_ID, session_id),
+            wire.number(_PRIORITY_TAG, _priority(priority)) if priority else b"",
+            wire.content(_REQUEST_ID, _header(headers, _IDEMPOTENCY, IDEMPOTENCY_HEADER)),
+        )
+    )
+
+
+def _sampling(decoded: ChatRequest | CompletionRequest, max_tokens: int | None, max_tokens_name: str) -> bytes:
+    """The fields of SamplingParameters that are set."""
+    text = b""
     if max_tokens is not None:
-        sampling.max_tokens = _int32(max_tokens, max_tokens_name)
-    if decoded.top_k is not None and decoded.top_k not in (0, -1):  # both mean "all" elsewhere
-        sampling.top_k = _int32(decoded.top_k, "top_k")
-    if decoded.temperature is not None:
-        sampling.temperature = decoded.temperature
-    if decoded.top_p is not None:
-        sampling.top_p = decoded.top_p
-    if decoded.presence_penalty is not None:
-        sampling.presence_penalty = decoded.presence_penalty
-    if decoded.frequency_penalty is not None:
-        sampling.frequency_penalty = decoded.frequency_penalty
-    if decoded.repetition_penalty is not None:
-        sampling.repetition_penalty = decoded.repetition_penalty
-    if decoded.seed is not None:
-        if not -(1 << 63) <= decoded.seed <= _UINT64:
+        text = _MAX_TOKENS + wire.varint(_int32(max_tokens, max_tokens_name))
+    if (temperature := decoded.temperature) is not None:
+        text += _TEMPERATURE + _float32(temperature)
+    if (top_p := decoded.top_p) is not None:
+        text += _TOP_P + _float32(top_p)
+    if (top_k := decoded.top_k) is not None and top_k not in (0, -1):  # both mean "all" elsewhere
+        text += _TOP_K + wire.varint(_int32(top_k, "top_k"))
+    if (seed := decoded.seed) is not None:
+        if not -(1 << 63) <= seed <= _UINT64:
             raise InvalidArgumentError("seed must fit into 64 bits", field="seed")
-        sampling.seed = decoded.seed & _UINT64
-    if decoded.stop is not None:
-        sampling.stop.extend([decoded.stop] if isinstance(decoded.stop, str) else decoded.stop)
+        text += _SEED + wire.varint(seed)
+    if (stop := decoded.stop) is not None:
+        text += b"".join([wire.message(_STOP, each.encode()) for each in ([stop] if isinstance(stop, str) else stop)])
+    if (presence := decoded.presence_penalty) is not None:
+        text += _PRESENCE_PENALTY + _float32(presence)
+    if (frequency := decoded.frequency_penalty) is not None:
+        text += _FREQUENCY_PENALTY + _float32(frequency)
+    if (repetition := decoded.repetition_penalty) is not None:
+        text += _REPETITION_PENALTY + _float32(repetition)
     if decoded.ignore_eos:
-        sampling.ignore_end_token = True
-    return request
+        text += wire.number(_IGNORE_END_TOKEN, 1)
+    return text
 
 
-def _header(headers: Mapping[bytes, bytes], field: bytes, name: str) -> str:
+def _float32(value: float) -> bytes:
+    """Four bytes. What is too large for them is for any parameter, and will be refused as such."""
+    return _float(max(-_FLOAT_MAX, min(_FLOAT_MAX, value)))
+
+
+def _header(headers: Mapping[bytes, bytes], field: bytes, name: str) -> bytes:
     value = headers.get(field)
     if not value:
-        return ""
+        return b""
     if not value.isascii():
         raise InvalidArgumentError(f"{name} must be ASCII", field=name)
-    return value.decode()
+    return value
 
 
 def _int32(value: int, name: str) -> int:
@@ -163,11 +231,18 @@ def _int32(value: int, name: str) -> int:
     return value
 
 
-def _priority(text: str) -> pb.Priority.ValueType:
-    priority = _PRIORITIES.get(text.strip().lower())
+def _priority(name: bytes) -> int:
+    priority = _PRIORITIES.get(name.strip().lower())
     if priority is None:
         raise InvalidArgumentError(f"{PRIORITY_HEADER} must be batch or interactive", field=PRIORITY_HEADER)
     return priority
+
+
+def _message(message: Message, index: int) -> bytes:
+    fields = wire.content(_ROLE, _role(message, index).encode()) + wire.content(
+        _CONTENT, _content(message, index).encode()
+    )
+    return wire.message(_MESSAGE, fields)
 
 
 def _role(message: Message, index: int) -> str:

@@ -17,6 +17,7 @@ _GOES_ON: Final = tuple(bytes((value | 0x80,)) for value in range(0x80))
 
 _BYTES_KIND: Final = 2
 _FIXED64_KIND: Final = 1
+_FLOAT_KIND: Final = 5
 
 
 def number_tag(field: int) -> bytes:
@@ -44,6 +45,15 @@ def fixed64_tag(field: int) -> bytes:
         field: Its number.
     """
     return varint(field << 3 | _FIXED64_KIND)
+
+
+def float_tag(field: int) -> bytes:
+    """How a field of four bytes begins.
+
+    Args:
+        field: Its number.
+    """
+    return varint(field << 3 | _FLOAT_KIND)
 
 
 def varint(value: int) -> bytes:

@@ -203,6 +203,7 @@ BAD_BODIES = [
     (json.dumps(chat(max_completion_tokens=2**40)).encode(), "max_completion_tokens", "range"),
     (json.dumps(chat(max_tokens=True)).encode(), "max_tokens", "int"),
     (json.dumps(chat(temperature=2.1)).encode(), "temperature", "0 to 2"),
+    (json.dumps(chat(temperature=1e300)).encode(), "temperature", "0 to 2"),
     (json.dumps(chat(top_p=0)).encode(), "top_p", "above 0"),
     (json.dumps(chat(presence_penalty=-3)).encode(), "presence_penalty", "-2 to 2"),
     (json.dumps(chat(seed=2**70)).encode(), "seed", "64 bits"),

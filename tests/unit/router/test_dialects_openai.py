@@ -175,7 +175,8 @@ def test_our_own_gateway_reads_what_the_dialect_writes(sampling: dict[str, Any],
     """Proves over all settings that both ends of OpenAI's API mean the same; floats to seven digits."""
     request = request_of("plain", chat=tuple(chat), **sampling).request
     body = messages.request_body(prompt_of(request), sampling_of(request.sampling), "m")
-    read, decoded = (translate.chat if chat else translate.completion)(body, {})
+    written, decoded = (translate.chat if chat else translate.completion)(body, {})
+    read = pb.GenerateRequest.FromString(written)
     assert decoded.stream
     assert translate.wants_usage(decoded)
     assert read.chat == request.chat
