@@ -172,7 +172,10 @@ class Streamed:
     def on_piece(self, piece: bytes) -> bool:
         """See Sink."""
         call, stream, text = self._call, self._stream, text_of(piece)
-        call.write(stream.piece(text) if stream is not None else self._begin().first(text))
+        if stream is None:
+            call.write(self._begin().first(text))
+        else:
+            call.write(render.quoted(text), stream.before, stream.after)
         return not call.blocked
 
     def on_finished(self, finished: Finished) -> None:

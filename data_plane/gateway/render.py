@@ -40,7 +40,7 @@ def whole(receipt: Receipt, finished: Finished, text: bytes, *, chat: bool, crea
     Args:
         receipt: Complete.
         finished: The answer's end.
-        text: UTF-8. What is none in it is replaced, for JSON has no other text.
+        text: As for `quoted`.
         chat: A chat, or a plain completion.
         created_s: Unix time.
     """
@@ -49,7 +49,7 @@ def whole(receipt: Receipt, finished: Finished, text: bytes, *, chat: bool, crea
         (
             _opening(receipt, b"chat.completion" if chat else b"text_completion", chat, created_s),
             _ENDED % _FINISH.get(finished.finish_reason, b"stop"),
-            content % _json(text),
+            content % quoted(text),
             _usage(receipt, finished.usage),
             b"}",
         )
@@ -64,9 +64,13 @@ class Stream:
         chat: A chat, or a plain completion.
         created_s: Unix time.
         include_usage: Whether a last chunk carries the usage; all others then say null.
+
+    Attributes:
+        before: What stands before a chunk's text, which is `quoted`.
+        after: What stands behind it.
     """
 
-    __slots__ = ("_after", "_before", "_chat", "_include_usage", "_nothing", "_opening", "_receipt")
+    __slots__ = ("_chat", "_include_usage", "_nothing", "_opening", "_receipt", "after", "before")
 
     def __init__(self, receipt: Receipt, *, chat: bool, created_s: int, include_usage: bool) -> None:
         self._receipt = receipt
@@ -75,23 +79,17 @@ class Stream:
         self._nothing = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         kind = b"chat.completion.chunk" if chat else b"text_completion"
         self._opening = b"data: " + _opening(receipt, kind, chat, created_s)
-        self._before = self._opening + _ONGOING + (b'"delta":{"content":' if chat else b'"text":')
-        self._after = (b"}}" if chat else b"}") + self._nothing
+        self.before = self._opening + _ONGOING + (b'"delta":{"content":' if chat else b'"text":')
+        self.after = (b"}}" if chat else b"}") + self._nothing
 
     def first(self, text: bytes) -> bytes:
-        """The first chunk; arguments as in `piece`."""
-        if not self._chat:
-            return self.piece(text)
-        delta = b'"delta":{"role":"assistant","content":'
-        return b"".join((self._opening, _ONGOING, delta, _json(text), self._after))
-
-    def piece(self, text: bytes) -> bytes:
-        """A chunk with new text.
+        """The first chunk.
 
         Args:
-            text: UTF-8. What is none in it is replaced, for JSON has no other text.
+            text: As for `quoted`.
         """
-        return b"".join((self._before, _encode(text.decode("utf-8", "replace")), self._after))
+        before = self._opening + _ONGOING + b'"delta":{"role":"assistant","content":' if self._chat else self.before
+        return before + quoted(text) + self.after
 
     def end(self, finished: Finished) -> bytes:
         """The last chunks."""
@@ -102,6 +100,18 @@ class Stream:
         if self._include_usage:
             chunks += self._opening + b"]," + _usage(self._receipt, finished.usage) + b"}\n\n"
         return chunks + b"data: [DONE]\n\n"
+
+
+def quoted(text: bytes) -> bytes:
+    """A text as JSON.
+
+    Args:
+        text: UTF-8. What is none in it is replaced, for JSON has no other text.
+    """
+    try:
+        return _encode(text.decode())
+    except UnicodeDecodeError:
+        return _encode(text.decode("utf-8", "replace"))
 
 
 def error_event(body: bytes) -> bytes:
@@ -129,10 +139,6 @@ def encode(value: dict[str, Any]) -> bytes:
 def message(value: Message) -> bytes:
     """A message of the platform's own APIs as JSON: the proto's field names, 64-bit numbers as text."""
     return _encode(json_format.MessageToDict(value, preserving_proto_field_name=True))
-
-
-def _json(text: bytes) -> bytes:
-    return _encode(text.decode("utf-8", "replace"))
 
 
 def _opening(receipt: Receipt, kind: bytes, chat: bool, created_s: int) -> bytes:

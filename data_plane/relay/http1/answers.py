@@ -6,11 +6,15 @@ import http
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, Final
 
 import httptools
 
 _STARTS: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+
+_PATHS_MAX: Final = 64
+"""Paths that are remembered: hardly any but one or two are asked for all the time."""
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -59,6 +63,7 @@ def head(status: int, headers: bytes, framing: bytes) -> bytes:
     return b"".join((start, _date.line(), headers, framing, b"\r\n"))
 
 
+@lru_cache(_PATHS_MAX)
 def path_of(target: bytes) -> str:
     """The path of a request's target, as sent.
 

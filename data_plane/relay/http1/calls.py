@@ -136,14 +136,21 @@ class HttpCall:
         framing = b"" if request.old else b"Transfer-Encoding: chunked\r\n"
         line.say(answers.head(status, headers, framing + self._connection(self._closes)))
 
-    def write(self, data: bytes) -> None:
-        """A piece of the body, as one chunk."""
+    def write(self, data: bytes, before: bytes = b"", after: bytes = b"") -> None:
+        """A piece of the body, as one chunk.
+
+        Args:
+            data: What is new.
+            before: What stands before it, in many pieces.
+            after: The same behind it.
+        """
         line = self._line
-        size = len(data)
+        size = len(before) + len(data) + len(after)
         if line.call is self and size:
+            head, end = b"", b""
             if not self._whole:
-                data = b"".join((_SIZES[size] if size < _SIZES_MADE else b"%x\r\n" % size, data, b"\r\n"))
-            line.stream(data)
+                head, end = _SIZES[size] if size < _SIZES_MADE else b"%x\r\n" % size, b"\r\n"
+            line.stream(b"".join((head, before, data, after, end)))
 
     def end(self) -> None:
         """The end of an answer that has begun."""

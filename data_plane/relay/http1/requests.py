@@ -101,7 +101,7 @@ class Request:
     def drop(self) -> bytes:
         """Hands the body out, or throws it away; whatever comes of it from now on is not kept."""
         body, self._body = self._body, None
-        return bytes(body or b"")
+        return bytes(body) if isinstance(body, bytearray) else body or b""
 
 
 class _StopError(Exception):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_plane.gateway.app import Gateway
-from data_plane.gateway.render import Stream
+from data_plane.gateway.render import Stream, quoted
 from data_plane.gateway.server import HttpServer
 from data_plane.relay.http1.limits import Limits, Patience
 from data_plane.router.exchange import Receipt
@@ -226,7 +226,7 @@ def test_any_text_is_valid_json(texts: list[bytes], chat: bool) -> None:
     """Whatever a replica sends, every chunk is an event of JSON with that text; what is no text is replaced."""
     stream = Stream(Receipt('"r\\'), chat=chat, created_s=1, include_usage=False)
     for index, text in enumerate(texts):
-        event = stream.piece(text) if index else stream.first(text)
+        event = stream.before + quoted(text) + stream.after if index else stream.first(text)
         assert event.startswith(b"data: ")
         assert event.endswith(b"\n\n")
         assert event.count(b"\n") == 2
