@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,78 +10,22 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from common.clock import SystemClock
-from common.generation import Sampling
-from common.triton.wire import REQUEST_TO_BLAME, Dialect, ServedModel, tensors_of
+from common.triton.wire import REQUEST_TO_BLAME, Dialect
 from data_plane.relay.grpc.pool import Pool
 from data_plane.router.dialects.dispatch import Engines
 from data_plane.router.dialects.triton import TritonUpstream
-from data_plane.router.dialects.triton_messages import NoMessageError, ResponseReader, request_message
-from engines.engine import EngineRequest, Prompt
-from engines.triton.messages import encode
-from engines.triton.tensors import INPUTS, MODEL_NAMES, OUTPUTS
 from fairlead.engine.v1 import engine_pb2
 from fairlead.errors import DeadlineExceededError, InvalidArgumentError, Reason, UnavailableError
 from fairlead.inference.v1 import inference_pb2 as pb
 from tests.support.ports import free_port
 from tests.support.waiting import eventually
 from tests.unit.router.dialect_lab import Noted, request_of, start
+from tests.unit.router.triton_lab import Response, record_of, response, text, token
 
-Response = service_pb2.ModelStreamInferResponse
 Answer = Callable[[Any, Any], AsyncIterator[Any]]
-
-
-def record_of(dialect: Dialect, address: str = "", **fields: Any) -> engine_pb2.Replica:
-    """A replica's record as its agent writes it."""
-    record = engine_pb2.Replica(
-        replica_id="m-1",
-        dialect=engine_pb2.DIALECT_TRITON,
-        engine_address=address,
-        engine_model=MODEL_NAMES[dialect],
-        context_tokens=4096,
-    )
-    for tensor in INPUTS[dialect]:
-        datatype = "BYTES" if tensor.datatype == "STRING" else tensor.datatype
-        record.triton.inputs.add(name=tensor.name, datatype=datatype, rank=1)
-    record.triton.outputs.extend(tensor.name for tensor in OUTPUTS[dialect])
-    for name, value in fields.items():
-        setattr(record.triton, name, value)
-    return record
-
-
-def model_of(dialect: Dialect) -> ServedModel:
-    record = record_of(dialect)
-    inputs = {each.name: (each.datatype, each.rank) for each in record.triton.inputs}
-    return ServedModel(record.engine_model, dialect, inputs, frozenset(record.triton.outputs), {})
-
-
-def text(value: str | bytes) -> bytes:
-    raw = value if isinstance(value, bytes) else value.encode()
-    return struct.pack("<I", len(raw)) + raw
-
-
-def number(value: int) -> bytes:
-    return struct.pack("<i", value)
-
-
-def response(final: bool = False, **tensors: bytes) -> Any:
-    message = Response()
-    inner = message.infer_response
-    inner.model_name, inner.model_version, inner.id = "ensemble", "1", "r-1"
-    inner.parameters["triton_final_response"].bool_param = final
-    for name, raw in tensors.items():
-        inner.outputs.add(name=name, datatype="BYTES", shape=[1])
-        inner.raw_output_contents.append(raw)
-    return message
-
-
-def token(value: str | bytes, tokens: int = 1, *, final: bool = False) -> Any:
-    """A response of the ensemble dialect."""
-    return response(final, text_output=text(value), num_input_tokens=number(7), num_output_tokens=number(tokens))
 
 
 def saying(*messages: Any, hold: bool = False) -> Answer:
@@ -392,128 +335,3 @@ async def test_a_paused_client_holds_triton() -> None:
         await noted.ended(60.0)
         assert noted.ends == [None]
         assert noted.tokens == total
-
-
-# --- pure
-
-names_of = st.sampled_from(["text_output", "num_input_tokens", "num_output_tokens", "finish_reason", "x"])
-responses_of = st.builds(
-    lambda final, tensors, model, error: _built(final, tensors, model, error),
-    st.booleans(),
-    st.lists(st.tuples(names_of, st.binary(max_size=200)), max_size=5),
-    st.text(max_size=5),
-    st.sampled_from(["", "", "", "boom"]),
-)
-
-
-def _built(final: bool, tensors: list[tuple[str, bytes]], model: str, error: str) -> Any:
-    message = Response(error_message=error)
-    message.infer_response.model_name = model
-    if final:
-        message.infer_response.parameters["triton_final_response"].bool_param = True
-    message.infer_response.parameters["other"].int64_param = 3
-    for name, raw in tensors:
-        message.infer_response.outputs.add(name=name, datatype="BYTES", shape=[1, 2])
-        message.infer_response.raw_output_contents.append(raw)
-    return message
-
-
-def test_an_error_is_not_that_of_the_response_after_it() -> None:
-    """Two responses alike but for the first one's complaint: the second has none, however it is read."""
-    tensors = [("text_output", text(b"a")), ("finish_reason", b"")]
-    reader = ResponseReader()
-    reader.read(_built(False, tensors, "", "boom").SerializeToString())
-    assert reader.error == "boom"
-    healthy = _built(False, tensors, "", "").SerializeToString()
-    assert reader.next_text(healthy, 0) is None
-    reader.read(healthy)
-    assert reader.error == ""
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(responses_of, st.lists(st.binary(max_size=40_000 // 4), max_size=3)), max_size=4))
-def test_the_reader_reads_what_protobuf_reads(streams: list[tuple[Any, list[bytes]]]) -> None:
-    """Proves over streams of like and unlike responses that both readers see the same, with and without memory."""
-    reader = ResponseReader()
-    for message, contents in streams:
-        like = [message]
-        for content in contents:
-            copy = Response()
-            copy.CopyFrom(message)
-            if copy.infer_response.raw_output_contents:
-                copy.infer_response.raw_output_contents[-1] = content
-            like.append(copy)
-            spoken = Response()
-            spoken.CopyFrom(copy)
-            if spoken.infer_response.raw_output_contents:
-                spoken.infer_response.raw_output_contents[0] = text(content[:150])
-            like.append(spoken)
-        for each in like:
-            inner, framed = each.infer_response, b"12345" + each.SerializeToString()
-            quick = reader.next_text(framed, 5)
-            if quick is not None:
-                assert inner.outputs[0].name == "text_output"
-                assert inner.raw_output_contents[0] == text(quick)
-                assert list(inner.raw_output_contents[1:]) == reader.raw[1:]
-                assert reader.names == [tensor.name for tensor in inner.outputs]
-                assert (reader.error, reader.final) == (
-                    each.error_message,
-                    inner.parameters["triton_final_response"].bool_param,
-                )
-            reader.read(framed, 5)
-            assert reader.error == each.error_message
-            assert reader.final == inner.parameters["triton_final_response"].bool_param
-            assert reader.names == [tensor.name for tensor in inner.outputs]
-            assert reader.raw == list(inner.raw_output_contents)
-
-
-@settings(max_examples=300, deadline=None)
-@given(data=st.data())
-def test_garbage_is_refused_or_read_and_never_an_accident(data: st.DataObject) -> None:
-    """Proves for broken and foreign bytes, also after good ones, that nothing but NoMessageError is raised."""
-    reader = ResponseReader()
-    good = token("abc").SerializeToString()
-    if data.draw(st.booleans()):
-        reader.read(good)
-    at = data.draw(st.integers(0, len(good)))
-    broken = data.draw(st.sampled_from([good[:at], good[:at] + data.draw(st.binary(max_size=20)) + good[at:]]))
-    for each in (broken, data.draw(st.binary(max_size=60))):
-        reader.next_text(each, 0)
-        try:
-            reader.read(each)
-        except NoMessageError:
-            continue
-        assert len(reader.raw) <= len(reader.names)
-
-
-sampling_of = st.builds(
-    Sampling,
-    max_tokens=st.integers(1, 2**31 - 1),
-    temperature=st.none() | st.just(0.0) | st.floats(0.125, 2, width=32),
-    top_p=st.none() | st.floats(0.125, 1, width=32),
-    top_k=st.none() | st.integers(1, 1000),
-    seed=st.none() | st.integers(0, 2**64 - 1),
-    stop=st.lists(st.text(min_size=1, max_size=5), max_size=4).map(tuple),
-    ignore_end_token=st.booleans(),
-)
-
-
-@settings(max_examples=80, deadline=None)
-@given(dialect=st.sampled_from(Dialect), sampling=sampling_of, prompt=st.text(max_size=300))
-def test_the_routers_request_is_the_agents(dialect: Dialect, sampling: Sampling, prompt: str) -> None:
-    """Proves over all settings that the bytes mean what the agent would have sent."""
-    model = model_of(dialect)
-    read = service_pb2.ModelInferRequest.FromString(
-        request_message(model.name, "r-1", tensors_of(model, sampling, prompt))
-    )
-    assert read == encode(model, EngineRequest("r-1", Prompt(prompt), sampling), prompt)
-
-
-def test_a_stream_of_plain_tokens_is_read_the_short_way() -> None:
-    """Shows that responses which differ in their text alone need no second reading, whatever their length."""
-    reader = ResponseReader()
-    reader.read(token("first").SerializeToString())
-    for value in ("a", "", "é" * 40, "x" * 123):
-        assert reader.next_text(token(value).SerializeToString(), 0) == value.encode()
-    for other in (token("x" * 124), token("a", 2), token("a", final=True), Response(error_message="boom")):
-        assert reader.next_text(other.SerializeToString(), 0) is None
