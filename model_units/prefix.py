@@ -22,6 +22,9 @@ hundreds of names and not tens of thousands."""
 PREFIX_BLOCKS_MAX: Final = 1024
 """Most blocks that are named, a megabyte of prompt. Source: `EngineGenerateRequest.prefix_blocks`."""
 
+TURN_BYTES_MAX: Final = 16
+"""Most bytes that a turn of a conversation has beyond its content: the role and what ends both."""
+
 _NAME_BYTES: Final = 8
 # No character of a role or of an ordinary text, so that where one ends is part of the prefix.
 _END_OF_ROLE: Final = b"\x1f"
@@ -37,9 +40,11 @@ def prefix_blocks(chunks: Iterable[bytes]) -> tuple[int, ...]:
     Returns:
         0 to 1,024 names below 2^64, front first.
     """
+    prompt = b"".join(chunks)
+    if len(prompt) < PREFIX_BLOCK_BYTES:
+        return ()
     # The fastest hash of the standard library where processors have instructions for it, as nearly all do.
     chain = hashlib.sha256(usedforsecurity=False)
-    prompt = b"".join(chunks)
     names = []
     for end in range(
         PREFIX_BLOCK_BYTES, min(len(prompt), PREFIX_BLOCKS_MAX * PREFIX_BLOCK_BYTES) + 1, PREFIX_BLOCK_BYTES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from common.clock import Clock
 from data_plane.router.batch_desk import BatchDesk
 from data_plane.router.core import validate
@@ -20,6 +22,9 @@ from model_units.cost import CostProfile
 
 # A router hears of new leases every second; two of them usually bring a first lease.
 _FIRST_LEASE_RETRY_S = 2.0
+
+# Looking a number up on the module and the enum costs more than comparing it.
+_BATCH: Final = pb.PRIORITY_BATCH
 
 
 class Order:
@@ -106,7 +111,7 @@ class Admission:
         self._holds = holds
         self._demand = demand
         self._desk = desk
-        self._clock = clock
+        self._now_ns = clock.monotonic_ns
         self._prompt_bytes_max = prompt_bytes_max
         self._request_timeout_ns = request_timeout_ns
 
@@ -131,7 +136,7 @@ class Admission:
         Raises:
             FairleadError: The request cannot run.
         """
-        now_ns = self._clock.monotonic_ns()
+        now_ns = self._now_ns()
         tenant_id = receipt.tenant_id = (call.caller or self.authenticate(call.authorization)).tenant_id
         request = call.request
         model_id = request.model
@@ -175,11 +180,11 @@ class Admission:
         Raises:
             QuotaExceededError: The quota does not admit it now.
         """
-        now_ns = self._clock.monotonic_ns()
+        now_ns = self._now_ns()
         amount = receipt.estimated_milli_mu = order.price.cost.total_milli_mu
         if not returned:
             self._demand.wanted(order.bucket, amount, now_ns)
-        if order.checked.priority == pb.PRIORITY_BATCH and may_wait(self._holds.view(order.bucket, now_ns), amount):
+        if order.checked.priority == _BATCH and may_wait(self._holds.view(order.bucket, now_ns), amount):
             return None
         return self._answered(order, receipt, self._holds.hold(order.bucket, amount, now_ns), now_ns)
 
@@ -195,12 +200,12 @@ class Admission:
             QuotaExceededError: The quota can never give it, or too many wait.
             DeadlineExceededError: Batch waited in vain.
         """
-        begin_ns = self._clock.monotonic_ns()
+        begin_ns = self._now_ns()
         try:
             amount = receipt.estimated_milli_mu
             answer = await self._desk.wait(order.bucket, amount, order.deadline_ns, returned=returned)
         finally:
-            now_ns = self._clock.monotonic_ns()
+            now_ns = self._now_ns()
             receipt.wait_ns += now_ns - begin_ns
             receipt.quota = receipt.bucket = self._holds.view(order.bucket, now_ns)
         return self._answered(order, receipt, answer, now_ns)

@@ -6,7 +6,6 @@ Per token that is one call into another, no task and no clock but the loop's own
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -20,32 +19,32 @@ from fairlead.errors import FairleadError, Reason, UnavailableError
 from fairlead.inference.v1 import inference_pb2 as pb
 
 
-class Client(Protocol):
-    """Who gets the answer."""
+class Client:
+    """Who gets the answer. Here and below a class and no Protocol: its calls are made for every token."""
 
     def deliver(self, piece: bytes, tokens: int) -> bool:
         """Hands on what is new; False where the client does not keep up."""
-        ...
+        raise NotImplementedError
 
     def finish(self, finish_reason: pb.FinishReason.ValueType, counted: pb.Usage) -> None:
         """The answer is whole."""
-        ...
+        raise NotImplementedError
 
 
-class Watcher(Protocol):
+class Watcher:
     """Who wants to know how the attempt goes."""
 
     def started(self) -> None:
         """Its first message came."""
-        ...
+        raise NotImplementedError
 
     def reported(self, load: engine_pb2.LoadReport) -> None:
         """The replica says how loaded it is."""
-        ...
+        raise NotImplementedError
 
     def ended(self, failure: Exception | None) -> None:
         """The attempt is over, once and by itself: with a whole answer, or by what is said."""
-        ...
+        raise NotImplementedError
 
 
 class Attempt:
@@ -62,7 +61,6 @@ class Attempt:
 
     __slots__ = (
         "_client",
-        "_deliver",
         "_ended",
         "_heard_s",
         "_held",
@@ -91,7 +89,6 @@ class Attempt:
         self._loop = loop
         self._time = loop.time
         self._client = client
-        self._deliver = client.deliver
         self._watcher = watcher
         self._token_timeout_s = token_timeout_s
         self._replay = replay
@@ -142,7 +139,7 @@ class Attempt:
         if self._kept is not None:
             self._kept.append(piece)
         try:
-            if not self._deliver(piece, tokens):
+            if not self._client.deliver(piece, tokens):
                 self._hold()
         except Exception as error:  # noqa: BLE001  # the boundary: it is this request's error, not its connection's
             self.fail(error)
@@ -190,7 +187,7 @@ class Attempt:
             piece = pieces.piece(text.encode(), tokens)
             if self._kept is not None:
                 self._kept.append(piece)
-            if not self._deliver(piece, tokens):
+            if not self._client.deliver(piece, tokens):
                 self._hold()
             if self._ended:  # the client left with it
                 return False

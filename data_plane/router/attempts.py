@@ -11,7 +11,7 @@ import random
 from common.clock import Clock
 from common.logs import get_logger
 from data_plane.router.admission import Order
-from data_plane.router.attempt import Attempt
+from data_plane.router.attempt import Attempt, Watcher
 from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.batch_gate import full_until_ns
 from data_plane.router.core.continuation import Replay, deterministic
@@ -79,7 +79,7 @@ class Attempts:
         self._upstream = upstream
         self._accounts = accounts
         self._tracing = tracing
-        self._clock = clock
+        self._now_ns = clock.monotonic_ns
         self._router_id = router_id
         self._token_timeout_s = token_timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None  # asking for it is a system call
@@ -97,7 +97,7 @@ class Attempts:
         """
         if not self._quarantine:
             return
-        left_s = self._quarantine.refused_s(_fingerprint(order), self._clock.monotonic_ns())
+        left_s = self._quarantine.refused_s(_fingerprint(order), self._now_ns())
         if left_s is not None:
             raise FailedPreconditionError(
                 "this prompt was running on two different replicas when they were lost, so it is not tried on another"
@@ -123,7 +123,7 @@ class Attempts:
         if relay.batch:
             model_id = relay.order.bucket[1]
             subset = self._tables.subset_of(model_id, relay.order.tenant_id)
-            relay.full = self._fleet.full(model_id, subset, self._clock.monotonic_ns())
+            relay.full = self._fleet.full(model_id, subset, self._now_ns())
 
     def choose(self, relay: Relay) -> Chosen | None:
         """Picks the next replica.
@@ -174,7 +174,7 @@ class Attempts:
         member = found.member
         replica_id = receipt.replica_id = member.load.replica_id
         receipt.engine = member.engine
-        receipt.tried(Try(found.pick, self._clock.monotonic_ns()))
+        receipt.tried(Try(found.pick, self._now_ns()))
         for lost_id in relay.lost:
             self._quarantine.tried_again(lost_id, replica_id)
         relay.attempts += 1
@@ -184,7 +184,7 @@ class Attempts:
         """Spends the one try after a refusal, now that the prompt really goes to a replica."""
         if self._quarantine:
             self.refuse_poison(relay.order)
-            self._quarantine.try_once(_fingerprint(relay.order), self._clock.monotonic_ns())
+            self._quarantine.try_once(_fingerprint(relay.order), self._now_ns())
         relay.cleared = True
 
     def send(self, relay: Relay, chosen: Chosen) -> None:
@@ -247,13 +247,13 @@ class Attempts:
         this, chosen = relay.receipt.tries[-1], relay.chosen
         assert chosen is not None
         self._routing.started(chosen)
-        this.first_token_ns = self._clock.monotonic_ns()
+        this.first_token_ns = self._now_ns()
         if relay.batch:
             self._fleet.served(chosen.member.record.replica_id, this.start_ns)
 
     def reported(self, load: engine_pb2.LoadReport) -> None:
         """A replica says how loaded it is."""
-        member = self._fleet.report(load.replica_id, Report.of(load), load.state, self._clock.monotonic_ns())
+        member = self._fleet.report(load.replica_id, Report.of(load), load.state, self._now_ns())
         if member is not None:
             self._routing.freed(member)
 
@@ -264,7 +264,7 @@ class Attempts:
             UnavailableError: No.
         """
         relay.failure = error
-        now_ns = self._clock.monotonic_ns()
+        now_ns = self._now_ns()
         order, replica_id = relay.order, relay.receipt.replica_id
         if casts_doubt(error.reason):
             self._fleet.failed(replica_id, now_ns)
@@ -303,11 +303,11 @@ class Attempts:
     def _budget(self, model_id: str) -> RetryBudget:
         budget = self._budgets.get(model_id)
         if budget is None:
-            budget = self._budgets[model_id] = RetryBudget(self._clock.monotonic_ns())
+            budget = self._budgets[model_id] = RetryBudget(self._now_ns())
         return budget
 
 
-class _Watch:
+class _Watch(Watcher):
     """See Watcher: one attempt, and whom it concerns."""
 
     __slots__ = ("_attempts", "_relay")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.clock import Clock
 from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.decisions import DecisionLog
 from data_plane.router.core.demand import Demand
@@ -44,7 +43,8 @@ class Books:
         decisions: What was decided lately, for those who ask why.
         usage: What was charged, for the platform's books.
         settled: Told of settled work: model, mMU, monotonic now.
-        clock: Monotonic time.
+        now_ns: Monotonic time.
+        wall_ns: Since the Unix epoch.
     """
 
     accounts: Accounts
@@ -55,4 +55,5 @@ class Books:
     decisions: DecisionLog[Receipt]
     usage: UsageDesk
     settled: Callable[[str, int, int], None]
-    clock: Clock
+    now_ns: Callable[[], int]
+    wall_ns: Callable[[], int]

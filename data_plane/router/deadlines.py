@@ -35,7 +35,7 @@ class Deadlines:
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self._now_ns = clock.monotonic_ns
         self._looks: dict[int, dict[Timed, int]] = {}  # who is looked at when, and the deadline
         self._look_of: dict[Timed, int] = {}
         self._order: list[int] = []  # a heap of the times
@@ -57,7 +57,7 @@ class Deadlines:
             timed: What has no deadline here yet.
             deadline_ns: Monotonic.
         """
-        left_ns = deadline_ns - self._clock.monotonic_ns()
+        left_ns = deadline_ns - self._now_ns()
         if left_ns < 8 * TICK_NS:
             look_ns = (deadline_ns // TICK_NS + 1) * TICK_NS
         else:
@@ -81,12 +81,12 @@ class Deadlines:
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        left_s = (self._order[0] - self._clock.monotonic_ns()) / NS_PER_S
+        left_s = (self._order[0] - self._now_ns()) / NS_PER_S
         self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._look)
 
     def _look(self) -> None:
         self._timer = None
-        now_ns = self._clock.monotonic_ns()
+        now_ns = self._now_ns()
         while self._order and self._order[0] <= now_ns:
             look_ns = heappop(self._order)
             together = self._looks[look_ns]

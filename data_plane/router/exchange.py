@@ -17,6 +17,9 @@ from model_units.cost import Cost
 TRIES_KEPT_MAX: Final = 16
 """Tries of one request that are remembered. A batch request that waits for room may have any number."""
 
+# Looking a number up on the module and the enum costs more than comparing it.
+_UNSPECIFIED: Final = pb.PRIORITY_UNSPECIFIED
+
 
 class Call:
     """One incoming request.
@@ -168,7 +171,7 @@ class Receipt:
         self.arrive_wall_ns = arrive_wall_ns
         self.tenant_id = tenant_id
         self.model_id = model_id
-        self.priority: pb.Priority.ValueType = pb.PRIORITY_UNSPECIFIED
+        self.priority: pb.Priority.ValueType = _UNSPECIFIED
         self.session_id = self.profile_id = self.replica_id = self.engine = self.reason = self.message = ""
         self.price: Price | None = None
         self.estimated_milli_mu = self.held_milli_mu = self.wait_ns = self.room_wait_ns = self.end_ns = 0

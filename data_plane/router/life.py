@@ -20,7 +20,6 @@ import hashlib
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from common.clock import Clock
 from common.logs import get_logger
 from common.rpc import as_fairlead_error
 from data_plane.relay.grpc import pieces
@@ -35,7 +34,7 @@ from data_plane.router.core.holds import Hold
 from data_plane.router.deadlines import Deadlines
 from data_plane.router.events import NOBODY, Events
 from data_plane.router.exchange import Call, Finished, Receipt, Sink
-from data_plane.router.relay import Relay
+from data_plane.router.relay import Relay, Requester
 from data_plane.router.tab import Tab
 from data_plane.router.tracing import RequestTrace, Tracing
 from fairlead.errors import (
@@ -62,7 +61,7 @@ _DEADLINE_SLACK_NS: Final = 20_000_000
 _DEADLINE_GRACE_S: Final = 0.15
 
 
-class Exchange:
+class Exchange(Requester):
     """One request in progress.
 
     Args:
@@ -73,7 +72,6 @@ class Exchange:
         books: Where everything is written down.
         tracing: Of this process.
         deadlines: Of all requests.
-        clock: Monotonic time.
 
     Attributes:
         receipt: What is known so far; complete once the sink was told of the end.
@@ -89,7 +87,6 @@ class Exchange:
         books: Books,
         tracing: Tracing,
         deadlines: Deadlines,
-        clock: Clock,
     ) -> None:
         self.receipt = receipt
         self._call = call
@@ -98,7 +95,6 @@ class Exchange:
         self._books = books
         self._tracing = tracing
         self._deadlines = deadlines
-        self._clock = clock
         self._sink: Sink = NOBODY
         self._trace: RequestTrace | None = None
         self._order: Order | None = None
@@ -121,7 +117,7 @@ class Exchange:
         """
         self._sink = sink
         receipt = self.receipt
-        receipt.arrive_ns, receipt.arrive_wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
+        receipt.arrive_ns, receipt.arrive_wall_ns = self._books.now_ns(), self._books.wall_ns()
         self._books.accounts.received += 1
         self._trace = self._tracing.request(self._call.trace, self._call.request, receipt)
         try:
@@ -253,7 +249,7 @@ class Exchange:
             assert self._finished is not None
             text = relay.text()
             answer = Answer(text, self._finished, receipt.replica_id)
-            now_ns = self._clock.monotonic_ns()
+            now_ns = self._books.now_ns()
             self._books.answers.finish(order.tenant_id, receipt.request_id, answer, len(text) + 512, now_ns)
         self._end(Outcome.COMPLETED, "", None)
 
@@ -276,7 +272,7 @@ class Exchange:
     def _cut_off(self) -> None:
         """It is cancelled: by its client, unless its deadline was here, or the process ends."""
         order = self._order
-        if order is not None and self._clock.monotonic_ns() >= order.deadline_ns - _DEADLINE_SLACK_NS:
+        if order is not None and self._books.now_ns() >= order.deadline_ns - _DEADLINE_SLACK_NS:
             self._stopped(_late())
         else:
             leaving = UnavailableError("the router is going down", reason=Reason.SHUTTING_DOWN)
@@ -303,7 +299,7 @@ class Exchange:
         if self._claims_id and order is not None:
             # Harmless after `finish`; everything else may be tried again under the same id.
             books.answers.abandon(order.tenant_id, receipt.request_id)
-        receipt.end(outcome, reason, self._clock.monotonic_ns(), failure)
+        receipt.end(outcome, reason, self._books.now_ns(), failure)
         if order is None:
             books.decisions.remember(receipt)
         books.accounts.finish(receipt.tenant_id, receipt.model_id, outcome, reason)
@@ -380,7 +376,7 @@ class Exchange:
                 error.reason,
                 delivered=bool(self.receipt.output_tokens),
                 retry_after_s=error.retry_after_s,
-                left_ns=relay.order.deadline_ns - self._clock.monotonic_ns(),
+                left_ns=relay.order.deadline_ns - self._books.now_ns(),
             )
         )
 

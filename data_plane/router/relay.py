@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final
 
 from opentelemetry.trace import Span
 
@@ -15,13 +15,16 @@ from data_plane.router.tracing import RequestTrace
 from fairlead.errors import FairleadError
 from fairlead.inference.v1 import inference_pb2 as pb
 
+# Looking a number up on the module and the enum costs more than comparing it.
+_BATCH: Final = pb.PRIORITY_BATCH
 
-class Requester(Client, Protocol):
+
+class Requester(Client):
     """Whose request it is."""
 
     def attempt_ended(self, failure: Exception | None) -> None:
         """The attempt that ran is over, and written down: with a whole answer, or by what is said."""
-        ...
+        raise NotImplementedError
 
 
 class Relay:
@@ -84,7 +87,7 @@ class Relay:
         self.client = client
         self.route = route
         self.kept = kept
-        self.batch = order.checked.priority == pb.PRIORITY_BATCH
+        self.batch = order.checked.priority == _BATCH
         self.attempt: Attempt | None = None
         self.chosen: Chosen | None = None
         self.span: Span | None = None

@@ -133,7 +133,8 @@ class Router:
             decisions=log_,
             usage=self.usage,
             settled=attempts.settled,
-            clock=clock,
+            now_ns=clock.monotonic_ns,
+            wall_ns=clock.wall_ns,
         )
         self.decisions = Decisions(log_, admission, platform_token(pepper), clock, router_id=router_id, peers=peers)
         self.flow = Flow(admission=admission, attempts=attempts, books=books, tracing=tracing, clock=clock)

@@ -26,9 +26,12 @@ from data_plane.router.tables import Tables
 from data_plane.router.waiting_desk import WaitingDesk, Wanted
 from fairlead.errors import DeadlineExceededError, Reason
 from fairlead.inference.v1 import inference_pb2 as pb
-from model_units.prefix import PREFIX_BLOCK_BYTES, prefix_blocks, prompt_chunks
+from model_units.prefix import PREFIX_BLOCK_BYTES, TURN_BYTES_MAX, prefix_blocks, prompt_chunks
 
 log = get_logger(__name__)
+
+# Looking a number up on the module and the enum costs more than comparing it.
+_SYSTEM: Final = pb.PRIORITY_SYSTEM
 
 _RANKS: Final = {pb.PRIORITY_SYSTEM: 0, pb.PRIORITY_INTERACTIVE: 1, pb.PRIORITY_BATCH: 2}
 _NS_PER_MINUTE: Final = 60 * NS_PER_S
@@ -115,7 +118,7 @@ class Routing:
         self._tables = tables
         self._fleet = fleet
         self._desk = desk
-        self._clock = clock
+        self._now_ns = clock.monotonic_ns
         self._random = random
         self._weighed_max = weighed_max
         self._policies: dict[str, tuple[int, Policy]] = {}  # by model, each with its number in the API
@@ -125,7 +128,9 @@ class Routing:
     def route(self, order: Order, receipt: Receipt) -> Route:
         """Finds a request's place in the key space."""
         blocks: tuple[int, ...] = ()
-        if self._fleet.prefixes(order.bucket[1]) is not None:
+        checked = order.checked
+        long = checked.prompt_bytes + checked.messages * TURN_BYTES_MAX >= PREFIX_BLOCK_BYTES
+        if long and self._fleet.prefixes(order.bucket[1]) is not None:
             blocks = prefix_blocks(prompt_chunks(order.request))
         affinity = receipt.session_id or (f"{blocks[0]:016x}" if blocks else receipt.request_id)
         return Route(order, receipt, shard_key(order.tenant_id, affinity), blocks)
@@ -143,7 +148,7 @@ class Routing:
             the deadline (reason DEADLINE_TOO_SHORT); None where the request has to wait.
         """
         policy = self._policy(route.order.bucket[1])
-        if may_wait and policy.waits_for_room and route.order.checked.priority != pb.PRIORITY_SYSTEM:
+        if may_wait and policy.waits_for_room and route.order.checked.priority != _SYSTEM:
             wish = _Wish(self, route, excluded)
             return self._desk.at_once(wish.model_id, wish.subset(), wish.take)
         return self._take(route, policy, excluded, needs_room=False) or NoReplicaError()
@@ -162,7 +167,7 @@ class Routing:
             QuotaExceededError: Too many wait for room already; reason QUEUE_FULL.
             DeadlineExceededError: None had room in time.
         """
-        order, receipt, begin_ns = route.order, route.receipt, self._clock.monotonic_ns()
+        order, receipt, begin_ns = route.order, route.receipt, self._now_ns()
         wish = _Wish(self, route, excluded)
         policy = self._policy(wish.model_id)
         ask, pool = self._ask(route, excluded, begin_ns), self._pool(route, begin_ns)
@@ -188,10 +193,11 @@ class Routing:
         try:
             return await self._desk.wait(wish.model_id, wanted)
         finally:
-            waited_ns = self._clock.monotonic_ns() - begin_ns
+            waited_ns = self._now_ns() - begin_ns
             receipt.room_wait_ns += waited_ns
-            self.counts.waits[wish.model_id] += 1
-            self.counts.waited_ns[wish.model_id] += waited_ns
+            counts = self.counts.of(wish.model_id)
+            counts.waits += 1
+            counts.waited_ns += waited_ns
 
     def take_with_room(self, route: Route, excluded: frozenset[str]) -> Found | None:
         """What a request gets that waits for a replica with room: see `at_once`.
@@ -203,7 +209,7 @@ class Routing:
         left_out: Collection[str] = excluded
         if excluded:
             model_id = route.order.bucket[1]
-            left_out = excluded & self._fleet.full(model_id, self.subset(route), self._clock.monotonic_ns())
+            left_out = excluded & self._fleet.full(model_id, self.subset(route), self._now_ns())
         policy = self._policy(route.order.bucket[1])  # of now: it may have changed meanwhile
         return self._take(route, policy, left_out, needs_room=policy.waits_for_room)
 
@@ -218,18 +224,18 @@ class Routing:
             route: Of the request.
             excluded: Replicas that must not be chosen.
         """
-        pool = self._pool(route, self._clock.monotonic_ns())
+        pool = self._pool(route, self._now_ns())
         return [each.replica_id for each in pool.eligible if each.replica_id not in excluded]
 
     def started(self, chosen: Chosen) -> None:
         """The first token came."""
-        chosen.member.load.started(chosen.dispatch, self._clock.monotonic_ns())
+        chosen.member.load.started(chosen.dispatch, self._now_ns())
         self._sent.remove(chosen.dispatch)
         self.freed(chosen.member)
 
     def ended(self, chosen: Chosen) -> None:
         """The request left the replica, whatever became of it."""
-        chosen.member.load.ended(chosen.dispatch, self._clock.monotonic_ns())
+        chosen.member.load.ended(chosen.dispatch, self._now_ns())
         self._sent.remove(chosen.dispatch)
         self.freed(chosen.member)
 
@@ -260,14 +266,14 @@ class Routing:
         subset = self._tables.subset_of(model_id, tenant_id)
         if self._desk.shared(model_id, subset):
             return 0
-        now_ns = self._clock.monotonic_ns()
+        now_ns = self._now_ns()
         pool = self._fleet.candidates(model_id, subset, now_ns).without(self._fleet.full(model_id, subset, now_ns))
         free = sum(each.capacity_milli_mu_per_minute for each in pool.eligible if has_room(each))
         return math.ceil(ROOM_S * free / SECONDS_PER_MINUTE)
 
     def _take(self, route: Route, policy: Policy, excluded: Collection[str], *, needs_room: bool) -> Found | None:
         """A replica for a request, or what is to be said of it; None where it shall wait for room."""
-        order, now_ns = route.order, self._clock.monotonic_ns()
+        order, now_ns = route.order, self._now_ns()
         pool = self._pool(route, now_ns)
         full: list[str] = []
         if needs_room:
@@ -289,7 +295,7 @@ class Routing:
             pick.uncached_prefill_milli_mu, order.price.cost.decode_milli_mu, now_ns, route.blocks
         )
         self._sent.add(dispatch, order.tenant_id, _RANKS[order.checked.priority])
-        self.counts.picked(order.bucket[1], pick, order.price.input_tokens)
+        self.counts.of(order.bucket[1]).picked(pick, order.price.input_tokens)
         return Chosen(member, pick, dispatch, self._tables.generation(order.bucket[1]))
 
     def _hopeless(self, route: Route, ask: Ask, pool: Pool, pick: Pick, left_s: float) -> DeadlineExceededError | None:
@@ -298,7 +304,7 @@ class Routing:
         expected_s = soonest_first_token_s(ask, pool, self._sent, _RANKS[route.order.checked.priority])
         if expected_s is None or not is_hopeless(expected_s, left_s):
             return None
-        self.counts.too_late[route.order.model.model_id] += 1
+        self.counts.of(route.order.bucket[1]).too_late += 1
         return DeadlineExceededError(
             f"the prompt and what you sent before it take {expected_s:.1f} s to the first token at least, and the"
             f" deadline is in {left_s:.1f} s; nothing was charged. Allow more time, or send less at a time",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
-
 from data_plane.router.core.policies.policy import Pick
 
 
-@dataclass
-class RoutingCounts:
-    """See the module.
+class ModelCounts:
+    """What routing counts of one model.
 
     Attributes:
-        picks: Picks by (model, policy).
+        picks: Picks by policy.
         sticky: Picks of a replica for its cache or session.
         panic: Picks that ignored health.
         prompt_tokens: Prompt tokens, estimated, of all picks.
@@ -23,30 +19,41 @@ class RoutingCounts:
         too_late: Requests refused because none could answer before their deadline.
     """
 
-    picks: Counter[tuple[str, str]] = field(default_factory=Counter)
-    sticky: Counter[str] = field(default_factory=Counter)
-    panic: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: Counter[str] = field(default_factory=Counter)
-    cached_tokens: Counter[str] = field(default_factory=Counter)
-    waits: Counter[str] = field(default_factory=Counter)
-    waited_ns: Counter[str] = field(default_factory=Counter)
-    too_late: Counter[str] = field(default_factory=Counter)
+    __slots__ = ("cached_tokens", "panic", "picks", "prompt_tokens", "sticky", "too_late", "waited_ns", "waits")
 
-    def picked(self, model_id: str, pick: Pick, prompt_tokens: int) -> None:
+    def __init__(self) -> None:
+        self.picks: dict[str, int] = {}
+        self.sticky = self.panic = self.prompt_tokens = self.cached_tokens = 0
+        self.waits = self.waited_ns = self.too_late = 0
+
+    def picked(self, pick: Pick, prompt_tokens: int) -> None:
         """Counts a pick.
 
         Args:
-            model_id: Of which model.
             pick: The pick.
             prompt_tokens: Of the request, estimated.
         """
-        if model_id not in self.prompt_tokens:  # what has not happened yet is 0, not absent
-            self.sticky[model_id] = self.panic[model_id] = self.cached_tokens[model_id] = 0
-        self.picks[model_id, pick.policy] += 1
-        self.prompt_tokens[model_id] += prompt_tokens
-        if pick.sticky:
-            self.sticky[model_id] += 1
-        if pick.panic:
-            self.panic[model_id] += 1
-        if pick.cached_tokens:
-            self.cached_tokens[model_id] += pick.cached_tokens
+        policy = pick.policy
+        self.picks[policy] = self.picks.get(policy, 0) + 1
+        self.prompt_tokens += prompt_tokens
+        self.cached_tokens += pick.cached_tokens
+        self.sticky += pick.sticky
+        self.panic += pick.panic
+
+
+class RoutingCounts:
+    """See the module.
+
+    Attributes:
+        by_model: What was counted, by model; a model is there once a replica of it was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.by_model: dict[str, ModelCounts] = {}
+
+    def of(self, model_id: str) -> ModelCounts:
+        """The counts of a model."""
+        counts = self.by_model.get(model_id)
+        if counts is None:
+            counts = self.by_model[model_id] = ModelCounts()
+        return counts

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -12,8 +12,26 @@ from common.clock import NS_PER_S
 from data_plane.router.assignments import Assignments
 from data_plane.router.metrics import PREFIX
 from data_plane.router.routing import Found
-from data_plane.router.routing_counts import RoutingCounts
+from data_plane.router.routing_counts import ModelCounts, RoutingCounts
 from data_plane.router.waiting_desk import WaitingDesk
+
+_BY_MODEL: Final[tuple[tuple[str, str, Callable[[ModelCounts], float]], ...]] = (
+    (
+        "picks_sticky",
+        "Picks of a replica for its cache or the session, over one with less to do.",
+        lambda counts: counts.sticky,
+    ),
+    ("picks_panic", "Picks that ignored health, as too few replicas had it.", lambda counts: counts.panic),
+    ("picked_prompt_tokens", "Prompt tokens, estimated, of all picks.", lambda counts: counts.prompt_tokens),
+    (
+        "picked_cached_tokens",
+        "Those expected in the picked replica's prefix cache.",
+        lambda counts: counts.cached_tokens,
+    ),
+    ("room_waits", "Requests that waited here for a replica with room.", lambda counts: counts.waits),
+    ("room_waited_seconds", "How long they waited, in all.", lambda counts: counts.waited_ns / NS_PER_S),
+    ("deadline_refusals", "Requests refused as no replica could answer in time.", lambda counts: counts.too_late),
+)
 
 
 class RoutingCollector(Collector):
@@ -32,29 +50,17 @@ class RoutingCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """See prometheus_client."""
-        counts = self._counts
+        models = self._counts.by_model
         picks = CounterMetricFamily(PREFIX + "picks", "Replicas picked, by the rule.", labels=["model", "policy"])
-        for labels, count in counts.picks.items():
-            picks.add_metric(list(labels), count)
+        for model_id, counts in models.items():
+            for policy, count in counts.picks.items():
+                picks.add_metric([model_id, policy], count)
         yield picks
-        by_model: tuple[tuple[str, str, Counter[str]], ...] = (
-            (
-                "picks_sticky",
-                "Picks of a replica for its cache or the session, over one with less to do.",
-                counts.sticky,
-            ),
-            ("picks_panic", "Picks that ignored health, as too few replicas had it.", counts.panic),
-            ("picked_prompt_tokens", "Prompt tokens, estimated, of all picks.", counts.prompt_tokens),
-            ("picked_cached_tokens", "Those expected in the picked replica's prefix cache.", counts.cached_tokens),
-            ("room_waits", "Requests that waited here for a replica with room.", counts.waits),
-            ("deadline_refusals", "Requests refused as no replica could answer in time.", counts.too_late),
-        )
-        for name, text, count_of in by_model:
-            yield _by_model(CounterMetricFamily(PREFIX + name, text, labels=["model"]), count_of)
-        waited = CounterMetricFamily(PREFIX + "room_waited_seconds", "How long they waited, in all.", labels=["model"])
-        for model_id, waited_ns in counts.waited_ns.items():
-            waited.add_metric([model_id], waited_ns / NS_PER_S)
-        yield waited
+        for name, text, count_of in _BY_MODEL:
+            family = CounterMetricFamily(PREFIX + name, text, labels=["model"])
+            for model_id, counts in models.items():
+                family.add_metric([model_id], count_of(counts))
+            yield family
         waiting = GaugeMetricFamily(
             PREFIX + "room_waiting", "Requests that wait for a replica with room.", labels=["model"]
         )
@@ -79,9 +85,3 @@ class RoutingCollector(Collector):
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not read the books."""
         return ()
-
-
-def _by_model(family: CounterMetricFamily, counts: Counter[str]) -> Metric:
-    for model_id, count in counts.items():
-        family.add_metric([model_id], count)
-    return family

@@ -36,6 +36,7 @@ class Tab:
         self._books = books
         self._order = order
         self._receipt = receipt
+        self._account = books.accounts.of(order.bucket)
         self._covered_tokens = 0
         self._first_token_ns = self._told_tokens = 0
 
@@ -62,7 +63,7 @@ class Tab:
         """
         receipt = self._receipt
         if not self._first_token_ns:
-            self.begin(self._books.clock.monotonic_ns())
+            self.begin(self._books.now_ns())
         receipt.output_tokens = delivered = receipt.output_tokens + tokens
         if delivered >= self._told_tokens + _TOLD_EVERY_TOKENS:
             self._tell()
@@ -72,7 +73,7 @@ class Tab:
     def _tell(self) -> None:
         """Counts what was delivered: not every token by itself, which would cost as much as all the rest here."""
         delivered = self._receipt.output_tokens
-        self._books.accounts.output_tokens[self._order.bucket] += delivered - self._told_tokens
+        self._account.output_tokens += delivered - self._told_tokens
         self._told_tokens = delivered
 
     def _extend(self) -> None:
@@ -83,7 +84,7 @@ class Tab:
         covered = pricing.settled(order.profile, order.price.input_tokens, self._covered_tokens, 0)
         more = covered.total_milli_mu - self.hold.amount_milli_mu
         if more > 0:
-            now_ns = books.clock.monotonic_ns()
+            now_ns = books.now_ns()
             books.holds.extend(self.hold, more, now_ns)
             self._receipt.held_milli_mu += more
             books.demand.wanted(order.bucket, more, now_ns)
@@ -91,7 +92,7 @@ class Tab:
     def give_back(self) -> None:
         """The request was not begun, and waits to be admitted anew."""
         assert self.hold is not None
-        now_ns = self._books.clock.monotonic_ns()
+        now_ns = self._books.now_ns()
         self._books.holds.refund(self.hold, now_ns)
         self.hold = None
         self._receipt.gave_back(self._books.holds.view(self._order.bucket, now_ns))
@@ -106,19 +107,20 @@ class Tab:
             counted: By the engine.
             ended_ns: Monotonic time of its end; None for now.
         """
-        order, accounts, now_ns = self._order, self._books.accounts, self._books.clock.monotonic_ns()
+        order, books, now_ns = self._order, self._books, self._books.now_ns()
         said_input, said_output = counted.input_tokens, counted.output_tokens
         input_tokens = said_input or order.price.input_tokens
         cached_input_tokens, output_tokens = counted.cached_input_tokens, self._receipt.output_tokens
         if said_output > output_tokens:
             output_tokens = said_output
-        usage = Usage(input_tokens, cached_input_tokens, output_tokens)
+        # The constructor of a named tuple is a call more, here and below.
+        usage = tuple.__new__(Usage, (input_tokens, cached_input_tokens, output_tokens))
         self._tell()
         cost = self._settle(usage, now_ns)
-        accounts.input_tokens[order.bucket] += input_tokens
+        self._account.input_tokens += input_tokens
         if output_tokens > 1 and self._first_token_ns:
             gap_s = ((ended_ns or now_ns) - self._first_token_ns) / NS_PER_S / (output_tokens - 1)
-            accounts.token_time(order.bucket[1], gap_s)
+            books.accounts.token_time(order.bucket[1], gap_s)
         if finish_reason != _CANCELLED:
             self._learn(said_input, said_output)
         return Finished(finish_reason, usage, cost)
@@ -128,7 +130,7 @@ class Tab:
         if self.hold is None or not self.hold.open:
             return
         self._tell()
-        now_ns = self._books.clock.monotonic_ns()
+        now_ns = self._books.now_ns()
         if self._receipt.output_tokens:
             self._settle(Usage(self._order.price.input_tokens, 0, self._receipt.output_tokens), now_ns)
         else:
@@ -158,10 +160,12 @@ class Tab:
         prefill, decode, total = cost
         holds.settle(self.hold, total, now_ns)
         books.demand.used(bucket, total, now_ns)
-        books.accounts.settled_milli_mu[bucket] += total
+        self._account.settled_milli_mu += total
         books.settled(bucket[1], total, now_ns)
         receipt.usage = usage
         receipt.cost = cost
-        books.usage.settled(bucket, Counts(1, input_tokens, cached_input_tokens, output_tokens, prefill, decode))
+        counts = (1, input_tokens, cached_input_tokens, output_tokens, prefill, decode)
+        books.usage.settled(bucket, tuple.__new__(Counts, counts))
         receipt.quota = holds.view(bucket, now_ns)
-        return Charge(receipt.estimated_milli_mu, total, prefill, decode, receipt.quota_left_milli_mu)
+        charge = (receipt.estimated_milli_mu, total, prefill, decode, receipt.quota_left_milli_mu)
+        return tuple.__new__(Charge, charge)

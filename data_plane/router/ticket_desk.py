@@ -19,7 +19,7 @@ from data_plane.router.core.fleet import Fleet
 from data_plane.router.core.quarantine import Quarantine, fingerprint
 from data_plane.router.core.tickets import OPEN_MAX
 from data_plane.router.exchange import Call, Receipt, Try
-from data_plane.router.flow import Flow, receipt_id
+from data_plane.router.flow import Flow
 from data_plane.router.giving_up import given_up
 from data_plane.router.routing import Chosen, Found, NoReplicaError, Route, Routing, weight
 from data_plane.router.tab import Tab
@@ -86,6 +86,7 @@ class TicketDesk:
     """
 
     def __init__(self, flow: Flow, *, routing: Routing, fleet: Fleet, quarantine: Quarantine, life_s: float) -> None:
+        self._flow = flow
         self._admission = flow.admission
         self._attempts = flow.attempts
         self._books = flow.books
@@ -134,7 +135,7 @@ class TicketDesk:
         Raises:
             FairleadError: It was refused; nothing is held.
         """
-        receipt = Receipt(receipt_id(call.request))
+        receipt = self._flow.receipt(call.request)
         receipt.arrive_ns, receipt.arrive_wall_ns = self._clock.monotonic_ns(), self._clock.wall_ns()
         self._books.accounts.received += 1
         asked = Asked(receipt, self._tracing.request(call.trace, call.request, receipt))

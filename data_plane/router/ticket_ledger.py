@@ -122,7 +122,7 @@ class TicketLedger:
         self._routing = routing
         self._fleet = fleet
         self._quarantine = quarantine
-        self._clock = books.clock
+        self._now_ns = books.now_ns
         self._heard_ns: dict[str, int] = {}
         self._by_id: dict[tuple[str, str], OpenTicket[Held]] = {}
         self._awaited: deque[tuple[int, OpenTicket[Held]]] = deque()  # those counted unredeemed, since when
@@ -131,7 +131,7 @@ class TicketLedger:
         """Enters a ticket that is being issued."""
         ticket = self.book.add(held.chosen.member.record.replica_id, expires_ns, held)
         self.counts.issued += 1
-        self._awaited.append((self._clock.monotonic_ns(), ticket))
+        self._awaited.append((self._now_ns(), ticket))
         if held.named:
             self._by_id[held.order.tenant_id, held.receipt.request_id] = ticket
 
@@ -148,11 +148,11 @@ class TicketLedger:
     def silent_s(self, replica_id: str) -> float:
         """Since when a replica has not been heard, seconds."""
         heard_ns = self._heard_ns.get(replica_id)
-        return float("inf") if heard_ns is None else (self._clock.monotonic_ns() - heard_ns) / NS_PER_S
+        return float("inf") if heard_ns is None else (self._now_ns() - heard_ns) / NS_PER_S
 
     def booked(self, replica_id: str, reports: ticket_pb2.TicketReports) -> None:
         """Books what a replica reports."""
-        self._heard_ns[replica_id] = self._clock.monotonic_ns()
+        self._heard_ns[replica_id] = self._now_ns()
         for report in reports.reports:
             ended = report.outcome != ticket_pb2.TICKET_OUTCOME_UNSPECIFIED
             moved = self.book.report(replica_id, report.number, report.output_tokens, ended=ended)
@@ -169,7 +169,7 @@ class TicketLedger:
 
     def sweep(self) -> None:
         """Gives up replicas that are not heard any more, and work that nobody redeems. To be called twice a second."""
-        counted_ns = self._clock.monotonic_ns() - int(UNREDEEMED_COUNTS_S * NS_PER_S)
+        counted_ns = self._now_ns() - int(UNREDEEMED_COUNTS_S * NS_PER_S)
         while self._awaited and self._awaited[0][0] <= counted_ns:
             ticket = self._awaited.popleft()[1]
             if not ticket.redeemed:
@@ -191,7 +191,7 @@ class TicketLedger:
             if not ticket.redeemed:
                 self._unused(held, Reason.REPLICA_LOST)
                 continue
-            now_ns = self._clock.monotonic_ns()
+            now_ns = self._now_ns()
             poison = self._quarantine.lost(_prompt(held.order), replica_id, now_ns)
             self._books.accounts.quarantined[held.order.model.model_id] += poison
             self._fail(held, Reason.REPLICA_LOST)
@@ -225,7 +225,7 @@ class TicketLedger:
             reason: Why it did not end well.
             finished: The end of its answer.
         """
-        receipt.end(outcome, reason, self._clock.monotonic_ns(), error)
+        receipt.end(outcome, reason, self._now_ns(), error)
         self._books.accounts.finish(receipt.tenant_id, receipt.model_id, outcome, reason)
         if trace.span is not None:
             tracing.finish_request(trace.span, receipt, error, finished)
@@ -240,7 +240,7 @@ class TicketLedger:
 
     def _sane(self, held: Held, at_ns: int) -> int:
         """A time that a replica tells: not before the request, nor after now."""
-        return max(held.receipt.arrive_ns, min(at_ns, self._clock.monotonic_ns()))
+        return max(held.receipt.arrive_ns, min(at_ns, self._now_ns()))
 
     def _end(self, held: Held, report: ticket_pb2.TicketReport) -> None:
         match report.outcome:
@@ -264,7 +264,7 @@ class TicketLedger:
     def _fail(self, held: Held, reason: Reason) -> None:
         receipt, error = held.receipt, _failure(reason, held.receipt.output_tokens)
         if isinstance(error, UnavailableError) and casts_doubt(reason):
-            self._fleet.failed(receipt.replica_id, self._clock.monotonic_ns())
+            self._fleet.failed(receipt.replica_id, self._now_ns())
         receipt.tries[-1].failure_reason = reason.value
         wrong = isinstance(error, InvalidArgumentError) and not receipt.output_tokens
         self._close(held, Outcome.REFUSED if wrong else Outcome.FAILED, error)

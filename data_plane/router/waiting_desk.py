@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from common.clock import NS_PER_S, Clock
@@ -20,11 +19,10 @@ LOOK_S: Final = 0.02
 that a replica keeps, so that none runs dry between two looks."""
 
 
-@dataclass(frozen=True, slots=True)
 class Wanted(Generic[T]):
     """What a request waits with.
 
-    Attributes:
+    Args:
         tenant_id: Whose.
         rank: Its priority: lower goes first.
         weight: Its tenant's weight, milli-MU per minute.
@@ -38,22 +36,50 @@ class Wanted(Generic[T]):
         excluded: Replicas that it must not go to.
     """
 
-    tenant_id: str
-    rank: int
-    weight: int
-    milli_mu: int
-    prefill_ns: int
-    deadline_ns: int
-    subset: Callable[[], Subset]
-    take: Callable[[], T | None]
-    give_back: Callable[[T], None]
-    excluded: frozenset[str] = frozenset()
+    __slots__ = (
+        "deadline_ns",
+        "excluded",
+        "give_back",
+        "milli_mu",
+        "prefill_ns",
+        "rank",
+        "subset",
+        "take",
+        "tenant_id",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        tenant_id: str,
+        rank: int,
+        weight: int,
+        milli_mu: int,
+        prefill_ns: int,
+        deadline_ns: int,
+        subset: Callable[[], Subset],
+        take: Callable[[], T | None],
+        give_back: Callable[[T], None],
+        excluded: frozenset[str] = frozenset(),
+    ) -> None:
+        self.tenant_id = tenant_id
+        self.rank = rank
+        self.weight = weight
+        self.milli_mu = milli_mu
+        self.prefill_ns = prefill_ns
+        self.deadline_ns = deadline_ns
+        self.subset = subset
+        self.take = take
+        self.give_back = give_back
+        self.excluded = excluded
 
 
-@dataclass(slots=True)
 class _Waiter(Generic[T]):
-    wanted: Wanted[T]
-    ended: asyncio.Event
+    __slots__ = ("ended", "wanted")
+
+    def __init__(self, wanted: Wanted[T]) -> None:
+        self.wanted = wanted
+        self.ended = asyncio.Event()
 
 
 class WaitingDesk(Generic[T]):
@@ -126,7 +152,7 @@ class WaitingDesk(Generic[T]):
         )
         if place.displaced is not None:
             self._waiters[place.displaced].ended.set()
-        waiter = self._waiters[place] = _Waiter(wanted, asyncio.Event())
+        waiter = self._waiters[place] = _Waiter(wanted)
         self._arrived.set()
         self._told(line.look(self._take, now_ns, newcomer=place))
         try:

@@ -66,6 +66,7 @@ MODULES: Final = (
     "data_plane/router/tracing.py",
     "data_plane/router/upstream_relay.py",
     "data_plane/router/usage_desk.py",
+    "data_plane/router/waiting_desk.py",
     "model_units/cost.py",
     "model_units/length.py",
     "model_units/prefix.py",

@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 NS_PER_MINUTE: Final = 60_000_000_000
 _NS_PER_S: Final = 1_000_000_000
@@ -80,8 +80,8 @@ class Refused:
     retry_after_s: float | None
 
 
-class BucketView(NamedTuple):
-    """A bucket at one moment. A tuple, because every request looks twice.
+class BucketView:
+    """A bucket at one moment.
 
     Attributes:
         level_milli_mu: What could be held now; negative is debt.
@@ -94,14 +94,36 @@ class BucketView(NamedTuple):
         expired: The lease has run out, its safe rate is in force.
     """
 
-    level_milli_mu: int
-    held_milli_mu: int
-    settled_milli_mu: int
-    burst_milli_mu: int
-    rate_milli_mu_per_minute: int
-    open_holds: int
-    quota_milli_mu_per_minute: int = 0
-    expired: bool = False
+    __slots__ = (
+        "burst_milli_mu",
+        "expired",
+        "held_milli_mu",
+        "level_milli_mu",
+        "open_holds",
+        "quota_milli_mu_per_minute",
+        "rate_milli_mu_per_minute",
+        "settled_milli_mu",
+    )
+
+    def __init__(
+        self,
+        level_milli_mu: int,
+        held_milli_mu: int,
+        settled_milli_mu: int,
+        burst_milli_mu: int,
+        rate_milli_mu_per_minute: int,
+        open_holds: int,
+        quota_milli_mu_per_minute: int = 0,
+        expired: bool = False,
+    ) -> None:
+        self.level_milli_mu = level_milli_mu
+        self.held_milli_mu = held_milli_mu
+        self.settled_milli_mu = settled_milli_mu
+        self.burst_milli_mu = burst_milli_mu
+        self.rate_milli_mu_per_minute = rate_milli_mu_per_minute
+        self.open_holds = open_holds
+        self.quota_milli_mu_per_minute = quota_milli_mu_per_minute
+        self.expired = expired
 
 
 class Hold:
@@ -337,12 +359,11 @@ class Holds:
             return BucketView(0, 0, 0, 0, 0, 0)
         if now_ns > bucket.at_ns:
             bucket.refill(now_ns)
-        terms = bucket.terms
-        level = bucket.level // NS_PER_MINUTE
+        terms, level = bucket.terms, bucket.level // NS_PER_MINUTE
         if terms is None:
             return BucketView(min(0, level), bucket.held, bucket.settled, 0, 0, bucket.open_holds)
         expired = now_ns >= bucket.shard.expires_ns
-        values = (
+        return BucketView(
             level,
             bucket.held,
             bucket.settled,
@@ -352,8 +373,6 @@ class Holds:
             terms.quota_milli_mu_per_minute,
             expired,
         )
-        # The constructor of a named tuple is a call more.
-        return tuple.__new__(BucketView, values)
 
     def held(self) -> dict[BucketKey, int]:
         """What requests in flight hold, by bucket; buckets without any are left out."""

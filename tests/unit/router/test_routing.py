@@ -422,7 +422,7 @@ async def test_the_replica_is_told_key_numbers_blocks_and_the_uncached_price() -
     await started(lab, prompt_request("hi", session_id="s1"))[1]
     assert lab.upstream.calls[2][1].shard_key == shard_key(TENANT, "s1")
     assert not lab.upstream.calls[2][1].prefix_blocks
-    assert lab.router.routing.counts.cached_tokens[MODEL] > 0
+    assert lab.router.routing.counts.of(MODEL).cached_tokens > 0
 
 
 async def test_no_prompt_is_hashed_where_nobody_keeps_prefixes(lab: RouterLab) -> None:
