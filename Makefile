@@ -23,10 +23,12 @@ MINUTES ?= 1
 KEEP ?=
 NATIVE ?= $(FAIRLEAD_NATIVE)
 
-BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py
+# Where nobody names a Python, the bootstrap may take a faster one.
+THIS = $(if $(filter file,$(origin PYTHON)),,--this-python)
+BOOTSTRAP = exec $(PYTHON) deploy/bootstrap.py $(THIS)
 NATIVE_TESTS = tests/unit/relay tests/unit/router tests/unit/gateway tests/unit/model_units tests/fuzz \
 	$(foreach core,waiting_line batch_queue demand tickets,tests/stateful/test_$(core)_model.py) tests/stateful/test_length_machine.py
-WITH_TESTS = $(PYTHON) deploy/bootstrap.py --tests
+WITH_TESTS = $(PYTHON) deploy/bootstrap.py $(THIS) --tests
 VENV = build/venv/bin
 PACKAGES = common model_units fairlead ratelimiter capacity control_plane data_plane engines simulation deploy tools benchmarks
 BUILT = $(if $(filter off,$(NATIVE)),,native)
@@ -84,7 +86,7 @@ test-native: native ## The tests of what is compiled, on what `make native` made
 	FAIRLEAD_NATIVE=on $(VENV)/python -m pytest -q $(if $(filter file,$(origin TESTS)),$(NATIVE_TESTS),$(TESTS))
 
 lock: ## Resolves requirements/*.in into hash-locked files (needs the package index)
-	@$(PYTHON) deploy/bootstrap.py --lock
+	@$(PYTHON) deploy/bootstrap.py $(THIS) --lock
 
 bench-live: ## Three minutes of recorded traffic on Triton and on simulated replicas: TRACES=dir DURATION_S=n
 	@TRACES="$(TRACES)" DURATION_S="$(DURATION_S)" $(BOOTSTRAP) --tests --triton auto -- -m benchmarks.live

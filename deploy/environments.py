@@ -119,7 +119,7 @@ def make_platform(uv: Path | None, *, tests: bool, work: Work) -> None:
     lock = REQUIREMENTS / f"{name}.lock"
     if is_current(VENV, lock):
         return
-    work.say(f"build/venv: installing requirements/{name}.lock")
+    work.say(f"build/venv: installing requirements/{name}.lock for {sys.executable}")
     python = VENV / "bin" / "python"
     if not _reusable(VENV):
         shutil.rmtree(VENV, ignore_errors=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import environments, work
+from deploy import bootstrap, environments, work
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -82,6 +82,33 @@ def test_bootstrap_is_readable_by_old_pythons() -> None:
     import ast
 
     ast.parse((ROOT / "deploy" / "bootstrap.py").read_text(), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "options", "fits", "taken"),
+    [
+        ("/home/me/python", "'--enable-shared'", True, True),
+        ("/home/me/python", "'--enable-shared'", False, False),
+        ("/home/me/python", "'--enable-optimizations' '--with-lto'", True, False),
+        ("/usr", "'--enable-shared'", True, False),
+        ("/home/me/python", "", True, False),
+    ],
+)
+def test_a_python_without_optimizations_is_replaced(
+    prefix: str, options: str, fits: bool, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's own is taken for one compiled by hand, if environments and extensions can be made for it."""
+    system = tmp_path / "python3"
+    system.write_text(f"#!/bin/sh\nexit {int(not fits)}\n")
+    system.chmod(0o755)
+    monkeypatch.setattr(bootstrap, "SYSTEM_PYTHON", str(system))
+    assert bootstrap.faster_python(prefix, options) == (str(system) if taken else "")
+
+
+def test_no_system_python_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where there is nothing else, this one it is."""
+    monkeypatch.setattr(bootstrap, "SYSTEM_PYTHON", str(tmp_path / "none"))
+    assert bootstrap.faster_python("/home/me/python", "'--enable-shared'") == ""
 
 
 def test_bootstrap_hands_over_with_nothing_to_do() -> None:
