@@ -32,8 +32,8 @@ _FORGOTTEN: Final = ("bytes_extra_ops.h", "str_extra_ops.h", "bytearray_extra_op
 """Headers of mypyc's runtime that its files for single modules use and do not include (mypyc 2.4)."""
 
 _DIRECT_CALLS: Final = sys.platform == "linux"
-"""Calls lead to their functions straight, not by way of a table that lets somebody put another one in between: an eighth of all
-instructions of a request was that. Elsewhere than with ELF they do so anyway."""
+"""Calls lead to their functions straight, not by way of a table that lets somebody put another one in between. Elsewhere
+than with ELF they do so anyway."""
 
 _SAY_EVERY_S: Final = 10.0
 
@@ -130,11 +130,7 @@ class Extensions:
         with ThreadPoolExecutor(cores) as pool:
             for (_, source), done in zip(jobs, pool.map(lambda job: self._object(*job), jobs), strict=True):
                 made[source] = done
-                if time.monotonic() - said_s > _DIRECT_CALLS: Final = sys.platform == "linux"
-"""Calls lead to their functions straight, not by way of a table that lets somebody put another one in between: an eighth of all
-instructions of a request was that. Elsewhere than with ELF they do so anyway."""
-
-_SAY_EVERY_S:
+                if time.monotonic() - said_s > _SAY_EVERY_S:
                     said_s = time.monotonic()
                     self._work.say(f"native: {len(made)} of {len(jobs)}")
             list(pool.map(lambda each: self._link(each, [made[source] for source in each.sources]), self._extensions))
