@@ -32,8 +32,8 @@ _FORGOTTEN: Final = ("bytes_extra_ops.h", "str_extra_ops.h", "bytearray_extra_op
 """Headers of mypyc's runtime that its files for single modules use and do not include (mypyc 2.4)."""
 
 _DIRECT_CALLS: Final = sys.platform == "linux"
-"""Calls lead to their functions straight, not by way of a table that lets somebody put another one in between. Elsewhere
-than with ELF they do so anyway."""
+"""Calls lead to their functions straight, not by way of a table that lets somebody put another one in between.
+Elsewhere than with ELF they do so anyway."""
 
 _SAY_EVERY_S: Final = 10.0
 
