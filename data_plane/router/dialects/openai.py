@@ -250,9 +250,10 @@ class OpenAIRunning(Running):
                 tokens = 1
                 if chunk.usage is not None and chunk.usage.completion_tokens is not None:
                     tokens = max(0, chunk.usage.completion_tokens - self.tokens)
-                self.piece(text.encode(), tokens)
+                coded = text.encode()
+                self.piece(coded, tokens)
                 if self._looks and len(choices) == 1 and chunk.usage is None and choice.finish_reason is None:
-                    self._look(event, text.encode())
+                    self._look(event, coded)
             if choice.finish_reason is not None:
                 self._finish_said = messages.FINISHES.get(choice.finish_reason, Finish.STOP)
                 self._before = b""
