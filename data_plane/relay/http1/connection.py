@@ -10,7 +10,7 @@ from data_plane.relay.http1 import answers
 from data_plane.relay.http1.calls import Application, HttpCall, Line, Served
 from data_plane.relay.http1.limits import BodyRoom, Limits, Patience
 from data_plane.relay.http1.requests import Fault, Reader, Request
-from data_plane.relay.http1.sockets import tune, unread_bytes
+from data_plane.relay.http1.sockets import unread_bytes
 from data_plane.relay.outbox import Outbox
 
 WRITE_BYTES_MAX: Final = 64 << 10
@@ -122,7 +122,6 @@ class Connection(Line):
         shared = self._shared
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BYTES_MAX)
-        tune(transport, shared.patience)
         if len(shared.open) >= shared.limits.connections_max:
             self._over = True
             shared.turned_away += 1

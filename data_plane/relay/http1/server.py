@@ -12,6 +12,7 @@ from typing import Final, cast
 from data_plane.relay.http1.calls import Application
 from data_plane.relay.http1.connection import Connection, Shared
 from data_plane.relay.http1.limits import BodyRoom, Limits, Patience
+from data_plane.relay.http1.sockets import tune
 from data_plane.relay.outbox import Outbox
 
 _BACKLOG: Final = 1024
@@ -159,6 +160,8 @@ class Server:
 
     def _opened(self, server: asyncio.Server) -> None:
         self._servers.append(server)
+        for listening in server.sockets:
+            tune(listening, self.shared.patience)
         if self._timer is None:
             self._timer = self._loop.call_later(self._checked_every_s, self._check)
 

@@ -1,4 +1,4 @@
-"""What is asked of a connection's socket, and told to it."""
+"""What is asked of a connection's socket, and told to the one it comes from."""
 
 from __future__ import annotations
 
@@ -27,14 +27,18 @@ def unread_bytes(transport: asyncio.Transport) -> int:
     return int(count)
 
 
-def tune(transport: asyncio.Transport, patience: Patience) -> None:
-    """Small answers at once, and a peer whose machine is gone is noticed."""
-    plain = transport.get_extra_info("socket")
-    if plain is None or plain.family not in (socket.AF_INET, socket.AF_INET6):
+def tune(listening: socket.socket, patience: Patience) -> None:
+    """Small answers at once, and a peer whose machine is gone is noticed: on every connection, which inherits it all.
+
+    Args:
+        listening: Where connections come from.
+        patience: How long clients are waited for.
+    """
+    if listening.family not in (socket.AF_INET, socket.AF_INET6):
         return
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
-    plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
-        plain.setsockopt(socket.IPPROTO_TCP, option, value)
-    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(patience.stuck_s * 1000)))
+        listening.setsockopt(socket.IPPROTO_TCP, option, value)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(patience.stuck_s * 1000)))
