@@ -241,7 +241,8 @@ class Exchange:
                 out += more
         at = 0
         while at < len(out):
-            length, kind, flags, stream_id = frames.read_head(out, at)
+            head, flags, stream_id = frames.read_u32(out, at), out[at + 4], frames.read_u32(out, at + 5)
+            length, kind = head >> 8, head & 0xFF
             assert length <= max(frames.FRAME_BYTES_START, self.core._peer_frame_bytes)
             if kind == frames.DATA and length and self.core.fault is None:
                 self.window -= length

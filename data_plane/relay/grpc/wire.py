@@ -64,7 +64,12 @@ def varint(value: int) -> bytes:
     """
     if value < 0:
         value += 1 << 64
-    return _READY[value] if value < _READY_MAX else _GOES_ON[value & 0x7F] + varint(value >> 7)
+    if value < _READY_MAX:
+        return _READY[value]
+    first = _GOES_ON[value & 0x7F]
+    if value < 1 << 21:
+        return first + varint(value >> 7)
+    return b"%b%b%b%b" % (first, _GOES_ON[value >> 7 & 0x7F], _GOES_ON[value >> 14 & 0x7F], varint(value >> 21))
 
 
 def number(tag: bytes, value: int) -> bytes:

@@ -33,7 +33,6 @@ from data_plane.relay.http2.frames import (
     ConnectionFaultError,
     ErrorCode,
     Setting,
-    read_head,
     read_u32,
 )
 from data_plane.relay.http2.guarding import Guarding
@@ -174,7 +173,9 @@ class Connection(Guarding):
         count = came = 0  # data that went the short way
         whole = self._block is None
         while end - at >= HEAD_BYTES:
-            length, kind, flags, stream_id = read_head(data, at)
+            length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+            kind, flags = data[at + 3], data[at + 4]
+            stream_id = (data[at + 5] & 0x7F) << 24 | data[at + 6] << 16 | data[at + 7] << 8 | data[at + 8]
             begin = at + HEAD_BYTES
             after = begin + length
             if after > end or length > frame_bytes_max:
@@ -197,7 +198,6 @@ class Connection(Guarding):
             if came:
                 self._came(count, came)
                 count = came = 0
-            stream_id &= STREAM_MAX
             if kind == DATA and whole:
                 self._on_data(flags, stream_id, data[begin:after])
             elif kind == HEADERS and whole and stream_id and self.greeted and flags & _PLAIN == END_HEADERS:

@@ -89,21 +89,40 @@ class ConnectionFaultError(Exception):
 _parameter = struct.Struct(">HI")
 
 
-def head(length: int, kind: int, flags: int) -> bytes:
-    """How a frame begins; its stream and the payload follow.
+_SHORT_MAX: Final = 512
 
-    Args:
-        length: Of the payload.
-        kind: What it is.
-        flags: Its flags.
-    """
+
+def _head(length: int, kind: int, flags: int) -> bytes:
     return (length << 16 | kind << 8 | flags).to_bytes(5, "big")
 
 
-def read_head(data: bytes, at: int) -> tuple[int, int, int, int]:
-    """A frame's head: its length, kind, flags and stream."""
-    length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
-    return length, data[at + 3], data[at + 4], read_u32(data, at + 5)
+def _short_heads(kind: int, flags: int) -> tuple[bytes, ...]:
+    return tuple(_head(length, kind, flags) for length in range(_SHORT_MAX))
+
+
+_DATA: Final = _short_heads(DATA, 0)
+_LAST_DATA: Final = _short_heads(DATA, END_STREAM)
+_BLOCK: Final = _short_heads(HEADERS, END_HEADERS)
+_LAST_BLOCK: Final = _short_heads(HEADERS, END_HEADERS | END_STREAM)
+
+
+def data_head(length: int, *, last: bool = False) -> bytes:
+    """How a DATA frame begins; its stream and the payload follow.
+
+    Args:
+        length: Of the payload.
+        last: It ends the stream.
+    """
+    if length < _SHORT_MAX:
+        return _LAST_DATA[length] if last else _DATA[length]
+    return _head(length, DATA, END_STREAM if last else 0)
+
+
+def block_head(length: int, *, last: bool) -> bytes:
+    """How a HEADERS frame with a whole block begins; see `data_head`."""
+    if length < _SHORT_MAX:
+        return _LAST_BLOCK[length] if last else _BLOCK[length]
+    return _head(length, HEADERS, END_HEADERS | END_STREAM if last else END_HEADERS)
 
 
 def u32(value: int) -> bytes:
@@ -113,7 +132,7 @@ def u32(value: int) -> bytes:
 
 def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
     """A whole frame."""
-    return b"%b%b%b" % (head(len(payload), kind, flags), u32(stream_id), payload)
+    return b"%b%b%b" % (_head(len(payload), kind, flags), u32(stream_id), payload)
 
 
 def settings(parameters: Iterable[tuple[int, int]]) -> bytes:

@@ -12,7 +12,6 @@ from typing import Final, Protocol
 
 from data_plane.relay.http2 import frames
 from data_plane.relay.http2.frames import (
-    DATA,
     END_HEADERS,
     END_STREAM,
     FRAME_BYTES_START,
@@ -20,13 +19,11 @@ from data_plane.relay.http2.frames import (
     STREAM_MAX,
     WINDOW_START,
     ErrorCode,
-    head,
+    block_head,
+    data_head,
 )
 from data_plane.relay.http2.header_blocks import EMPTY_TABLE, Fields
 from data_plane.relay.http2.stream import NOTHING, Stream
-
-_DATA_HEADS: Final = tuple(head(length, DATA, 0) for length in range(512))
-"""The heads of short frames of data."""
 
 WRITE_BYTES_MAX: Final = 1 << 18
 """Bytes of data in one write, and bytes that wait for the network before data waits in its streams instead."""
@@ -146,7 +143,7 @@ class Sending:
         self._next_id += 2
         self.streams[stream.id] = stream
         stream.local_ended = ended
-        self._send_block(stream, block, END_STREAM if ended else 0)
+        self._send_block(stream, block, last=ended)
         return stream
 
     def ask(self, block: bytes, content: bytes) -> Stream:
@@ -164,7 +161,7 @@ class Sending:
             self._sent_frames += 1
             stream.local_ended = True
             out = self._out
-            out.append(head(length, DATA, END_STREAM))
+            out.append(data_head(length, last=True))
             out.append(stream.name)
             out.append(content)
         else:
@@ -175,7 +172,7 @@ class Sending:
     def send_head(self, stream: Stream, block: bytes) -> None:
         """Sends an answer's headers."""
         if not stream.local_ended:
-            self._send_block(stream, block, 0)
+            self._send_block(stream, block, last=False)
 
     def send_data(self, stream: Stream, data: bytes) -> bool:
         """Sends content, or keeps it until the peer takes it; see `Stream.queued_bytes`.
@@ -195,7 +192,7 @@ class Sending:
             self._room -= length
             self._sent_frames += 1
             out = self._out
-            out.append(_DATA_HEADS[length] if length < len(_DATA_HEADS) else head(length, DATA, 0))
+            out.append(data_head(length))
             out.append(stream.name)
             out.append(data)
             return True
@@ -232,25 +229,25 @@ class Sending:
         """Asks the peer for a sign of life: eight bytes, which come back by `Handler.on_pong`."""
         self._out.append(frames.frame(frames.PING, 0, 0, payload))
 
-    def _send_block(self, stream: Stream, block: bytes, flags: int) -> None:
+    def _send_block(self, stream: Stream, block: bytes, *, last: bool) -> None:
         if self._prefix:
             block, self._prefix = self._prefix + block, b""
         out, most = self._out, self._peer_frame_bytes
         if len(block) <= most:
-            out.append(head(len(block), HEADERS, flags | END_HEADERS))
+            out.append(block_head(len(block), last=last))
             out.append(stream.name)
             out.append(block)
             return
-        out.append(frames.frame(HEADERS, flags, stream.id, block[:most]))
+        out.append(frames.frame(HEADERS, END_STREAM if last else 0, stream.id, block[:most]))
         for at in range(most, len(block), most):
-            last = END_HEADERS if at + most >= len(block) else 0
-            out.append(frames.frame(frames.CONTINUATION, last, stream.id, block[at : at + most]))
+            flags = END_HEADERS if at + most >= len(block) else 0
+            out.append(frames.frame(frames.CONTINUATION, flags, stream.id, block[at : at + most]))
 
     def _send_end(self, stream: Stream) -> None:
         if stream.ending:
-            self._send_block(stream, stream.ending, END_STREAM)
+            self._send_block(stream, stream.ending, last=True)
         else:
-            self._out += (head(0, DATA, END_STREAM), stream.name)
+            self._out += (data_head(0, last=True), stream.name)
         stream.ending = None
         if stream.remote_ended:
             self._close(stream)
@@ -283,7 +280,7 @@ class Sending:
             stream.send_window -= length
             self._room -= length
             self._sent_frames += 1
-            self._out += (head(length, DATA, 0), stream.name, data)
+            self._out += (data_head(length), stream.name, data)
             if once and queue:
                 self._blocked[stream.id] = stream
                 return

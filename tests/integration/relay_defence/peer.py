@@ -195,11 +195,12 @@ class Peer:
         self._tail += came
         at = 0
         while len(self._tail) - at >= HEAD_BYTES:
-            length, kind, flags, stream_id = frames.read_head(self._tail, at)
-            end = at + HEAD_BYTES + length
+            head, flags = frames.read_u32(self._tail, at), self._tail[at + 4]
+            stream_id = frames.read_u32(self._tail, at + 5)
+            end = at + HEAD_BYTES + (head >> 8)
             if end > len(self._tail):
                 break
-            self.frames.append(Frame(kind, flags, stream_id, self._tail[at + HEAD_BYTES : end]))
+            self.frames.append(Frame(head & 0xFF, flags, stream_id, self._tail[at + HEAD_BYTES : end]))
             at = end
         self._tail = self._tail[at:]
 
