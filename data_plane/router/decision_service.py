@@ -155,9 +155,13 @@ def _price(decision: pb.Decision, receipt: Receipt) -> None:
         decision.estimated_prefill_milli_mu = price.cost.prefill_milli_mu
         decision.estimated_decode_milli_mu = price.cost.decode_milli_mu
     if cost is not None and receipt.usage is not None:
-        input_tokens, cached, output_tokens = receipt.usage
+        counted = receipt.usage
         decision.settled_usage.CopyFrom(
-            inference_pb2.Usage(input_tokens=input_tokens, cached_input_tokens=cached, output_tokens=output_tokens)
+            inference_pb2.Usage(
+                input_tokens=counted.input_tokens,
+                cached_input_tokens=counted.cached_input_tokens,
+                output_tokens=counted.output_tokens,
+            )
         )
         decision.settled_prefill_milli_mu = cost.prefill_milli_mu
         decision.settled_decode_milli_mu = cost.decode_milli_mu

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.holds import BucketView
@@ -52,22 +52,41 @@ class Call:
         self.raw = raw
 
 
-class Usage(NamedTuple):
+class Usage:
     """What the engine counted, tokens; see inference.v1.Usage."""
 
-    input_tokens: int
-    cached_input_tokens: int
-    output_tokens: int
+    __slots__ = ("cached_input_tokens", "input_tokens", "output_tokens")
+
+    def __init__(self, input_tokens: int, cached_input_tokens: int, output_tokens: int) -> None:
+        self.input_tokens = input_tokens
+        self.cached_input_tokens = cached_input_tokens
+        self.output_tokens = output_tokens
 
 
-class Charge(NamedTuple):
+class Charge:
     """What a request cost, milli-MU; see inference.v1.Cost."""
 
-    estimated_milli_mu: int
-    settled_milli_mu: int
-    prefill_milli_mu: int
-    decode_milli_mu: int
-    quota_left_milli_mu: int
+    __slots__ = (
+        "decode_milli_mu",
+        "estimated_milli_mu",
+        "prefill_milli_mu",
+        "quota_left_milli_mu",
+        "settled_milli_mu",
+    )
+
+    def __init__(
+        self,
+        estimated_milli_mu: int,
+        settled_milli_mu: int,
+        prefill_milli_mu: int,
+        decode_milli_mu: int,
+        quota_left_milli_mu: int,
+    ) -> None:
+        self.estimated_milli_mu = estimated_milli_mu
+        self.settled_milli_mu = settled_milli_mu
+        self.prefill_milli_mu = prefill_milli_mu
+        self.decode_milli_mu = decode_milli_mu
+        self.quota_left_milli_mu = quota_left_milli_mu
 
 
 class Try:

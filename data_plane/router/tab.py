@@ -113,8 +113,7 @@ class Tab:
         cached_input_tokens, output_tokens = counted.cached_input_tokens, self._receipt.output_tokens
         if said_output > output_tokens:
             output_tokens = said_output
-        # The constructor of a named tuple is a call more, here and below.
-        usage = tuple.__new__(Usage, (input_tokens, cached_input_tokens, output_tokens))
+        usage = Usage(input_tokens, cached_input_tokens, output_tokens)
         self._tell()
         cost = self._settle(usage, now_ns)
         self._account.input_tokens += input_tokens
@@ -155,7 +154,8 @@ class Tab:
         assert self.hold is not None
         books, order, receipt = self._books, self._order, self._receipt
         bucket, holds = order.bucket, books.holds
-        input_tokens, cached_input_tokens, output_tokens = usage
+        input_tokens, cached_input_tokens = usage.input_tokens, usage.cached_input_tokens
+        output_tokens = usage.output_tokens
         cost = pricing.settled(order.profile, input_tokens, output_tokens, cached_input_tokens)
         prefill, decode, total = cost
         holds.settle(self.hold, total, now_ns)
@@ -165,7 +165,7 @@ class Tab:
         receipt.usage = usage
         receipt.cost = cost
         counts = (1, input_tokens, cached_input_tokens, output_tokens, prefill, decode)
+        # The constructor of a named tuple is a call more.
         books.usage.settled(bucket, tuple.__new__(Counts, counts))
         receipt.quota = holds.view(bucket, now_ns)
-        charge = (receipt.estimated_milli_mu, total, prefill, decode, receipt.quota_left_milli_mu)
-        return tuple.__new__(Charge, charge)
+        return Charge(receipt.estimated_milli_mu, total, prefill, decode, receipt.quota_left_milli_mu)

@@ -44,7 +44,9 @@ def test_answers(
     receipt = Receipt(name, model_id=name)
     receipt.replica_id = replica_id
     finished = Finished(reason, Usage(*usage), Charge(*cost))
-    counts, charge = pb.Usage(**finished.usage._asdict()), pb.Cost(**finished.cost._asdict())
+    counts = pb.Usage(input_tokens=usage[0], cached_input_tokens=usage[1], output_tokens=usage[2])
+    names = ("estimated_milli_mu", "settled_milli_mu", "prefill_milli_mu", "decode_milli_mu", "quota_left_milli_mu")
+    charge = pb.Cost(**dict(zip(names, cost, strict=True)))
     last = pb.StreamGenerateResponse(
         request_id=name, replica_id=replica_id, finish_reason=reason, usage=counts, cost=charge
     )

@@ -117,7 +117,9 @@ async def test_a_ticket_says_what_the_replica_needs_and_is_settled_by_its_report
             ended_ns=lab.time.monotonic_ns() + S,  # a clock that is wrong
         )
     (receipt,) = lab.router.flow.books.decisions.find("mine", TENANT)
-    assert receipt.usage == (7, 0, 5)
+    usage = receipt.usage
+    assert usage is not None
+    assert (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens) == (7, 0, 5)
     assert receipt.outcome is Outcome.COMPLETED
     assert receipt.settled_milli_mu == lab.settled_milli_mu == lab.router.accounts.settled_milli_mu[TENANT, MODEL] > 0
     assert lab.router.accounts.output_tokens[TENANT, MODEL] == 5
