@@ -87,11 +87,11 @@ def test_bootstrap_is_readable_by_old_pythons() -> None:
 @pytest.mark.parametrize(
     ("prefix", "options", "fits", "taken"),
     [
-        ("/home/me/python", "'--enable-shared'", True, True),
-        ("/home/me/python", "'--enable-shared'", False, False),
-        ("/home/me/python", "'--enable-optimizations' '--with-lto'", True, False),
+        ("/opt/python", "'--enable-shared'", True, True),
+        ("/opt/python", "'--enable-shared'", False, False),
+        ("/opt/python", "'--enable-optimizations' '--with-lto'", True, False),
         ("/usr", "'--enable-shared'", True, False),
-        ("/home/me/python", "", True, False),
+        ("/opt/python", "", True, False),
     ],
 )
 def test_a_python_without_optimizations_is_replaced(
@@ -108,7 +108,7 @@ def test_a_python_without_optimizations_is_replaced(
 def test_no_system_python_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where there is nothing else, this one it is."""
     monkeypatch.setattr(bootstrap, "SYSTEM_PYTHON", str(tmp_path / "none"))
-    assert bootstrap.faster_python("/home/me/python", "'--enable-shared'") == ""
+    assert bootstrap.faster_python("/opt/python", "'--enable-shared'") == ""
 
 
 def test_bootstrap_hands_over_with_nothing_to_do() -> None:
