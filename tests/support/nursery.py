@@ -8,6 +8,7 @@ does, and ends as any interpreter. How services start from nothing is in the end
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import gc
 import importlib
@@ -84,8 +85,8 @@ class ServiceProcess:
             subprocess.TimeoutExpired: It did not within `timeout` seconds.
         """
         poll = select.poll()
-        poll.register(self._ended)
-        if not poll.poll(None if timeout is None else 1_000 * timeout):
+        poll.register(self._ended, select.POLLIN)
+        if self.returncode is None and not poll.poll(None if timeout is None else 1_000 * timeout):
             raise subprocess.TimeoutExpired(self._module, timeout or 0.0)
         with self._reading:
             if self.returncode is None:
@@ -102,7 +103,8 @@ class ServiceProcess:
     def send_signal(self, number: int) -> None:
         """Sends a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Ends it at once."""
@@ -127,37 +129,46 @@ def _born(asked: socket.socket) -> str | None:
     Returns:
         In each child, the module that it shall run; in the nursery itself, None.
     """
-    ends: dict[int, int] = {}
-
-    def bury(*_: object) -> None:
-        for pid in list(ends):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                end = ends.pop(pid)
-                os.write(end, str(os.waitstatus_to_exitcode(status)).encode())
-                os.close(end)
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody, and children are still to be ended
-    signal.signal(signal.SIGCHLD, bury)
+    poll = select.poll()
+    poll.register(asked, select.POLLIN)
+    ends: dict[int, tuple[int, int]] = {}  # id and way to the one who waits for its end, by descriptor of the process
     while True:
-        request, (*files,), *_ = socket.recv_fds(asked, _REQUEST_BYTES_MAX, 2)
-        if not request:
-            return None
-        log, end = files
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-        pid = os.fork()
-        if not pid:
-            break
-        ends[pid] = end
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-        os.close(log)
-        asked.send(str(pid).encode())
+        for ready, _ in poll.poll():
+            if ready in ends:
+                poll.unregister(ready)
+                pid, end = ends.pop(ready)
+                os.write(end, str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+                os.close(end)
+                os.close(ready)
+                continue
+            request, files, *_ = socket.recv_fds(asked, _REQUEST_BYTES_MAX, 2)
+            if not request:
+                return None
+            log, end = files
+            pid = os.fork()
+            if not pid:
+                return _become(request, asked, log, [end, *ends, *(other for _, other in ends.values())])
+            started = os.pidfd_open(pid)
+            poll.register(started, select.POLLIN)
+            ends[started] = pid, end
+            os.close(log)
+            asked.send(str(pid).encode())
+
+
+def _become(request: bytes, asked: socket.socket, log: int, others: list[int]) -> str:
+    """Makes a child what was asked for; returns the module that it shall run.
+
+    Args:
+        request: What was asked for.
+        asked: The nursery's way to the one who asked.
+        log: Where standard error goes.
+        others: Descriptors that are the nursery's alone.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
     asked.close()
     os.dup2(log, sys.stderr.fileno())
-    for other in (log, end, *ends.values()):
+    for other in (log, *others):
         os.close(other)
     module, arguments, environ = json.loads(request)
     os.environ.clear()
