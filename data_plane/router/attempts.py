@@ -14,7 +14,7 @@ from data_plane.router.admission import Order
 from data_plane.router.attempt import Attempt, Watcher
 from data_plane.router.core.accounts import Accounts
 from data_plane.router.core.batch_gate import full_until_ns
-from data_plane.router.core.continuation import Replay, deterministic
+from data_plane.router.core.continuation import Replay
 from data_plane.router.core.fleet import Fleet
 from data_plane.router.core.loads import Report
 from data_plane.router.core.quarantine import Quarantine, fingerprint
@@ -279,7 +279,7 @@ class Attempts:
         relay.started_attempts += may_have_started(error.reason)
         allowed = not poison and may_try_again(
             error.reason,
-            resumable=not relay.receipt.output_tokens or deterministic(order.request),
+            resumable=not relay.receipt.output_tokens or order.checked.greedy,
             attempts=relay.attempts,
             started_attempts=relay.started_attempts,
             milli_mu=order.price.cost.total_milli_mu,

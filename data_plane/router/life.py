@@ -29,7 +29,6 @@ from data_plane.router.attempts import Attempts
 from data_plane.router.books import Answer, Books
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.batch_gate import may_return
-from data_plane.router.core.continuation import deterministic
 from data_plane.router.core.holds import Hold
 from data_plane.router.deadlines import Deadlines
 from data_plane.router.events import NOBODY, Events
@@ -188,7 +187,7 @@ class Exchange(Requester):
                 return
             self._claims_id = True
         self._attempts.refuse_poison(order)
-        kept: list[bytes] | None = [] if named or deterministic(order.request) else None
+        kept: list[bytes] | None = [] if named or order.checked.greedy else None
         self._relay = self._attempts.relay(order, receipt, trace, self, kept)
         self._tab = Tab(self._books, order, receipt)
         self._hold(order)

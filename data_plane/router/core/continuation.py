@@ -7,13 +7,6 @@ batch's rounding) the stream ends with a typed error instead of a text nobody ge
 
 from __future__ import annotations
 
-from fairlead.inference.v1 import inference_pb2 as pb
-
-
-def deterministic(request: pb.GenerateRequest) -> bool:
-    """Whether the same request gives the same text again: greedy decoding was asked for."""
-    return request.sampling.HasField("temperature") and request.sampling.temperature == 0.0
-
 
 class Replay:
     """Swallows the repeated part of a stream.

@@ -34,6 +34,7 @@ _RANGES: Final[Mapping[int, tuple[float, float, bool]]] = {
     pb.SamplingParameters.FREQUENCY_PENALTY_FIELD_NUMBER: (-2.0, 2.0, False),
     pb.SamplingParameters.REPETITION_PENALTY_FIELD_NUMBER: (0.0, 2.0, True),
 }
+_TEMPERATURE: Final = pb.SamplingParameters.TEMPERATURE_FIELD_NUMBER
 _MAX_TOKENS: Final = pb.SamplingParameters.MAX_TOKENS_FIELD_NUMBER
 _STOP: Final = pb.SamplingParameters.STOP_FIELD_NUMBER
 _IGNORE_END_TOKEN: Final = pb.SamplingParameters.IGNORE_END_TOKEN_FIELD_NUMBER
@@ -52,18 +53,26 @@ class Checked:
         max_tokens: The request's limit, or the model's default.
         priority: The scheduling class, never unspecified.
         runs_to_max: It ignores the end token, so its length is known.
+        greedy: It asks for greedy decoding, so that the same request gives the same text again.
     """
 
-    __slots__ = ("max_tokens", "messages", "priority", "prompt_bytes", "runs_to_max")
+    __slots__ = ("greedy", "max_tokens", "messages", "priority", "prompt_bytes", "runs_to_max")
 
     def __init__(
-        self, prompt_bytes: int, messages: int, max_tokens: int, priority: pb.Priority.ValueType, runs_to_max: bool
+        self,
+        prompt_bytes: int,
+        messages: int,
+        max_tokens: int,
+        priority: pb.Priority.ValueType,
+        runs_to_max: bool,
+        greedy: bool,
     ) -> None:
         self.prompt_bytes = prompt_bytes
         self.messages = messages
         self.max_tokens = max_tokens
         self.priority = priority
         self.runs_to_max = runs_to_max
+        self.greedy = greedy
 
 
 def check(request: pb.GenerateRequest, model: admin_pb2.Model, *, prompt_bytes_max: int) -> Checked:
@@ -90,14 +99,14 @@ def check(request: pb.GenerateRequest, model: admin_pb2.Model, *, prompt_bytes_m
     if prompt_bytes > prompt_bytes_max:
         raise _too_long(request, f"it has {prompt_bytes} bytes, at most {prompt_bytes_max} are taken")
     _check_ids(request)
-    max_tokens, runs_to_max = _check_sampling(request.sampling, model)
+    max_tokens, runs_to_max, greedy = _check_sampling(request.sampling, model)
     if not max_tokens:
         most = model.output_tokens_max or model.context_tokens
         max_tokens = min(model.output_tokens_default or most, most)
     priority = request.priority
     if priority != _INTERACTIVE:
         priority = _priority(priority)
-    return Checked(prompt_bytes, messages, max_tokens, priority, runs_to_max)
+    return Checked(prompt_bytes, messages, max_tokens, priority, runs_to_max, greedy)
 
 
 def check_length(request: pb.GenerateRequest, input_tokens: int, model: admin_pb2.Model) -> None:
@@ -144,13 +153,13 @@ def _check_ids(request: pb.GenerateRequest) -> None:
         )
 
 
-def _check_sampling(sampling: pb.SamplingParameters, model: admin_pb2.Model) -> tuple[int, bool]:
+def _check_sampling(sampling: pb.SamplingParameters, model: admin_pb2.Model) -> tuple[int, bool, bool]:
     """Checks what is set.
 
     Returns:
-        The limit of output tokens, 0 where none is set; and whether the end token is ignored.
+        The limit of output tokens, 0 where none is set; whether the end token is ignored; whether decoding is greedy.
     """
-    max_tokens, runs_to_max = 0, False
+    max_tokens, runs_to_max, greedy = 0, False, False
     for field, value in sampling.ListFields():
         number = field.number
         if number == _MAX_TOKENS:
@@ -169,11 +178,13 @@ def _check_sampling(sampling: pb.SamplingParameters, model: admin_pb2.Model) -> 
                 raise InvalidArgumentError(
                     f"{field.name} must be {lower} to {high:g}, not {value:g}", field=f"sampling.{field.name}"
                 )
+            if number == _TEMPERATURE:
+                greedy = value == 0.0
         elif number == _STOP:
             _check_stops(value)
         elif number == _IGNORE_END_TOKEN:
             runs_to_max = value
-    return max_tokens, runs_to_max
+    return max_tokens, runs_to_max, greedy
 
 
 def _check_stops(stops: Sequence[str]) -> None:
