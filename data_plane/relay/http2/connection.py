@@ -300,23 +300,20 @@ class Connection(Guarding):
         if fields is None:
             self._reset_for_fault(stream, ErrorCode.ENHANCE_YOUR_CALM, told=False)
             return
-        fault = request_fault(fields)
-        length = fields.content_length
-        if fault or (ended and length > 0):
+        if request_fault(fields) or (ended and fields.content_length > 0):
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR, told=False)
             return
         self.streams[stream_id] = stream
-        stream.headed, stream.content_left = True, length
+        stream.headed, stream.content_left = True, fields.content_length
         stream.remote_ended = ended
-        stream.quick = length < 0 and not ended
+        stream.quick = fields.content_length < 0 and not ended
         self._handler.on_head(stream, fields, ended)
 
     def _on_answer(self, stream: Stream, fields: Fields, ended: bool) -> None:
-        fault, interim = response_fault(fields), fields.interim
-        if fault or (interim and ended):
+        if response_fault(fields) or (fields.interim and ended):
             self._reset_for_fault(stream, ErrorCode.PROTOCOL_ERROR)
             return
-        if interim:
+        if fields.interim:
             self._control("interim answers")
         elif ended:
             stream.headed = True

@@ -253,7 +253,7 @@ def _encoded_integer(value: int, mask: int, flags: int = 0) -> bytes:
     return bytes(encoded)
 
 
-_SHORT: Final = tuple(_encoded_integer(length, 0x7F) for length in range(0x7F))
+_LENGTHS: Final = tuple(_encoded_integer(length, 0x7F) for length in range(0x7F))
 
 
 def named(name: bytes) -> bytes:
@@ -265,7 +265,7 @@ def named(name: bytes) -> bytes:
 def string(value: bytes) -> bytes:
     """A value after its length."""
     length = len(value)
-    return (_SHORT[length] if length < 0x7F else _encoded_integer(length, 0x7F)) + value
+    return (_LENGTHS[length] if length < 0x7F else _encoded_integer(length, 0x7F)) + value
 
 
 def literal(name: bytes, value: bytes) -> bytes:

@@ -234,9 +234,8 @@ class Sending:
             block, self._prefix = self._prefix + block, b""
         out, most = self._out, self._peer_frame_bytes
         if len(block) <= most:
-            out.append(block_head(len(block), last=last))
-            out.append(stream.name)
-            out.append(block)
+            # One piece: what waits for the network is counted in pieces.
+            out.append(b"%b%b%b" % (block_head(len(block), last=last), stream.name, block))
             return
         out.append(frames.frame(HEADERS, END_STREAM if last else 0, stream.id, block[:most]))
         for at in range(most, len(block), most):

@@ -65,17 +65,19 @@ def test_requests_of_somebody_who_reads_nothing_are_refused() -> None:
     """Proves that answers, which no window holds up, do not pile up while the network takes nothing."""
     connection, recorder = greeted(Limits())
     connection.pause()
-    block, stream_id, most = encoded(REQUEST), 1, 0
+    block, stream_id, most, served = encoded(REQUEST), 1, 0, 0
     while connection.fault is None and stream_id < 100_000:
         connection.receive(request(stream_id, block=block), 0.0)
         stream = recorder.streams.get(stream_id)
         if stream is not None and not stream.closed:
+            served += 1
             connection.send_head(stream, encoded(ANSWER))
             connection.end(stream, encoded(TRAILERS))
         most = max(most, sum(map(len, connection._out)))
         stream_id += 2
     assert code_of(connection) is ErrorCode.ENHANCE_YOUR_CALM
     assert most < 200_000
+    assert 2 * served > Limits().answers_max  # two frames each
     refused = frames.rst_stream(stream_id - 4, ErrorCode.REFUSED_STREAM)
     assert refused in connection.take()
 
