@@ -5,66 +5,13 @@ from __future__ import annotations
 import pytest
 
 from common import keys
-from common.clock import NS_PER_S, MonotonicNs
+from common.clock import NS_PER_S
 from fairlead.errors import ConflictError, InvalidArgumentError, NotLeaderError
 from model_units.units import MilliModelUnits
 from model_units.units import MilliModelUnitsPerMinute as Rate
 from ratelimiter.core.lease import SHARDS, Limiter, Terms
-from ratelimiter.core.values import Quota, Report, Table, Version, Want, Workload
-
-W = Workload("m", "t")
-SHARD = keys.tenant_shard("t", SHARDS)
-LEASE_S = 10
-QUOTA = 100_000
-
-
-def at(seconds: float) -> MonotonicNs:
-    return MonotonicNs(round((1000 + seconds) * NS_PER_S))
-
-
-def new_limiter(quota: int = QUOTA, guaranteed: int | None = None, epoch: int = 7) -> Limiter:
-    limiter = Limiter(epoch, Terms(LEASE_S * NS_PER_S, burst_window_s=30, burst_min=MilliModelUnits(2000)))
-    limiter.set_quotas({W: Quota(Rate(quota), Rate(quota if guaranteed is None else guaranteed))})
-    return limiter
-
-
-class Router:
-    """A healthy router: numbers its reports, applies every table it is given."""
-
-    def __init__(self, limiter: Limiter, router_id: str, incarnation_id: str = "1") -> None:
-        self.limiter = limiter
-        self.router_id = router_id
-        self.incarnation_id = incarnation_id
-        self.number = 0
-        self.table: Table | None = None
-
-    def request(self, wants: int) -> Report:
-        self.number += 1
-        applied = {SHARD: self.table.version} if self.table else {}
-        want = Want(Rate(wants), Rate(wants // 2), MilliModelUnits(0))
-        return Report(self.router_id, self.incarnation_id, self.number, applied, {W: want})
-
-    def report(self, wants: int, seconds: float) -> int:
-        answer = self.limiter.report(self.request(wants), at(seconds))
-        assert len(answer.tables) + len(answer.renewed) <= 1, "there is one workload"
-        for table in answer.tables:
-            self.take(table)
-        return self.rate
-
-    def take(self, table: Table) -> None:
-        assert self.table is None or table.version > self.table.version
-        self.table = table
-
-    @property
-    def rate(self) -> int:
-        return int(self.table.leases[W].rate) if self.table and W in self.table.leases else 0
-
-
-def push(limiter: Limiter, *routers: Router, seconds: float) -> list[str]:
-    tables = limiter.tick(at(seconds)).tables
-    for table in tables:
-        next(router for router in routers if router.router_id == table.router_id).take(table)
-    return [table.router_id for table in tables]
+from ratelimiter.core.values import Quota, Report, Version, Workload
+from tests.unit.ratelimiter.limiter_lab import LEASE_S, QUOTA, SHARD, Router, W, at, new_limiter, push
 
 
 def test_one_router_gets_the_whole_quota() -> None:
@@ -291,97 +238,6 @@ def test_claims_of_unknown_tables_are_refused() -> None:
         limiter.report(Report("a", "1", 1, {0: Version(8, 1)}, {}), at(0))
 
 
-def test_takeover_counts_what_was_granted_before() -> None:
-    """Proves learning: until the old tables are acknowledged or run out, nothing beyond the quota is granted."""
-    before = new_limiter(epoch=7)
-    a, b = Router(before, "a"), Router(before, "b")
-    for second in range(3):
-        a.report(QUOTA, second)
-        b.report(QUOTA, second)
-    stored = [router.table for router in (a, b) if router.table]
-    after = new_limiter(epoch=8)
-    after.learn(stored, at(10))
-    assert after.outstanding(W) == QUOTA
-    assert after.demand is None, "nobody has been heard"
-    newcomer = Router(after, "c")
-    assert newcomer.report(QUOTA, 10.5) == 0
-    a.limiter = b.limiter = after
-    for second in (11, 12, 13):
-        for router in (a, b, newcomer):
-            router.report(QUOTA, second)
-    third = QUOTA // 3
-    assert all(abs(router.rate - third) <= 1 for router in (a, b, newcomer))
-    assert after.demand is not None
-    demand = after.demand.sums()
-    assert demand[W].wants == 3 * QUOTA
-
-
-def test_a_table_is_restated_once_its_predecessor_is_acknowledged() -> None:
-    """Proves that the next leader is not told of what nobody can spend any more: it would grant that much less."""
-    limiter = new_limiter()
-    a, b = Router(limiter, "a"), Router(limiter, "b")
-    a.report(QUOTA, 0)
-    b.report(QUOTA, 1)
-    a.report(QUOTA, 2)
-    assert a.table
-    assert a.table.outstanding
-    a.report(QUOTA, 3)
-    assert not a.table.outstanding
-    version = a.table.version
-    a.report(QUOTA, 4)
-    assert a.table.version == version
-
-
-def test_takeover_knows_of_tables_that_were_not_acknowledged() -> None:
-    """Proves the handover field: a table that shrank counts as the larger one its router may still apply."""
-    before = new_limiter(epoch=7)
-    a, b = Router(before, "a"), Router(before, "b")
-    a.report(QUOTA, 0)
-    b.report(QUOTA, 1)
-    (shrunk,) = before.tick(at(1)).tables
-    assert shrunk.leases[W].rate == QUOTA // 2
-    assert shrunk.outstanding[W] == QUOTA
-    after = new_limiter(epoch=8)
-    after.learn([shrunk], at(2))
-    assert after.outstanding(W) == QUOTA
-    b.limiter = after
-    assert b.report(QUOTA, 3) == 0
-
-
-def test_takeover_does_not_revive_a_lease_that_had_ended() -> None:
-    """Proves that a stored lease that ran out, and was granted to another, is not granted again by the next leader."""
-    before = new_limiter(epoch=7)
-    a, b = Router(before, "a"), Router(before, "b")
-    assert a.report(QUOTA, 0) == QUOTA
-    assert b.report(QUOTA, LEASE_S - 1) == 0
-    assert b.report(QUOTA, LEASE_S + 1) == QUOTA, "a's has ended"
-    after = Limiter(8, before._terms)
-    after.learn([router.table for router in (a, b) if router.table], at(LEASE_S + 2))
-    after.set_quotas({W: Quota(Rate(QUOTA), Rate(QUOTA))})
-    a.limiter = b.limiter = after
-    assert a.report(QUOTA, LEASE_S + 3) == 0, "b may be spending all of it"
-    for second in (4, 5, 6):
-        b.report(QUOTA, LEASE_S + second)
-        a.report(QUOTA, LEASE_S + second)
-    assert (a.rate, b.rate) == (QUOTA // 2, QUOTA // 2)
-
-
-def test_takeover_that_learned_no_more_than_the_quota_splits_a_smaller_one_at_once() -> None:
-    """Proves that nobody is left with nothing when a quota shrinks right after a takeover."""
-    before = new_limiter(epoch=7)
-    a, b = Router(before, "a"), Router(before, "b")
-    for second in range(3):
-        a.report(QUOTA, second)
-        b.report(QUOTA, second)
-    after = Limiter(8, before._terms)
-    after.learn([router.table for router in (a, b) if router.table], at(3))
-    after.set_quotas({W: Quota(Rate(QUOTA), Rate(QUOTA))})
-    after.set_quotas({W: Quota(Rate(QUOTA // 2), Rate(QUOTA // 2))})
-    a.limiter = b.limiter = after
-    assert a.report(QUOTA, 4) == QUOTA // 4
-    assert b.report(QUOTA, 4) == QUOTA // 4
-
-
 def test_what_was_granted_before_a_quota_fell_is_not_granted_on() -> None:
     """Proves that a silent router's old, larger lease gives it no claim to what another was granted since."""
     limiter = new_limiter()
@@ -397,22 +253,6 @@ def test_what_was_granted_before_a_quota_fell_is_not_granted_on() -> None:
     assert b.report(QUOTA, 8.5) == small // 2, "a has not acknowledged that it wants nothing"
     limiter.tick(at(12))
     assert limiter.outstanding(W) <= small
-
-
-def test_same_leader_that_starts_over_goes_on_counting() -> None:
-    """Proves that table numbers grow within an epoch even when its limiter is built anew."""
-    before = new_limiter(epoch=7)
-    router = Router(before, "a")
-    router.report(QUOTA, 0)
-    before.set_quotas({W: Quota(Rate(QUOTA // 2), Rate(QUOTA // 2))})
-    router.report(QUOTA, 1)
-    assert router.table
-    granted = router.table.version
-    again = new_limiter(epoch=7)
-    again.learn([router.table], at(5))
-    router.limiter = again
-    router.report(QUOTA, 6)
-    assert router.table.version > granted > Version(7, 1)
 
 
 def test_burst_and_safe_rate_follow_the_rate() -> None:
