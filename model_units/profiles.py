@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -19,8 +20,6 @@ from model_units.cost import CostForm, CostProfile, Evidence
 from model_units.slips import check_units
 
 _T = TypeVar("_T")
-
-_BUILT_IN_DIRECTORY: Final = Path(__file__).parent / "profiles"
 
 # The model a hardware label stands for where a Model names no profile and several models were measured on it.
 _DEFAULT_MODEL_BY_HARDWARE: Final[Mapping[str, str]] = MappingProxyType(
@@ -286,4 +285,5 @@ class ProfileCatalogue:
 @functools.cache
 def built_in_profiles() -> ProfileCatalogue:
     """The profiles that ship with the platform. Read from disk once per process."""
-    return ProfileCatalogue(parse_profile(path.read_bytes()) for path in sorted(_BUILT_IN_DIRECTORY.glob("*.json")))
+    folder = Path(str(files("model_units"))) / "profiles"
+    return ProfileCatalogue(parse_profile(path.read_bytes()) for path in sorted(folder.glob("*.json")))

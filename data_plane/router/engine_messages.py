@@ -61,16 +61,22 @@ def engine_request(route: Route, chosen: Chosen, router_id: str) -> bytes:
         wire.content(_ROUTER_ID, router_id.encode()),
         wire.number(_DISPATCH, chosen.dispatch.number),
         wire.fixed64(_SHARD_KEY, route.shard_key),
-        _assignment(chosen.generation),
+        assignment(_ASSIGNMENT, chosen.generation),
         wire.content(_BLOCKS, struct.pack(f"<{len(route.blocks)}Q", *route.blocks)) if route.blocks else b"",
     )
 
 
-def _assignment(generation: Generation) -> bytes:
+def assignment(tag: bytes, generation: Generation) -> bytes:
+    """A field of the assignment that a request was routed by: a sharding.v1.Generation. Nothing where there was none.
+
+    Args:
+        tag: From `wire.bytes_tag`.
+        generation: Of the assignment, or the zero generation.
+    """
     if not generation.incarnation and not generation.number:
         return b""
     incarnation = wire.number(_INCARNATION, generation.incarnation)
-    return wire.message(_ASSIGNMENT, incarnation + wire.number(_NUMBER, generation.number))
+    return wire.message(tag, incarnation + wire.number(_NUMBER, generation.number))
 
 
 def skipped(replay: Replay, message: engine_pb2.EngineGenerateResponse) -> tuple[str, int]:

@@ -11,8 +11,7 @@ from google.protobuf.message import DecodeError
 
 from common.clock import NS_PER_S
 from common.rpc import as_fairlead_error
-from common.shard_map import Generation
-from common.tickets import KEY_BYTES, key_name, name_in, replica_key, request_digest, seal, unseal
+from common.tickets import KEY_BYTES, TicketKey, name_in, replica_key, request_digest
 from data_plane.router.admission import Order
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.fleet import Fleet
@@ -21,9 +20,10 @@ from data_plane.router.core.tickets import OPEN_MAX
 from data_plane.router.exchange import Call, Receipt, Try
 from data_plane.router.flow import Flow
 from data_plane.router.giving_up import given_up
-from data_plane.router.routing import Chosen, Found, NoReplicaError, Route, Routing, weight
+from data_plane.router.routing import Chosen, Found, NoReplicaError, Route, Routing
 from data_plane.router.tab import Tab
 from data_plane.router.ticket_ledger import Held, TicketLedger
+from data_plane.router.ticket_messages import ClaimsWriter, ticket_message
 from data_plane.router.tracing import RequestTrace
 from fairlead.engine.v1 import ticket_pb2
 from fairlead.errors import (
@@ -34,7 +34,6 @@ from fairlead.errors import (
     Reason,
 )
 from fairlead.inference.v1 import inference_pb2 as pb
-from model_units.cost import CostForm, CostProfile
 from model_units.prefix import prompt_chunks
 
 # A replica reports every second; what has been silent for five of them gets no new tickets.
@@ -53,7 +52,7 @@ class Asked:
         chosen: The replica, with the request counted on it.
         digest: Of what the client sent.
         claims_id: Its id is kept from being used twice.
-        ticket: What it got; None while it waits for quota or for room.
+        ticket: What it got, as a message's bytes; None while it waits for quota or for room.
     """
 
     __slots__ = ("chosen", "claims_id", "digest", "order", "receipt", "route", "tab", "ticket", "trace")
@@ -67,7 +66,7 @@ class Asked:
         self.chosen: Chosen | None = None
         self.digest = b""
         self.claims_id = False
-        self.ticket: pb.Ticket | None = None
+        self.ticket: bytes | None = None
 
 
 class TicketDesk:
@@ -95,8 +94,9 @@ class TicketDesk:
         self._routing = routing
         self._quarantine = quarantine
         self._life_ns = int(life_s * NS_PER_S)
+        self._writer = ClaimsWriter()
         self._secret = secrets.token_bytes(KEY_BYTES)
-        self._keys: dict[str, tuple[bytes, bytes]] = {}
+        self._keys: dict[str, TicketKey] = {}
         self._replicas: dict[bytes, str] = {}
         self.ledger = TicketLedger(flow.books, routing=routing, fleet=fleet, quarantine=quarantine)
         self.on_given_back: Callable[[], None] = lambda: None
@@ -108,20 +108,19 @@ class TicketDesk:
     def linked(self, replica_id: str) -> None:
         """A replica has the key: tickets for it can be issued."""
         if replica_id not in self._keys:
-            key = self.key(replica_id)
-            self._keys[replica_id] = key, key_name(key)
-            self._replicas[key_name(key)] = replica_id
+            key = self._keys[replica_id] = TicketKey(self.key(replica_id))
+            self._replicas[key.name] = replica_id
 
     def unlinked(self, replica_id: str) -> None:
         """A replica is gone for good."""
         key = self._keys.pop(replica_id, None)
         if key is not None:
-            del self._replicas[key[1]]
+            del self._replicas[key.name]
 
     async def issue(self, call: Call) -> pb.Ticket:
         """`begin`, and `wait` where that is needed."""
         asked = self.begin(call)
-        return await self.wait(asked) if asked.ticket is None else asked.ticket
+        return pb.Ticket.FromString(await self.wait(asked) if asked.ticket is None else asked.ticket)
 
     def begin(self, call: Call) -> Asked:
         """Admits a request and issues a ticket for it. What it holds is settled when its replica has reported it.
@@ -145,7 +144,7 @@ class TicketDesk:
             raise self._refused(asked, error) from None
         return asked
 
-    async def wait(self, asked: Asked) -> pb.Ticket:
+    async def wait(self, asked: Asked) -> bytes:
         """Waits for quota and for room; errors as from `begin`."""
         order, tab, receipt = asked.order, asked.tab, asked.receipt
         assert order is not None
@@ -178,7 +177,7 @@ class TicketDesk:
         """
         tenant_id = self._admission.authenticate(authorization).tenant_id
         replica_id = self._replicas.get(name_in(token))
-        sealed = unseal(self._keys[replica_id][0], token) if replica_id is not None else None
+        sealed = self._keys[replica_id].unseal(token) if replica_id is not None else None
         if replica_id is not None and sealed is not None:
             try:
                 number = ticket_pb2.TicketClaims.FromString(sealed).number
@@ -221,7 +220,7 @@ class TicketDesk:
         if order.request.request_id:
             asked.ticket = again = self._again(order, receipt, asked.digest)
             if again is not None:
-                receipt.replica_id, receipt.replayed = again.replica_id, True
+                receipt.replica_id, receipt.replayed = pb.Ticket.FromString(again).replica_id, True
                 self.ledger.write_down(receipt, asked.trace, Outcome.COMPLETED)
                 return
             asked.claims_id = True
@@ -234,7 +233,7 @@ class TicketDesk:
             tab.open(hold)
             self._choose(asked)
 
-    def _again(self, order: Order, receipt: Receipt, digest: bytes) -> pb.Ticket | None:
+    def _again(self, order: Order, receipt: Receipt, digest: bytes) -> bytes | None:
         """The ticket of a request that is repeated before its ticket was redeemed, as when the first answer was lost.
 
         Raises:
@@ -244,7 +243,7 @@ class TicketDesk:
         """
         ticket = self.ledger.named(order.tenant_id, receipt.request_id)
         if ticket is not None and not ticket.redeemed and ticket.held.digest == digest:
-            return ticket.held.message
+            return ticket.held.ticket
         answer = self._books.answers.begin(order.tenant_id, receipt.request_id, digest, receipt.arrive_ns)
         if answer is not None:
             raise _unavailable("this request was answered before; the relay repeats its answer")
@@ -276,65 +275,22 @@ class TicketDesk:
         asked.chosen = found
         replica_id = receipt.replica_id = found.member.record.replica_id
         receipt.engine = found.member.engine
-        if replica_id not in self._keys or self.ledger.silent_s(replica_id) > _SILENT_S:
-            raise _unavailable("the replica for this request takes no tickets at present")
         now_ns = self._clock.monotonic_ns()
+        key = self._keys.get(replica_id)
+        if key is None or self.ledger.silent_s(replica_id, now_ns) > _SILENT_S:
+            raise _unavailable("the replica for this request takes no tickets at present")
         if self._quarantine:
             self._attempts.refuse_poison(order)
             prompt = fingerprint(order.tenant_id, order.model.model_id, prompt_chunks(order.request))
             self._quarantine.try_once(prompt, now_ns)
         expires_ns = min(now_ns + self._life_ns, order.deadline_ns)
-        ticket = asked.ticket = self._sealed(route, found, asked.digest, expires_ns)
-        expire_time, wall_ns = ticket.expire_time, self._clock.wall_ns() + expires_ns - now_ns
-        expire_time.seconds, expire_time.nanos = wall_ns // NS_PER_S, wall_ns % NS_PER_S
+        claims = self._writer.claims(route, found, self.ledger.book.next_number(), asked.digest, expires_ns)
+        expire_wall_ns = self._clock.wall_ns() + expires_ns - now_ns
+        address = found.member.record.ticket_address
+        asked.ticket = ticket = ticket_message(receipt, address, key.seal(claims), expire_wall_ns)
         receipt.tried(Try(found.pick, now_ns))
         held = Held(order, receipt, tab, found, asked.trace, asked.digest, asked.claims_id, ticket)
-        self.ledger.enter(expires_ns, held)
-
-    def _sealed(self, route: Route, chosen: Chosen, digest: bytes, expires_ns: int) -> pb.Ticket:
-        """The ticket, but for when it ends by the client's clock."""
-        order, receipt, record = route.order, route.receipt, chosen.member.record
-        claims = ticket_pb2.TicketClaims(
-            number=self.ledger.book.next_number(),
-            request_digest=digest,
-            expires_ns=expires_ns,
-            deadline_ns=order.deadline_ns,
-            request_id=receipt.request_id,
-            tenant_id=order.tenant_id,
-            max_tokens=order.checked.max_tokens,
-            priority=order.checked.priority,
-            prefill_milli_mu=chosen.pick.uncached_prefill_milli_mu,
-            decode_milli_mu=order.price.cost.decode_milli_mu,
-            weight=weight(receipt),
-            dispatch_number=chosen.dispatch.number,
-            shard_key=route.shard_key,
-            with_prefix_blocks=bool(route.blocks),
-            price=_price(order.profile, order.price.input_tokens, receipt),
-        )
-        if chosen.generation != Generation():
-            claims.assignment.CopyFrom(chosen.generation.message())
-        key, name = self._keys[record.replica_id]
-        return pb.Ticket(
-            request_id=receipt.request_id,
-            address=record.ticket_address,
-            token=seal(key, name, claims.SerializeToString()),
-            replica_id=record.replica_id,
-            estimated_milli_mu=receipt.estimated_milli_mu,
-            quota_left_milli_mu=receipt.quota_left_milli_mu,
-        )
-
-
-def _price(profile: CostProfile, input_tokens: int, receipt: Receipt) -> ticket_pb2.TicketPrice:
-    return ticket_pb2.TicketPrice(
-        estimated_milli_mu=receipt.estimated_milli_mu,
-        quota_left_milli_mu=receipt.quota_left_milli_mu,
-        input_tokens=input_tokens,
-        a=profile.a,
-        b=profile.b,
-        d=profile.d,
-        g=profile.g,
-        product=profile.form is CostForm.PRODUCT,
-    )
+        self.ledger.enter(held, expires_ns, now_ns)
 
 
 def _unavailable(message: str) -> FailedPreconditionError:

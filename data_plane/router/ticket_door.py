@@ -9,7 +9,6 @@ from data_plane.relay.grpc.framing import framed
 from data_plane.router.grpc_door import Answered, GrpcDoor
 from data_plane.router.ticket_desk import Asked, TicketDesk
 from fairlead.errors import FairleadError
-from fairlead.inference.v1 import inference_pb2 as pb
 
 
 def ticket_methods(door: GrpcDoor, desk: TicketDesk) -> dict[str, Method]:
@@ -72,6 +71,6 @@ class Issued(Answered):
         else:
             self._answer(ticket)
 
-    def _answer(self, ticket: pb.Ticket) -> None:
-        self.call.send(framed(ticket.SerializeToString()))
+    def _answer(self, ticket: bytes) -> None:
+        self.call.send(framed(ticket))
         self.call.finish(b"")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -31,7 +32,6 @@ from fairlead.errors import (
     RequestCancelledError,
     UnavailableError,
 )
-from fairlead.inference.v1 import inference_pb2 as pb
 from model_units.prefix import prompt_chunks
 
 log = get_logger(__name__)
@@ -47,6 +47,17 @@ it at once, and the replica says so within a second; what somebody only holds mu
 _REASONS: Final = {reason.value: reason for reason in Reason}
 
 
+def _not_used(reason: Reason) -> FailedPreconditionError:
+    return FailedPreconditionError("the ticket was not used", reason=reason)
+
+
+# What is written down of tickets that nobody redeemed; never raised. Many end so at a time, all alike.
+_EXPIRED: Final = _not_used(Reason.TICKET_EXPIRED)
+_RETURNED: Final = _not_used(Reason.CANCELLED)
+_LOST: Final = _not_used(Reason.REPLICA_LOST)
+_SHUT_DOWN: Final = _not_used(Reason.SHUTTING_DOWN)
+
+
 class Held:
     """What an open ticket stands for.
 
@@ -58,10 +69,10 @@ class Held:
         trace: Of the request.
         digest: Of what the client sent.
         named: Its id is kept from being used twice while the ticket is open.
-        message: The ticket as the client got it.
+        ticket: As the client got it.
     """
 
-    __slots__ = ("chosen", "digest", "message", "named", "order", "receipt", "tab", "trace")
+    __slots__ = ("chosen", "digest", "named", "order", "receipt", "tab", "ticket", "trace")
 
     def __init__(
         self,
@@ -72,7 +83,7 @@ class Held:
         trace: RequestTrace,
         digest: bytes,
         named: bool,
-        message: pb.Ticket,
+        ticket: bytes,
     ) -> None:
         self.order = order
         self.receipt = receipt
@@ -81,7 +92,7 @@ class Held:
         self.trace = trace
         self.digest = digest
         self.named = named
-        self.message = message
+        self.ticket = ticket
 
 
 @dataclass
@@ -127,11 +138,17 @@ class TicketLedger:
         self._by_id: dict[tuple[str, str], OpenTicket[Held]] = {}
         self._awaited: deque[tuple[int, OpenTicket[Held]]] = deque()  # those counted unredeemed, since when
 
-    def enter(self, expires_ns: int, held: Held) -> None:
-        """Enters a ticket that is being issued."""
+    def enter(self, held: Held, expires_ns: int, now_ns: int) -> None:
+        """Enters a ticket that is being issued.
+
+        Args:
+            held: What it stands for.
+            expires_ns: When it can no longer be redeemed.
+            now_ns: Monotonic now.
+        """
         ticket = self.book.add(held.chosen.member.record.replica_id, expires_ns, held)
         self.counts.issued += 1
-        self._awaited.append((self._now_ns(), ticket))
+        self._awaited.append((now_ns, ticket))
         if held.named:
             self._by_id[held.order.tenant_id, held.receipt.request_id] = ticket
 
@@ -145,10 +162,10 @@ class TicketLedger:
             ticket.returned = True
             self._free_id(ticket.held)
 
-    def silent_s(self, replica_id: str) -> float:
+    def silent_s(self, replica_id: str, now_ns: int) -> float:
         """Since when a replica has not been heard, seconds."""
         heard_ns = self._heard_ns.get(replica_id)
-        return float("inf") if heard_ns is None else (self._now_ns() - heard_ns) / NS_PER_S
+        return math.inf if heard_ns is None else (now_ns - heard_ns) / NS_PER_S
 
     def booked(self, replica_id: str, reports: ticket_pb2.TicketReports) -> None:
         """Books what a replica reports."""
@@ -165,19 +182,20 @@ class TicketLedger:
             if ended:
                 self._end(held, report)
         for ticket in self.book.caught_up(replica_id, reports.as_of_ns):
-            self._unused(ticket.held, Reason.TICKET_EXPIRED)
+            self._unused(ticket.held, _EXPIRED)
 
     def sweep(self) -> None:
         """Gives up replicas that are not heard any more, and work that nobody redeems. To be called twice a second."""
-        counted_ns = self._now_ns() - int(UNREDEEMED_COUNTS_S * NS_PER_S)
+        now_ns = self._now_ns()
+        counted_ns = now_ns - int(UNREDEEMED_COUNTS_S * NS_PER_S)
         while self._awaited and self._awaited[0][0] <= counted_ns:
             ticket = self._awaited.popleft()[1]
             if not ticket.redeemed:
                 self._routing.ended(ticket.held.chosen)
         for replica_id in self.book.replicas():
-            if self.silent_s(replica_id) > LOST_AFTER_S:
+            if self.silent_s(replica_id, now_ns) > LOST_AFTER_S:
                 self.lost(replica_id)
-        for replica_id in [each for each in self._heard_ns if self.silent_s(each) > LOST_AFTER_S]:
+        for replica_id in [each for each in self._heard_ns if self.silent_s(each, now_ns) > LOST_AFTER_S]:
             del self._heard_ns[replica_id]
 
     def lost(self, replica_id: str) -> None:
@@ -189,7 +207,7 @@ class TicketLedger:
             held = ticket.held
             self.counts.lost += 1
             if not ticket.redeemed:
-                self._unused(held, Reason.REPLICA_LOST)
+                self._unused(held, _LOST)
                 continue
             now_ns = self._now_ns()
             poison = self._quarantine.lost(_prompt(held.order), replica_id, now_ns)
@@ -203,7 +221,7 @@ class TicketLedger:
                 if ticket.redeemed:
                     self._fail(ticket.held, Reason.SHUTTING_DOWN)
                 else:
-                    self._unused(ticket.held, Reason.SHUTTING_DOWN)
+                    self._unused(ticket.held, _SHUT_DOWN)
 
     def write_down(
         self,
@@ -251,15 +269,15 @@ class TicketLedger:
                     self._quarantine.answered(_prompt(held.order))
                 self.write_down(held.receipt, held.trace, Outcome.COMPLETED, finished=finished)
             case ticket_pb2.TICKET_OUTCOME_UNUSED:
-                self._unused(held, Reason.CANCELLED)
+                self._unused(held, _RETURNED)
             case ticket_pb2.TICKET_OUTCOME_CANCELLED:
                 self._close(held, Outcome.CANCELLED, RequestCancelledError("the client is gone"))
             case _:
                 self._fail(held, _REASONS.get(report.reason, Reason.INTERNAL))
 
-    def _unused(self, held: Held, reason: Reason) -> None:
+    def _unused(self, held: Held, error: FailedPreconditionError) -> None:
         self.counts.unused += 1
-        self._close(held, Outcome.CANCELLED, FailedPreconditionError("the ticket was not used", reason=reason))
+        self._close(held, Outcome.CANCELLED, error)
 
     def _fail(self, held: Held, reason: Reason) -> None:
         receipt, error = held.receipt, _failure(reason, held.receipt.output_tokens)
@@ -272,7 +290,7 @@ class TicketLedger:
     def _close(self, held: Held, outcome: Outcome, error: FairleadError) -> None:
         held.tab.close()
         self._left(held)
-        self.write_down(held.receipt, held.trace, outcome, error, reason=error.reason.value)
+        self.write_down(held.receipt, held.trace, outcome, error, reason=str(error.reason))
 
     def _left(self, held: Held) -> None:
         self._routing.ended(held.chosen)

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from common.clock import NS_PER_S, Clock
 from common.logs import get_logger
-from common.tickets import KEY_BYTES, key_name, name_in, request_digest, unseal
+from common.tickets import KEY_BYTES, TicketKey, name_in, request_digest
 from engines.agent.core.tickets import End, RouterClock, TicketRegister, TicketState, Verdict
 from fairlead.engine.v1 import ticket_pb2
 from fairlead.errors import (
@@ -54,7 +54,7 @@ class Issuer:
         left_ns: When its last stream ended; None while it follows.
     """
 
-    def __init__(self, router_id: str, key: bytes, clock: Clock) -> None:
+    def __init__(self, router_id: str, key: TicketKey, clock: Clock) -> None:
         self.router_id = router_id
         self.key = key
         self.register = TicketRegister()
@@ -175,12 +175,12 @@ class Issuers:
         if len(request.key) != KEY_BYTES:
             raise InvalidArgumentError(f"a key has {KEY_BYTES} bytes", field="key")
         self._forget()
-        name = key_name(request.key)
-        issuer = self._by_name.get(name)
+        key = TicketKey(request.key)
+        issuer = self._by_name.get(key.name)
         if issuer is None:
             if len(self._by_name) >= ISSUERS_MAX:
                 raise UnavailableError("the tickets of too many routers are taken already", reason=Reason.NOT_READY)
-            issuer = self._by_name[name] = Issuer(request.router_id, request.key, self._clock)
+            issuer = self._by_name[key.name] = Issuer(request.router_id, key, self._clock)
         return issuer
 
     def redeem(self, request: public_pb2.RedeemRequest) -> Redeemed:
@@ -216,8 +216,8 @@ class Issuers:
                 del self._by_name[name]
 
 
-def _claims(key: bytes, token: bytes) -> ticket_pb2.TicketClaims:
-    sealed = unseal(key, token)
+def _claims(key: TicketKey, token: bytes) -> ticket_pb2.TicketClaims:
+    sealed = key.unseal(token)
     if sealed is not None:
         try:
             return ticket_pb2.TicketClaims.FromString(sealed)

@@ -5,15 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.tickets import (
-    TOKEN_BYTES_MAX,
-    key_name,
-    name_in,
-    replica_key,
-    request_digest,
-    seal,
-    unseal,
-)
+from common.tickets import TOKEN_BYTES_MAX, TicketKey, name_in, replica_key, request_digest
 from fairlead.inference.v1 import inference_pb2 as pb
 
 SECRET = b"s" * 32
@@ -24,45 +16,45 @@ names = st.text(max_size=40)
 @given(secrets, names, st.binary(max_size=500))
 def test_what_is_signed_is_read(secret: bytes, replica_id: str, claims: bytes) -> None:
     """Any claims come back, and the token names its key."""
-    key = replica_key(secret, replica_id)
-    token = seal(key, key_name(key), claims)
-    assert unseal(key, token) == claims
-    assert name_in(token) == key_name(key)
+    key = TicketKey(replica_key(secret, replica_id))
+    token = key.seal(claims)
+    assert key.unseal(token) == claims
+    assert name_in(token) == key.name
 
 
 @given(st.binary(max_size=300), st.data())
 def test_one_changed_bit_is_found(claims: bytes, data: st.DataObject) -> None:
     """Behind the key's name, which is looked up, every bit counts; so does every byte more or less."""
-    key = replica_key(SECRET, "r1")
-    token = seal(key, key_name(key), claims)
+    key = TicketKey(replica_key(SECRET, "r1"))
+    token = key.seal(claims)
     bit = data.draw(st.integers(8 * 8, 8 * len(token) - 1))
     changed = bytearray(token)
     changed[bit // 8] ^= 1 << bit % 8
-    assert unseal(key, bytes(changed)) is None
-    assert unseal(key, token[:-1]) is None
-    assert unseal(key, token + b"\0") is None
+    assert key.unseal(bytes(changed)) is None
+    assert key.unseal(token[:-1]) is None
+    assert key.unseal(token + b"\0") is None
 
 
 @given(st.binary(max_size=200))
 def test_noise_is_no_ticket(noise: bytes) -> None:
     """Bytes that nobody signed are refused, whatever their length."""
-    assert unseal(replica_key(SECRET, "r1"), noise) is None
+    assert TicketKey(replica_key(SECRET, "r1")).unseal(noise) is None
 
 
 def test_a_token_over_the_limit_is_not_looked_at() -> None:
     """The limit and one byte more, both signed."""
-    key = replica_key(SECRET, "r1")
+    key = TicketKey(replica_key(SECRET, "r1"))
     claims = b"x" * (TOKEN_BYTES_MAX - 24)
-    assert unseal(key, seal(key, key_name(key), claims)) == claims
-    assert unseal(key, seal(key, key_name(key), claims + b"x")) is None
+    assert key.unseal(key.seal(claims)) == claims
+    assert key.unseal(key.seal(claims + b"x")) is None
 
 
 @given(secrets, secrets, names, names)
 def test_keys_differ_by_router_and_replica(one: bytes, other: bytes, replica: str, another: str) -> None:
     """A ticket is good where its router's secret and its replica meet, and nowhere else."""
-    token = seal(replica_key(one, replica), b"n" * 8, b"claims")
+    token = TicketKey(replica_key(one, replica)).seal(b"claims")
     good = (one, replica) == (other, another)
-    assert (unseal(replica_key(other, another), token) == b"claims") is good
+    assert (TicketKey(replica_key(other, another)).unseal(token) == b"claims") is good
 
 
 def test_the_digest_covers_everything_that_was_sent() -> None:

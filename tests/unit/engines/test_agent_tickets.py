@@ -12,7 +12,7 @@ from opentelemetry.context import Context
 
 from common.clock import FakeClock, SystemClock
 from common.generation import Finish, TokenBatch
-from common.tickets import key_name, replica_key, request_digest, seal
+from common.tickets import TicketKey, replica_key, request_digest
 from engines.agent.core.tickets import End, TicketState
 from engines.agent.issuers import GONE_AFTER_S, ISSUERS_MAX, Issuer, Issuers
 from engines.agent.requests import Produced
@@ -90,7 +90,7 @@ class Bench:
             "max_tokens": 64,
             **claims,
         }
-        token = seal(KEY, key_name(KEY), ticket_pb2.TicketClaims(**fields).SerializeToString())
+        token = TicketKey(KEY).seal(ticket_pb2.TicketClaims(**fields).SerializeToString())
         request = public_pb2.RedeemRequest(token=token, request=REQUEST)
         return self.servicer.StreamGenerate(request, Call())
 
@@ -203,7 +203,7 @@ async def test_only_good_tickets_run() -> None:
         with pytest.raises(FairleadError) as caught:
             [message async for message in bench.redeem(**claims)]
         assert caught.value.reason is reason
-    garbage = public_pb2.RedeemRequest(token=seal(KEY, key_name(KEY), b"\xff\xff\xff"), request=REQUEST)
+    garbage = public_pb2.RedeemRequest(token=TicketKey(KEY).seal(b"\xff\xff\xff"), request=REQUEST)
     with pytest.raises(FairleadError) as caught:
         bench.issuers.redeem(garbage)
     assert caught.value.reason is Reason.TICKET_INVALID
@@ -218,7 +218,7 @@ def test_a_router_that_is_gone_is_forgotten_after_a_while() -> None:
     issuer = follow(issuers)
     number = issuer.streams
     issuer.register.use(1, 10**18, 0)
-    token = seal(KEY, key_name(KEY), ticket_pb2.TicketClaims(number=2, expires_ns=10**18).SerializeToString())
+    token = TicketKey(KEY).seal(ticket_pb2.TicketClaims(number=2, expires_ns=10**18).SerializeToString())
     redeem = public_pb2.RedeemRequest(token=token)
     issuer.leave(number - 1)
     assert issuer.left_ns is None, "an older stream's end says nothing"

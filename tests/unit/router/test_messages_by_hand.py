@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,9 +16,11 @@ from data_plane.router import answers
 from data_plane.router.engine_messages import engine_request
 from data_plane.router.exchange import Call, Charge, Finished, Receipt, Usage
 from data_plane.router.routing import Chosen, Route, weight
-from fairlead.engine.v1 import engine_pb2
+from data_plane.router.ticket_messages import ClaimsWriter, ticket_message
+from fairlead.engine.v1 import engine_pb2, ticket_pb2
 from fairlead.inference.v1 import inference_pb2 as pb
 from fairlead.sharding.v1 import sharding_pb2
+from model_units.cost import CostForm
 from tests.support.router_lab import KEY, RouterLab, prompt_request
 
 _tokens = st.integers(0, 2**31 - 1)
@@ -110,6 +113,60 @@ async def test_what_a_replica_is_sent(
     if generation != Generation():
         expected.assignment.CopyFrom(sharding_pb2.Generation(incarnation=2**62, number=2**61))
     assert engine_pb2.EngineGenerateRequest.FromString(engine_request(route, chosen, "router-1")) == expected
+
+
+@pytest.mark.parametrize("blocks", [(), (1, 2)])
+@pytest.mark.parametrize("generation", [Generation(), Generation(2**62, 2**61)])
+async def test_what_a_ticket_claims(blocks: tuple[int, ...], generation: Generation) -> None:
+    """All that the replica has to know; of another profile of the same id, which replaces it, that one's constants."""
+    lab = RouterLab(("r1",))
+    route, chosen = _route(lab, prompt_request("Once upon a time"), b"", blocks, generation)
+    order, receipt, writer = route.order, route.receipt, ClaimsWriter()
+    receipt.estimated_milli_mu = 7
+    profile = order.profile
+    for order.profile in (profile, replace(profile, a=2.0, d=0.0, form=CostForm.PRODUCT), profile):
+        expected = ticket_pb2.TicketClaims(
+            number=3,
+            request_digest=b"d" * 16,
+            expires_ns=2**62,
+            deadline_ns=order.deadline_ns,
+            request_id="drawn",
+            tenant_id=order.tenant_id,
+            max_tokens=256,
+            priority=pb.PRIORITY_INTERACTIVE,
+            prefill_milli_mu=chosen.pick.uncached_prefill_milli_mu,
+            decode_milli_mu=order.price.cost.decode_milli_mu,
+            weight=weight(receipt),
+            dispatch_number=chosen.dispatch.number,
+            shard_key=route.shard_key,
+            with_prefix_blocks=bool(blocks),
+            price=ticket_pb2.TicketPrice(
+                estimated_milli_mu=7,
+                quota_left_milli_mu=receipt.quota_left_milli_mu,
+                input_tokens=order.price.input_tokens,
+                a=order.profile.a,
+                b=order.profile.b,
+                d=order.profile.d,
+                g=order.profile.g,
+                product=order.profile.form is CostForm.PRODUCT,
+            ),
+        )
+        if generation != Generation():
+            expected.assignment.CopyFrom(sharding_pb2.Generation(incarnation=2**62, number=2**61))
+        claims = writer.claims(route, chosen, 3, b"d" * 16, 2**62)
+        assert ticket_pb2.TicketClaims.FromString(claims) == expected
+
+
+@given(st.text(max_size=100), st.binary(max_size=300), _milli_mu, st.integers(0, 2**61))
+def test_tickets(name: str, token: bytes, estimated_milli_mu: int, expire_wall_ns: int) -> None:
+    """What the client gets."""
+    receipt = Receipt(name)
+    receipt.replica_id, receipt.estimated_milli_mu = name, estimated_milli_mu
+    expected = pb.Ticket(
+        request_id=name, address=name, token=token, replica_id=name, estimated_milli_mu=estimated_milli_mu
+    )
+    expected.expire_time.FromNanoseconds(expire_wall_ns)
+    assert pb.Ticket.FromString(ticket_message(receipt, name, token, expire_wall_ns)) == expected
 
 
 async def test_a_client_that_says_a_field_twice_is_understood_as_protobuf_does() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from common.clock import FakeClock
-from common.tickets import TOKEN_BYTES_MAX, request_digest, unseal
+from common.tickets import TOKEN_BYTES_MAX, TicketKey, request_digest
 from data_plane.router.core.accounts import Outcome
 from data_plane.router.core.fleet import Link
 from data_plane.router.exchange import Call, Delta
@@ -59,7 +59,7 @@ class Lab(RouterLab):
         return caught.value
 
     def claims(self, ticket: pb.Ticket) -> ticket_pb2.TicketClaims:
-        sealed = unseal(self.desk.key(ticket.replica_id), ticket.token)
+        sealed = TicketKey(self.desk.key(ticket.replica_id)).unseal(ticket.token)
         assert sealed is not None
         return ticket_pb2.TicketClaims.FromString(sealed)
 
