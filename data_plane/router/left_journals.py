@@ -82,7 +82,7 @@ class Left:
                 damaged.append(Damage(path, lost_bytes))
             for content in contents if header is None else contents[1:]:
                 read = settlement_of(content)
-                book.add(*read[:4], 0, read.number)
+                book.add(read.hour, read.payer, read.counts, 0, read.number)
         return Found(found, book, tuple(damaged))
 
     def remove(self, found: Found) -> None:

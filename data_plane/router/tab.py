@@ -164,8 +164,7 @@ class Tab:
         books.settled(bucket[1], total, now_ns)
         receipt.usage = usage
         receipt.cost = cost
-        counts = (1, input_tokens, cached_input_tokens, output_tokens, prefill, decode)
-        # The constructor of a named tuple is a call more.
-        books.usage.settled(bucket, tuple.__new__(Counts, counts))
+        counts = Counts(1, input_tokens, cached_input_tokens, output_tokens, prefill, decode)
+        books.usage.settled(bucket, counts, now_ns)
         receipt.quota = holds.view(bucket, now_ns)
         return Charge(receipt.estimated_milli_mu, total, prefill, decode, receipt.quota_left_milli_mu)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from common.clock import Clock
-from data_plane.router.core.holds import BucketKey
-from data_plane.router.core.usage import Counts, UsageBook
+from data_plane.router.core.usage import Counts, Payer, UsageBook
 from data_plane.router.usage_journal import UsageJournal
 
 
@@ -12,7 +11,7 @@ class UsageDesk:
     """Counts what was charged.
 
     Args:
-        clock: Time; the hour by the wall.
+        clock: Tells the hour, by the wall.
         journal: Where settlements survive the process, or None for nowhere.
 
     Attributes:
@@ -25,15 +24,15 @@ class UsageDesk:
         self.journal = journal
         self._clock = clock
 
-    def settled(self, bucket: BucketKey, counts: Counts) -> None:
+    def settled(self, payer: Payer, counts: Counts, now_ns: int) -> None:
         """Counts one settlement. Never raises.
 
         Args:
-            bucket: Who pays for what.
+            payer: Who pays for what.
             counts: Of this one request.
+            now_ns: Monotonic now.
         """
         hour = self.book.hour_of(self._clock.wall_ns())
-        tenant_id, model_id = bucket
-        number = self.book.add(hour, tenant_id, model_id, counts, self._clock.monotonic_ns())
+        number = self.book.add(hour, payer, counts, now_ns)
         if self.journal is not None:
-            self.journal.append(hour, number, tenant_id, model_id, counts)
+            self.journal.append(hour, number, payer, counts)

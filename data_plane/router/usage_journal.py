@@ -30,7 +30,7 @@ import msgspec
 
 from common.logs import get_logger
 from data_plane.router import usage_records
-from data_plane.router.core.usage import Counts, Row, UsageBook
+from data_plane.router.core.usage import Counts, Payer, Row, UsageBook
 from data_plane.router.left_journals import FOLDER, remove
 from data_plane.router.usage_records import HEAD, Header, path_of, segments
 
@@ -69,7 +69,7 @@ class UsageJournal:
         self._spare: tuple[int, mmap.mmap] | None = None
         self._at = 0
         self._number = 0
-        self._names: dict[tuple[str, str], bytes] = {}
+        self._names: dict[Payer, bytes] = {}
         self._gap = False
         self._failed = False
         try:
@@ -84,20 +84,19 @@ class UsageJournal:
         """Whether everything that was settled is written down."""
         return not self._gap and self._map is not None
 
-    def append(self, hour: int, number: int, tenant_id: str, model_id: str, counts: Counts) -> None:
+    def append(self, hour: int, number: int, payer: Payer, counts: Counts) -> None:
         """Writes one settlement down. Never raises.
 
         Args:
             hour: In which it counts, since the Unix epoch.
             number: Of the table in which it counts.
-            tenant_id: Who pays.
-            model_id: On what.
+            payer: Who pays for what.
             counts: Of it.
         """
-        names = self._names.get((tenant_id, model_id))
+        names = self._names.get(payer)
         if names is None:
-            names = self._names[tenant_id, model_id] = usage_records.names(tenant_id, model_id)
-        record = usage_records.settlement(hour, number, counts, len(tenant_id.encode()), names)
+            names = self._names[payer] = usage_records.names(payer)
+        record = usage_records.settlement(hour, number, counts, names)
         end = self._at + len(record)
         if self._map is None or end > self._segment_bytes:
             self._roll()
@@ -167,8 +166,8 @@ class UsageJournal:
         with partial.open("wb") as file:
             file.write(usage_records.record(msgspec.json.encode(msgspec.structs.replace(self._header, base=True))))
             for table, row in rows:
-                named = usage_records.names(row.tenant_id, row.model_id)
-                file.write(usage_records.settlement(row.hour, table, row.counts, len(row.tenant_id.encode()), named))
+                named = usage_records.names((row.tenant_id, row.model_id))
+                file.write(usage_records.settlement(row.hour, table, row.counts, named))
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)

@@ -310,7 +310,7 @@ def _rows(value: bytes) -> list[Row]:
         log.error("a usage table in the store cannot be read; it is written anew")
         return []
     hour = table.hour.seconds // _S_PER_HOUR
-    return sorted(
+    rows = [
         Row(
             hour,
             row.tenant_id,
@@ -325,4 +325,5 @@ def _rows(value: bytes) -> list[Row]:
             ),
         )
         for row in table.rows
-    )
+    ]
+    return sorted(rows, key=lambda row: row[:3])

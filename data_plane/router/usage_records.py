@@ -14,12 +14,13 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from data_plane.router.core.usage import Counts
+from data_plane.router.core.usage import Counts, Payer
 
 HEAD: Final = struct.Struct("<II")
 """Length and checksum of the content that follows."""
 
-_COUNTS: Final = struct.Struct("<IIqqqqqqH")
+_COUNTS: Final = struct.Struct("<IIqqqqqq")
+_TENANT_BYTES: Final = struct.Struct("<H")
 _SUFFIX: Final = ".journal"
 # Counters and two ids, or a header: far less. Bounds what a damaged length makes a reader look at.
 _CONTENT_BYTES_MAX: Final = 1 << 10
@@ -44,22 +45,21 @@ class Settlement(NamedTuple):
 
     Attributes:
         hour: In which it counts, since the Unix epoch.
-        tenant_id: Who pays.
-        model_id: On what.
-        counts: Of one settlement or the sums of many.
         number: Of the table in which it counts.
+        payer: Who pays for what.
+        counts: Of one settlement or the sums of many.
     """
 
     hour: int
-    tenant_id: str
-    model_id: str
-    counts: Counts
     number: int
+    payer: Payer
+    counts: Counts
 
 
-def names(tenant_id: str, model_id: str) -> bytes:
+def names(payer: Payer) -> bytes:
     """The part of a settlement's record that is the same for all of one tenant and model."""
-    return tenant_id.encode() + model_id.encode()
+    tenant_id, model_id = payer[0].encode(), payer[1].encode()
+    return _TENANT_BYTES.pack(len(tenant_id)) + tenant_id + model_id
 
 
 def record(content: bytes) -> bytes:
@@ -67,17 +67,28 @@ def record(content: bytes) -> bytes:
     return HEAD.pack(len(content), zlib.crc32(content)) + content
 
 
-def settlement(hour: int, number: int, counts: Counts, tenant_bytes: int, named: bytes) -> bytes:
+def settlement(hour: int, number: int, counts: Counts, named: bytes) -> bytes:
     """The record of a settlement.
 
     Args:
         hour: As in Settlement.
         number: Likewise.
         counts: Likewise.
-        tenant_bytes: Length of the tenant's id, encoded.
         named: From `names`.
     """
-    return record(_COUNTS.pack(hour, number, *counts, tenant_bytes) + named)
+    return record(
+        _COUNTS.pack(
+            hour,
+            number,
+            counts.requests,
+            counts.input_tokens,
+            counts.cached_input_tokens,
+            counts.output_tokens,
+            counts.prefill_milli_mu,
+            counts.decode_milli_mu,
+        )
+        + named
+    )
 
 
 def header_of(content: bytes) -> Header | None:
@@ -90,9 +101,11 @@ def header_of(content: bytes) -> Header | None:
 
 def settlement_of(content: bytes) -> Settlement:
     """Reads a settlement."""
-    hour, number, *counts, tenant_bytes = _COUNTS.unpack_from(content)
-    named = content[_COUNTS.size :]
-    return Settlement(hour, named[:tenant_bytes].decode(), named[tenant_bytes:].decode(), Counts(*counts), number)
+    hour, number, *counts = _COUNTS.unpack_from(content)
+    tenant_at = _COUNTS.size + _TENANT_BYTES.size
+    model_at = tenant_at + _TENANT_BYTES.unpack_from(content, _COUNTS.size)[0]
+    payer = content[tenant_at:model_at].decode(), content[model_at:].decode()
+    return Settlement(hour, number, payer, Counts(*counts))
 
 
 def contents_of(data: bytes) -> tuple[list[bytes], int]:
@@ -126,7 +139,7 @@ def _run(data: bytes, at: int) -> tuple[list[bytes], int]:
         content = data[at + HEAD.size : at + HEAD.size + length]
         if len(content) < length or zlib.crc32(content) != checksum:
             break
-        if length < _COUNTS.size and header_of(content) is None:
+        if length < _COUNTS.size + _TENANT_BYTES.size and header_of(content) is None:
             break  # numbers inside a torn record that look like a record: the CRC-32 of a byte 255 is 255 again
         contents.append(content)
         at += HEAD.size + length

@@ -24,10 +24,10 @@ ROWS_MAX: Final = 500
 _NS_PER_HOUR: Final = 3_600_000_000_000
 
 
-class Counts(NamedTuple):
-    """Sums over settlements.
+class Counts:
+    """Of one settlement, or sums over several.
 
-    Attributes:
+    Args:
         requests: How many.
         input_tokens: Prompt tokens.
         cached_input_tokens: The part of them found in a prefix cache.
@@ -36,12 +36,53 @@ class Counts(NamedTuple):
         decode_milli_mu: Decode part of the charge.
     """
 
-    requests: int
-    input_tokens: int
-    cached_input_tokens: int
-    output_tokens: int
-    prefill_milli_mu: int
-    decode_milli_mu: int
+    __slots__ = (
+        "cached_input_tokens",
+        "decode_milli_mu",
+        "input_tokens",
+        "output_tokens",
+        "prefill_milli_mu",
+        "requests",
+    )
+
+    def __init__(
+        self,
+        requests: int = 0,
+        input_tokens: int = 0,
+        cached_input_tokens: int = 0,
+        output_tokens: int = 0,
+        prefill_milli_mu: int = 0,
+        decode_milli_mu: int = 0,
+    ) -> None:
+        self.requests = requests
+        self.input_tokens = input_tokens
+        self.cached_input_tokens = cached_input_tokens
+        self.output_tokens = output_tokens
+        self.prefill_milli_mu = prefill_milli_mu
+        self.decode_milli_mu = decode_milli_mu
+
+    def add(self, more: Counts) -> None:
+        """Adds a settlement, or others' sums."""
+        self.requests += more.requests
+        self.input_tokens += more.input_tokens
+        self.cached_input_tokens += more.cached_input_tokens
+        self.output_tokens += more.output_tokens
+        self.prefill_milli_mu += more.prefill_milli_mu
+        self.decode_milli_mu += more.decode_milli_mu
+
+    def each(self) -> tuple[int, int, int, int, int, int]:
+        """The counters, in the order of the arguments."""
+        return (
+            self.requests,
+            self.input_tokens,
+            self.cached_input_tokens,
+            self.output_tokens,
+            self.prefill_milli_mu,
+            self.decode_milli_mu,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Counts) and self.each() == other.each()
 
 
 class Row(NamedTuple):
@@ -59,6 +100,9 @@ class Row(NamedTuple):
     model_id: str
     counts: Counts
 
+
+Payer = tuple[str, str]
+"""(tenant, model)."""
 
 TableKey = tuple[int, int]
 """(hour since the Unix epoch, number of the table within it from 0)."""
@@ -86,10 +130,30 @@ class _Table:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.rows: dict[tuple[str, str], list[int]] = {}
+        self.rows: dict[Payer, Counts] = {}
         self.version = 0
         self.stored_version = 0
         self.changed_ns = 0
+
+
+class _Place:
+    """Where a row is."""
+
+    __slots__ = ("sums", "table")
+
+    def __init__(self, table: _Table, sums: Counts) -> None:
+        self.table = table
+        self.sums = sums
+
+
+class _Hour:
+    """The rows of one hour, and the table that gets the next."""
+
+    __slots__ = ("filling", "places")
+
+    def __init__(self) -> None:
+        self.places: dict[Payer, _Place] = {}
+        self.filling: _Table | None = None
 
 
 class UsageBook:
@@ -102,8 +166,7 @@ class UsageBook:
     def __init__(self, *, rows_max: int = ROWS_MAX) -> None:
         self._rows_max = rows_max
         self._tables: dict[TableKey, _Table] = {}
-        self._places: dict[tuple[int, str, str], tuple[_Table, list[int]]] = {}
-        self._filling: dict[int, _Table] = {}
+        self._hours: dict[int, _Hour] = {}
         self._closed_hour = -1
 
     def hour_of(self, wall_ns: int) -> int:
@@ -111,15 +174,12 @@ class UsageBook:
         hour = wall_ns // _NS_PER_HOUR
         return hour if hour > self._closed_hour else self._closed_hour + 1
 
-    def add(
-        self, hour: int, tenant_id: str, model_id: str, counts: Counts, now_ns: int, number: int | None = None
-    ) -> int:
+    def add(self, hour: int, payer: Payer, counts: Counts, now_ns: int, number: int | None = None) -> int:
         """Counts settled work.
 
         Args:
             hour: From `hour_of`.
-            tenant_id: Who pays.
-            model_id: On what.
+            payer: Who pays for what.
             counts: Of one settlement, or sums of several.
             now_ns: Monotonic now.
             number: The table in which another book counts this row; None where this is the first to count it.
@@ -127,17 +187,14 @@ class UsageBook:
         Returns:
             The number of the row's table.
         """
-        place = self._places.get((hour, tenant_id, model_id))
+        rows = self._hours.get(hour)
+        if rows is None:
+            rows = self._hours[hour] = _Hour()
+        place = rows.places.get(payer)
         if place is None:
-            place = self._place(hour, tenant_id, model_id, number)
-        table, sums = place
-        requests, input_tokens, cached, output, prefill, decode = counts
-        sums[0] += requests
-        sums[1] += input_tokens
-        sums[2] += cached
-        sums[3] += output
-        sums[4] += prefill
-        sums[5] += decode
+            place = rows.places[payer] = self._place(hour, rows, payer, number)
+        place.sums.add(counts)
+        table = place.table
         if table.version == table.stored_version:
             table.changed_ns = now_ns
         table.version += 1
@@ -180,26 +237,24 @@ class UsageBook:
         waiting = {hour for hour, _ in self.changed()}
         closed = [key for key in self._tables if key[0] < over and key[0] not in waiting]
         for key in closed:
-            for tenant_id, model_id in self._tables.pop(key).rows:
-                del self._places[key[0], tenant_id, model_id]
-            self._filling.pop(key[0], None)
+            del self._tables[key]
+            self._hours.pop(key[0], None)
             self._closed_hour = max(self._closed_hour, key[0])
 
     @staticmethod
     def _rows(hour: int, table: _Table) -> Iterable[Row]:
         for (tenant_id, model_id), sums in sorted(table.rows.items()):
-            yield Row(hour, tenant_id, model_id, Counts(*sums))
+            yield Row(hour, tenant_id, model_id, Counts(*sums.each()))
 
-    def _place(self, hour: int, tenant_id: str, model_id: str, number: int | None) -> tuple[_Table, list[int]]:
-        table = self._table_for_new(hour) if number is None else self._table_at(hour, number)
-        sums = table.rows[tenant_id, model_id] = [0] * len(Counts._fields)
-        place = self._places[hour, tenant_id, model_id] = (table, sums)
-        return place
+    def _place(self, hour: int, rows: _Hour, payer: Payer, number: int | None) -> _Place:
+        table = self._table_for_new(hour, rows) if number is None else self._table_at(hour, number)
+        sums = table.rows[payer] = Counts()
+        return _Place(table, sums)
 
-    def _table_for_new(self, hour: int) -> _Table:
-        table = self._filling.get(hour)
+    def _table_for_new(self, hour: int, rows: _Hour) -> _Table:
+        table = rows.filling
         if table is None or len(table.rows) >= self._rows_max:
-            table = self._filling[hour] = self._table_at(hour, 0 if table is None else table.number + 1)
+            table = rows.filling = self._table_at(hour, 0 if table is None else table.number + 1)
         return table
 
     def _table_at(self, hour: int, number: int) -> _Table:
@@ -219,6 +274,6 @@ def merged(ours: Iterable[Row], theirs: Iterable[Row]) -> list[Row]:
     for row in (*ours, *theirs):
         key = (row.hour, row.tenant_id, row.model_id)
         known = rows.get(key)
-        counts = row.counts if known is None else Counts(*map(max, known.counts, row.counts))
+        counts = row.counts if known is None else Counts(*map(max, known.counts.each(), row.counts.each()))
         rows[key] = Row(*key, counts)
     return [rows[key] for key in sorted(rows)]

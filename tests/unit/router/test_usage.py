@@ -38,6 +38,8 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 Sums = Counter[tuple[str, str, str, str]]
 
+FIELDS = ("requests", "input_tokens", "cached_input_tokens", "output_tokens", "prefill_milli_mu", "decode_milli_mu")
+
 one = st.tuples(
     st.sampled_from(["a", "b", "tenant-ü"]),
     st.sampled_from(["m", "model-2"]),
@@ -51,7 +53,7 @@ def counted(rows: object, hour: str = "") -> Sums:
     sums: Sums = Counter()
     for row in rows:  # type: ignore[attr-defined]  # rows of the core or of the wire
         counts = getattr(row, "counts", row)
-        for name in Counts._fields:
+        for name in FIELDS:
             sums[hour or hour_name(row.hour), row.tenant_id, row.model_id, name] += getattr(counts, name)
     return +sums
 
@@ -74,6 +76,7 @@ class Process:
     """What a router process has of it all, over a store that outlives it."""
 
     def __init__(self, folder: Path, store: MemoryStore, clock: FakeClock, name: str, **options: int) -> None:
+        self.clock = clock
         self.journal = UsageJournal(folder, router_id="router-1", incarnation_id=name, **options)
         self.desk = UsageDesk(clock, self.journal)
         self.publisher = UsagePublisher(
@@ -82,7 +85,7 @@ class Process:
 
     def settle(self, history: list[tuple[str, str, tuple[int, int, int], tuple[int, int]]]) -> None:
         for tenant_id, model_id, usage, (prefill, decode) in history:
-            self.desk.settled((tenant_id, model_id), Counts(1, *usage, prefill, decode))
+            self.desk.settled((tenant_id, model_id), Counts(1, *usage, prefill, decode), self.clock.monotonic_ns())
 
     def die(self) -> Sums:
         """Ends as if killed: nothing is tidied up, the kernel lets go of the lock."""
@@ -131,7 +134,7 @@ def test_an_hour_that_was_forgotten_never_starts_anew() -> None:
     """After the clock went back behind a forgotten hour, work counts in the first that is open."""
     book, hour_ns = UsageBook(), HOUR_S * 10**9
     first = book.hour_of(100 * hour_ns)
-    book.add(first, "t", "m", Counts(1, 2, 3, 4, 5, 6), 0)
+    book.add(first, ("t", "m"), Counts(1, 2, 3, 4, 5, 6), 0)
     book.forget_over(103 * hour_ns)
     assert len(list(book.rows())) == 1, "not stored yet"
     book.stored(book.table(book.changed()[0]), 0)
@@ -146,10 +149,10 @@ def test_an_hour_that_was_forgotten_never_starts_anew() -> None:
 def test_what_was_added_while_a_table_was_being_stored_is_still_to_be_stored() -> None:
     """A table that changed since it was copied stays changed, and its lag counts from the copy."""
     book = UsageBook()
-    book.add(1, "t", "m", Counts(1, 0, 0, 0, 0, 0), 10)
+    book.add(1, ("t", "m"), Counts(1, 0, 0, 0, 0, 0), 10)
     assert book.lag_ns(25) == 15
     table = book.table(book.changed()[0])
-    book.add(1, "t", "m", Counts(1, 0, 0, 0, 0, 0), 40)
+    book.add(1, ("t", "m"), Counts(1, 0, 0, 0, 0, 0), 40)
     book.stored(table, 30)
     assert len(book.changed()) == 1
     assert book.lag_ns(50) == 20
@@ -206,7 +209,7 @@ async def test_usage_is_exact_over_deaths_and_absences_of_the_store(data: st.Dat
                     hour = process.desk.book.hour_of(clock.wall_ns())
                     process.settle(history)
                     for tenant, model, usage, cost in history:
-                        for field, amount in zip(Counts._fields, (1, *usage, *cost), strict=True):
+                        for field, amount in zip(FIELDS, (1, *usage, *cost), strict=True):
                             settled[hour_name(hour), tenant, model, field] += amount
                 case "publish":
                     try:
@@ -250,7 +253,7 @@ async def test_a_write_whose_outcome_is_unknown_is_neither_lost_nor_doubled() ->
     desk = UsageDesk(clock, None)
     publisher = UsagePublisher(desk, store, clock, router_id="r", incarnation_id="i", state_dir=None)
     for deaf in (False, True, True, False):
-        desk.settled(("t", "m"), Counts(1, 1, 2, 3, 4, 5))
+        desk.settled(("t", "m"), Counts(1, 1, 2, 3, 4, 5), clock.monotonic_ns())
         store.deaf = deaf
         try:
             await publisher.publish()
@@ -379,12 +382,12 @@ async def test_tables_are_bounded_and_only_changed_ones_are_written() -> None:
     publisher = UsagePublisher(desk, store, clock, router_id="r" * 63, incarnation_id="i", state_dir=None)
     names = [(f"{tenant:063d}", f"{model:063d}") for tenant in range(500) for model in range(4)]
     for bucket in names:
-        desk.settled(bucket, Counts(*[2**60] * 6))
+        desk.settled(bucket, Counts(*[2**60] * 6), clock.monotonic_ns())
     await publisher.publish()
     tables = (await store.list(keys.USAGE)).entries
     assert len(tables) == len(names) / ROWS_MAX
     assert max(len(entry.value) for entry in tables) < 1 << 17
-    desk.settled(names[-1], Counts(1, 0, 0, 0, 0, 0))
+    desk.settled(names[-1], Counts(1), clock.monotonic_ns())
     await publisher.publish()
     after = (await store.list(keys.USAGE)).entries
     assert sum(old.revision != new.revision for old, new in zip(tables, after, strict=True)) == 1
@@ -493,7 +496,7 @@ desk = UsageDesk(FakeClock(), journal)
 number = 0
 while True:
     number += 1
-    desk.settled((f"t{number % 7}", "m"), Counts(1, number, 0, 1, number, 1))
+    desk.settled((f"t{number % 7}", "m"), Counts(1, number, 0, 1, number, 1), 0)
     if number % 50 == 0:
         print(number, flush=True)
 """
