@@ -19,8 +19,23 @@ _UNIONS_MAX = 4_096
 log = get_logger(__name__)
 
 
+class _Priced:
+    """What a model was priced with last.
+
+    Args:
+        model: The model as it was then, where its profile cannot change as long as it stays so; else None.
+        profile: Its cost profile.
+    """
+
+    __slots__ = ("model", "profile")
+
+    def __init__(self, model: admin_pb2.Model | None, profile: CostProfile) -> None:
+        self.model = model
+        self.profile = profile
+
+
 class Tables:
-    """Look-ups over live mappings; whoever owns the mappings changes them in place.
+    """Look-ups over live mappings; whoever owns the mappings changes them in place, but no message in them.
 
     Args:
         keys: admin.ApiKey by key id.
@@ -47,7 +62,7 @@ class Tables:
         self._policies = policies
         self.assignments = assignments
         self._profiles = profiles
-        self._priced_with: dict[str, CostProfile] = {}
+        self._priced_with: dict[str, _Priced] = {}
         self._stood_in: dict[str, str] = {}
         self._unions: dict[str, tuple[ShardMap, dict[str, Subset]]] = {}
 
@@ -107,16 +122,22 @@ class Tables:
         Raises:
             UnavailableError: There never was another one; that is for the operators to mend.
         """
+        known = self._priced_with.get(model.model_id)
+        if known is not None and known.model is model:
+            return known.profile
         try:
             profile = self._profiles.resolve(model.profile_id, model.engine.hardware)
         except NotFoundError as error:
             return self._stand_in(model, error)
-        self._priced_with[model.model_id] = profile
+        fixed = self._profiles.is_built_in(profile.profile_id)
+        self._priced_with[model.model_id] = _Priced(model if fixed else None, profile)
         return profile
 
     def _stand_in(self, model: admin_pb2.Model, missing: NotFoundError) -> CostProfile:
-        profile = self._priced_with.get(model.model_id)
-        if profile is None:
+        known = self._priced_with.get(model.model_id)
+        if known is not None:
+            profile = known.profile
+        else:
             try:
                 profile = self._profiles.get(model.previous_profile_id)
             except NotFoundError:

@@ -273,7 +273,7 @@ class TicketDesk:
         if not isinstance(found, Chosen):
             raise found
         asked.chosen = found
-        replica_id = receipt.replica_id = found.member.record.replica_id
+        replica_id = receipt.replica_id = found.pick.replica_id
         receipt.engine = found.member.engine
         now_ns = self._clock.monotonic_ns()
         key = self._keys.get(replica_id)
@@ -285,7 +285,7 @@ class TicketDesk:
             self._quarantine.try_once(prompt, now_ns)
         expires_ns = min(now_ns + self._life_ns, order.deadline_ns)
         claims = self._writer.claims(route, found, self.ledger.book.next_number(), asked.digest, expires_ns)
-        expire_wall_ns = self._clock.wall_ns() + expires_ns - now_ns
+        expire_wall_ns = receipt.arrive_wall_ns + expires_ns - receipt.arrive_ns
         address = found.member.record.ticket_address
         asked.ticket = ticket = ticket_message(receipt, address, key.seal(claims), expire_wall_ns)
         receipt.tried(Try(found.pick, now_ns))

@@ -146,7 +146,7 @@ class TicketLedger:
             expires_ns: When it can no longer be redeemed.
             now_ns: Monotonic now.
         """
-        ticket = self.book.add(held.chosen.member.record.replica_id, expires_ns, held)
+        ticket = self.book.add(held.receipt.replica_id, expires_ns, held)
         self.counts.issued += 1
         self._awaited.append((now_ns, ticket))
         if held.named:

@@ -93,7 +93,9 @@ class TicketBook(Generic[T]):
         self._last += 1
         self._count += 1
         ticket = OpenTicket(self._last, replica_id, expires_ns, held)
-        replica = self._replicas.setdefault(replica_id, _Replica())
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            replica = self._replicas[replica_id] = _Replica()
         replica.tickets[ticket.number] = ticket
         heapq.heappush(replica.expiries, (expires_ns, ticket.number))
         return ticket
