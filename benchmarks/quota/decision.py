@@ -181,7 +181,14 @@ class Router:
         self.demand.used(request.key, total, now_ns)
         receipt.usage = Usage(request.input_tokens, request.cached_tokens, request.output_tokens)
         receipt.cost = cost
-        counts = Counts(1, *receipt.usage, cost.prefill_milli_mu, cost.decode_milli_mu)
+        counts = Counts(
+            1,
+            request.input_tokens,
+            request.cached_tokens,
+            request.output_tokens,
+            cost.prefill_milli_mu,
+            cost.decode_milli_mu,
+        )
         self.usage.settled(request.key, counts, now_ns)
         receipt.quota = self.holds.view(request.key, now_ns)
         receipt.end(Outcome.COMPLETED, "", self.clock(), None)
