@@ -22,6 +22,7 @@ TARGET ?=
 MINUTES ?= 1
 KEEP ?=
 NATIVE ?= $(FAIRLEAD_NATIVE)
+LEVEL ?=
 
 # Where nobody names a Python, the bootstrap may take a faster one.
 THIS = $(if $(filter file,$(origin PYTHON)),,--this-python)
@@ -79,8 +80,8 @@ verify-proto: ## Checks that the stubs are those of protos/
 	@$(WITH_TESTS)
 	PATH="$(CURDIR)/$(VENV):$$PATH" $(VENV)/python tools/generate_stubs.py --verify
 
-native: ## Compiles the router's busiest modules; needs gcc and Python's headers, and all works without, slower
-	@$(BOOTSTRAP) --tests -- -m deploy.native
+native: ## Compiles the router's busiest modules; needs gcc and Python's headers, and all works without, slower; LEVEL=0 to 3
+	@$(BOOTSTRAP) --tests -- -m deploy.native $(LEVEL)
 
 test-native: native ## The tests of what is compiled, on what `make native` made of it; TESTS=path
 	FAIRLEAD_NATIVE=on $(VENV)/python -m pytest -q $(if $(filter file,$(origin TESTS)),$(NATIVE_TESTS),$(TESTS))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +16,9 @@ from common import native
 from tests.support import schedule
 from tests.support.etcd import EtcdServer
 
-# The sources are tested unless FAIRLEAD_NATIVE=on asks for what `make native` has made of them. Here, before anything
-# else imports what may be compiled; processes that a test starts inherit it.
-NATIVE = native.install() if os.environ.setdefault(native.SWITCH, "off") != "off" else ""
+# Tests import the sources, unless FAIRLEAD_NATIVE=on asks for what `make native` has made of them. Here,
+# before anything else imports what may be compiled. Router processes that tests start choose for themselves.
+NATIVE = native.install() if os.environ.get(native.SWITCH) == "on" else ""
 if NATIVE.startswith("off"):
     pytest.exit(f"native {NATIVE}", returncode=1)
 
@@ -38,9 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
     schedule.step_back(config)
 
 
-def pytest_report_header() -> str:
-    """Says what is tested."""
-    return f"native {NATIVE}" if NATIVE else "the sources, interpreted"
+def pytest_report_header() -> list[str]:
+    """Says what is tested, and what a router process that is asked says of itself."""
+    ask = "from common import native; print(native.install())"
+    asked = subprocess.run([sys.executable, "-c", ask], cwd=TESTS.parent, capture_output=True, text=True, check=True)
+    here = f"native {NATIVE}" if NATIVE else "the sources, interpreted"
+    return [f"imported by tests: {here}", f"router processes: native {asked.stdout.strip()}"]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> schedule.FromBothEnds | None:

@@ -1,4 +1,4 @@
-"""`python -m deploy.native`, behind `make native`."""
+"""`python -m deploy.native [LEVEL]`, behind `make native`: LEVEL is the C compiler's, "0" to "3"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> int:
     """Builds; returns the exit code."""
     os.chdir(CHECKOUT)
     try:
-        build(CHECKOUT, MODULES, Work())
+        build(CHECKOUT, MODULES, Work(), *sys.argv[1:2])
     except BuildError as error:
         sys.stderr.write(f"No native build: {error}\n")
         return 1
