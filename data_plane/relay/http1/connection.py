@@ -134,13 +134,10 @@ class Connection(Line):
         """See asyncio.Protocol."""
         if self._over:
             return
-        outbox = self._shared.outbox
-        outbox.reading = True
-        try:
-            self._input, self._input_at = (self._input[self._input_at :] + data if self._input else data), 0
-            self._pump()
-        finally:
-            outbox.flush()
+        # What a replica is told by this goes out at the next step of the loop, in one write with what all the other
+        # clients say now: a write for each would wake the replica for each, and it the router for every answer.
+        self._input, self._input_at = (self._input[self._input_at :] + data if self._input else data), 0
+        self._pump()
         if not self._paused and self._waiting_bytes > self._shared.limits.ahead_bytes_max and self.transport:
             self._paused = True
             self.transport.pause_reading()
