@@ -9,11 +9,8 @@ from contextlib import aclosing
 import pytest
 
 from common.clock import FakeClock
-from data_plane.router.config import RouterConfig
 from data_plane.router.core.accounts import Outcome
-from data_plane.router.core.holds import Hold
-from data_plane.router.core.retry import FLOOR_RETRIES
-from data_plane.router.exchange import TRIES_KEPT_MAX, Call, Delta, Event, Finished
+from data_plane.router.exchange import Call, Delta, Finished
 from data_plane.router.life import Exchange
 from fairlead.errors import (
     ConflictError,
@@ -25,47 +22,11 @@ from fairlead.errors import (
     QuotaExceededError,
     Reason,
     UnauthenticatedError,
-    UnavailableError,
 )
 from fairlead.inference.v1 import inference_pb2 as pb
 from tests.support.router_lab import KEY, MODEL, OTHER_KEY, TENANT, RouterLab, Script, prompt_request
 from tests.support.waiting import eventually
-
-LOST = UnavailableError("gone", reason=Reason.REPLICA_LOST)
-
-
-def call(request: pb.GenerateRequest | None = None, *, key: str | None = KEY) -> Call:
-    return Call(request or prompt_request(), f"Bearer {key}" if key else None)
-
-
-async def collect(exchange: Exchange) -> tuple[str, Finished]:
-    texts, finished = [], None
-    async with aclosing(exchange.events()) as events:
-        async for event in events:
-            assert finished is None
-            if isinstance(event, Delta):
-                texts.append(event.text)
-            else:
-                finished = event
-    assert finished is not None
-    return "".join(texts), finished
-
-
-async def run(lab: RouterLab, request: pb.GenerateRequest | None = None) -> tuple[str, Finished, Exchange]:
-    exchange = lab.router.flow.open(call(request))
-    text, finished = await collect(exchange)
-    return text, finished, exchange
-
-
-async def refused(lab: RouterLab, request: pb.GenerateRequest | None = None, *, key: str | None = KEY) -> FairleadError:
-    exchange = lab.router.flow.open(call(request, key=key))
-    with pytest.raises(FairleadError) as caught:
-        await collect(exchange)
-    return caught.value
-
-
-def outcomes(lab: RouterLab) -> dict[tuple[str, str], int]:
-    return {(outcome.value, reason): n for (_, _, outcome, reason), n in lab.router.accounts.finished.items()}
+from tests.unit.router.flow_lab import LOST, call, outcomes, refused, run
 
 
 async def test_a_request_is_answered_priced_and_settled() -> None:
@@ -208,109 +169,6 @@ async def test_a_request_above_the_burst_is_too_small_a_quota() -> None:
     assert error.retry_after_s is None
 
 
-async def test_a_replica_that_fails_before_the_first_token_is_replaced_unseen() -> None:
-    """The client sees one clean answer; the failed replica is not asked twice; one settlement."""
-    lab = RouterLab(["r1", "r2"], clock=FakeClock())
-    lab.upstream.scripts["r1"] = Script(fail_before=LOST)
-    lab.router.fleet.get("r2").load.dispatch(10**6, 0, lab.clock.monotonic_ns())  # type: ignore[union-attr]  # r1 first
-    for done in range(FLOOR_RETRIES):
-        text, _, exchange = await run(lab)
-        assert text == "Hello world"
-        assert exchange.receipt.replica_id == "r2"
-        assert [replica_id for replica_id, _, _ in lab.upstream.calls[2 * done :]] == ["r1", "r2"]
-    assert outcomes(lab) == {("completed", ""): FLOOR_RETRIES}
-    assert lab.received_equals_finished()
-
-
-async def test_when_every_replica_fails_the_request_is_lost_and_free() -> None:
-    """REPLICA_LOST after two attempts at most, nothing charged, nothing held."""
-    lab = RouterLab(["r1", "r2", "r3"])
-    for replica_id in ("r1", "r2", "r3"):
-        lab.upstream.scripts[replica_id] = Script(fail_before=LOST)
-    error = await refused(lab)
-    assert error.reason is Reason.REPLICA_LOST
-    assert len(lab.upstream.calls) == 2
-    assert lab.router.holds.settled_milli_mu == 0
-    assert outcomes(lab) == {("failed", "REPLICA_LOST"): 1}
-    assert lab.received_equals_finished()
-
-
-async def test_retries_stay_within_the_budget_when_everything_fails() -> None:
-    """With every engine failing, 100 requests cause at most the budget's floor of extra attempts."""
-    lab = RouterLab(["r1", "r2"], clock=FakeClock())
-    for replica_id in ("r1", "r2"):
-        lab.upstream.scripts[replica_id] = Script(fail_before=LOST)
-    for number in range(100):
-        # Unlike prompts: one that lost two replicas is refused without another attempt.
-        await refused(lab, prompt_request(f"Once upon a time {number}"))
-    assert 100 < len(lab.upstream.calls) <= 120
-
-
-async def test_a_refusal_that_started_nothing_is_retried_without_budget() -> None:
-    """A draining replica costs no work: any number of requests go elsewhere."""
-    lab = RouterLab(["r1", "r2"], clock=FakeClock())
-    lab.upstream.scripts["r1"] = Script(fail_before=UnavailableError("draining", reason=Reason.SHUTTING_DOWN))
-    for _ in range(50):
-        assert (await run(lab))[0] == "Hello world"
-        lab.add_replica("r1")
-
-
-async def test_without_any_replica_the_reason_is_no_replica() -> None:
-    """NO_REPLICA with a time to come back, nothing charged."""
-    lab = RouterLab([])
-    error = await refused(lab)
-    assert (error.reason, lab.router.holds.settled_milli_mu) == (Reason.NO_REPLICA, 0)
-    assert error.retry_after_s
-    assert lab.received_equals_finished()
-
-
-async def test_a_stream_that_breaks_says_how_much_arrived_and_charges_that() -> None:
-    """After the first token an ordinary request ends with STREAM_BROKEN, charged for what was delivered."""
-    lab = RouterLab(["r1", "r2"])
-    lab.upstream.scripts = {name: Script(pieces=("a",) * 9, fail_after=4, failure=LOST) for name in ("r1", "r2")}
-    exchange = lab.router.flow.open(call())
-    got: list[Event] = []
-    with pytest.raises(UnavailableError) as caught:
-        async with aclosing(exchange.events()) as events:
-            async for event in events:
-                got.append(event)
-    assert caught.value.reason is Reason.STREAM_BROKEN
-    assert caught.value.metadata["output_tokens"] == "4" == str(len(got))
-    assert exchange.receipt.settled_milli_mu == lab.router.holds.settled_milli_mu > 0
-    assert outcomes(lab) == {("failed", "STREAM_BROKEN"): 1}
-    assert lab.received_equals_finished()
-
-
-@pytest.mark.parametrize("broken_at", [1, 2, 5])
-async def test_a_greedy_stream_continues_elsewhere_with_the_same_text(broken_at: int) -> None:
-    """A greedy request survives its replica's death: same text, every token once, charged once."""
-    pieces = ("The ", "quick ", "brown ", "fox ", "jumps ", "over")
-    lab = RouterLab(["r1", "r2"])
-    lab.upstream.scripts = {
-        "r1": Script(pieces=pieces, fail_after=broken_at, failure=LOST),
-        "r2": Script(pieces=("The quick ", "brown fox ", "jumps over")) if broken_at == 5 else Script(pieces=pieces),
-    }
-    lab.router.fleet.get("r2").load.dispatch(10**6, 0, lab.clock.monotonic_ns())  # type: ignore[union-attr]
-    text, finished, exchange = await run(lab, prompt_request(sampling=pb.SamplingParameters(temperature=0.0)))
-    assert text == "The quick brown fox jumps over"
-    assert [replica_id for replica_id, _, _ in lab.upstream.calls] == ["r1", "r2"]
-    assert finished.cost.settled_milli_mu == lab.router.holds.settled_milli_mu == exchange.receipt.settled_milli_mu
-    assert outcomes(lab) == {("completed", ""): 1}
-
-
-async def test_a_greedy_stream_that_would_change_its_text_breaks_instead() -> None:
-    """Where the second replica says something else, the client gets a typed error, never a mixed text."""
-    lab = RouterLab(["r1", "r2"])
-    lab.upstream.scripts = {
-        "r1": Script(pieces=("a", "b", "c"), fail_after=2, failure=LOST),
-        "r2": Script(pieces=("a", "X", "c")),
-    }
-    lab.router.fleet.get("r2").load.dispatch(10**6, 0, lab.clock.monotonic_ns())  # type: ignore[union-attr]
-    error = await refused(lab, prompt_request(sampling=pb.SamplingParameters(temperature=0.0)))
-    assert error.reason is Reason.STREAM_BROKEN
-    assert lab.received_equals_finished()
-
-
 async def test_cancelling_stops_the_replica_and_charges_what_arrived() -> None:
     """Closing the events cancels upstream at once; delivered work is charged, the rest refunded."""
     lab = RouterLab(["r1"])
@@ -355,17 +213,6 @@ async def test_a_stream_longer_than_its_estimate_extends_its_hold_and_is_never_c
     assert (await refused(lab)).reason is Reason.QUOTA_USED_UP
 
 
-async def test_an_engine_that_refuses_is_not_retried() -> None:
-    """What another replica would answer the same is passed on, counted as refused here too, and costs nothing."""
-    lab = RouterLab()
-    for name in ("r1", "r2"):
-        lab.upstream.scripts[name] = Script(fail_before=InvalidArgumentError("too long", reason=Reason.PROMPT_TOO_LONG))
-    assert (await refused(lab)).reason is Reason.PROMPT_TOO_LONG
-    assert len(lab.upstream.calls) == 1
-    assert outcomes(lab) == {("refused", "PROMPT_TOO_LONG"): 1}
-    assert (lab.router.holds.open_holds, lab.router.holds.settled_milli_mu) == (0, 0)
-
-
 async def test_a_repeated_request_id_is_answered_once_and_billed_once() -> None:
     """In flight: REQUEST_IN_FLIGHT. Finished: the same answer again, no replica asked, nothing charged."""
     lab = RouterLab(["r1"])
@@ -395,157 +242,6 @@ async def test_a_failed_request_id_may_be_tried_again() -> None:
     await refused(lab, prompt_request(request_id="again"))
     lab.upstream.scripts["r1"] = Script()
     assert (await run(lab, prompt_request(request_id="again")))[0] == "Hello world"
-
-
-async def test_batch_waits_for_quota_instead_of_being_refused() -> None:
-    """A batch request out of quota is admitted once the bucket has refilled."""
-    lab = RouterLab(["r1"], rate=600_000, burst=20)
-    desk = asyncio.create_task(lab.router.desk.run())
-    batch = prompt_request(priority=pb.PRIORITY_BATCH)
-    results = await asyncio.gather(*(run(lab, batch) for _ in range(10)))
-    assert [text for text, _, _ in results] == ["Hello world"] * 10
-    desk.cancel()
-    assert lab.received_equals_finished()
-
-
-def full(retry_after_s: float = 0.01) -> Script:
-    return Script(fail_before=QuotaExceededError("full", reason=Reason.QUEUE_FULL, retry_after_s=retry_after_s))
-
-
-async def test_batch_waits_while_every_replica_is_full() -> None:
-    """Batch gives its hold back, waits where all batch waits, and is served once there is room; it counts as wanted
-    once. Interactive is told at once."""
-    lab = RouterLab(["r1"])
-    lab.upstream.scripts["r1"] = full()
-    assert (await refused(lab)).reason is Reason.QUEUE_FULL
-    desk = asyncio.create_task(lab.router.desk.run())
-    tally = lab.router.demand._tallies[TENANT, MODEL]
-    asked_before = tally.asked
-    exchange = lab.router.flow.open(call(prompt_request(priority=pb.PRIORITY_BATCH)))
-    waiting = asyncio.create_task(collect(exchange))
-    calls = len(lab.upstream.calls)
-    for more in range(1, 4):
-        await eventually(lambda more=more: len(lab.upstream.calls) >= calls + more)  # type: ignore[misc]
-        await eventually(lambda: lab.router.desk.waiting())
-        receipt = exchange.receipt
-        assert lab.router.holds.open_holds == 0
-        assert (receipt.admitted, receipt.held_milli_mu) == (False, 0)
-        assert receipt.bucket is not None
-        assert (receipt.bucket.held_milli_mu, receipt.bucket.open_holds) == (0, 0)
-    lab.upstream.scripts["r1"] = Script()
-    assert (await waiting)[0] == "Hello world"
-    assert receipt.admitted
-    assert tally.asked - asked_before == receipt.estimated_milli_mu
-    assert receipt.wait_ns > 3 * 200_000_000  # all its waits together
-    desk.cancel()
-    assert lab.received_equals_finished()
-
-
-async def test_one_batch_request_goes_ahead_to_a_full_replica() -> None:
-    """Fifty wait while the only replica is full: it is asked by one at a time, and once it serves that one all go."""
-    lab = RouterLab(["r1"], config=RouterConfig(batch_waiting_max=60, batch_waiting_per_tenant_max=60))
-    lab.upstream.scripts["r1"] = full()
-    batch = prompt_request(priority=pb.PRIORITY_BATCH)
-    assert (await refused(lab)).reason is Reason.QUEUE_FULL
-    desk = asyncio.create_task(lab.router.desk.run())
-    waiting = [asyncio.create_task(run(lab, batch)) for _ in range(50)]
-    await eventually(lambda: len(lab.upstream.calls) >= 4)
-    assert len(lab.upstream.calls) < 10
-    assert lab.router.holds.open_holds <= 1
-    lab.upstream.scripts["r1"] = Script()
-    assert {text for text, _, _ in await asyncio.gather(*waiting)} == {"Hello world"}
-    desk.cancel()
-    assert lab.received_equals_finished()
-
-
-async def test_batch_that_comes_back_waits_within_the_bounds() -> None:
-    """No place left for a request that found every replica full: it is told QUEUE_FULL and holds nothing."""
-    lab = RouterLab(["r1"], config=RouterConfig(batch_waiting_max=1))
-    gate = asyncio.Event()
-    lab.upstream.scripts["r1"] = Script(gate=gate, fail_after=0, failure=full(5.0).fail_before)
-    batch = prompt_request(priority=pb.PRIORITY_BATCH)
-    running = [asyncio.create_task(run(lab, batch)) for _ in range(3)]
-    await eventually(lambda: lab.upstream.running == 3)
-    gate.set()
-    await eventually(lambda: sum(task.done() for task in running) == 2)
-    for task in running:
-        if task.done():
-            with pytest.raises(QuotaExceededError) as caught:
-                task.result()
-            assert caught.value.reason is Reason.QUEUE_FULL
-        else:
-            assert sum(lab.router.desk.waiting().values()) > 0
-            task.cancel()
-    await asyncio.wait(running)
-    assert lab.received_equals_finished()
-
-
-async def test_failover_is_left_after_any_number_of_returns() -> None:
-    """Attempts count since the last admission: a loss after many full replicas still goes to another replica; the
-    newest tries are kept."""
-    lab = RouterLab(["r1", "r2", "r3"])
-    for name in ("r1", "r2", "r3"):
-        lab.upstream.scripts[name] = full()
-    desk = asyncio.create_task(lab.router.desk.run())
-    exchange = lab.router.flow.open(call(prompt_request(priority=pb.PRIORITY_BATCH)))
-    waiting = asyncio.create_task(collect(exchange))
-    await eventually(lambda: len(lab.upstream.calls) >= 18, timeout_s=20.0)
-    await eventually(lambda: lab.router.desk.waiting())
-    lab.upstream.scripts = {"r1": Script(fail_before=LOST), "r2": Script(), "r3": Script()}
-    lab.router.fleet.get("r2").load.dispatch(10**6, 0, lab.clock.monotonic_ns())  # type: ignore[union-attr]
-    lab.router.fleet.get("r3").load.dispatch(10**6, 0, lab.clock.monotonic_ns())  # type: ignore[union-attr]
-    assert (await waiting)[0] == "Hello world"
-    assert exchange.receipt.attempts == len(lab.upstream.calls) > TRIES_KEPT_MAX == len(exchange.receipt.tries)
-    assert [each.failure_reason for each in exchange.receipt.tries[-2:]] == ["REPLICA_LOST", ""]
-    desk.cancel()
-    assert lab.received_equals_finished()
-
-
-async def test_batch_is_told_when_its_whole_quota_became_too_small() -> None:
-    """It waits, and the quota shrinks below it: refused with QUOTA_TOO_SMALL, and not kept until its deadline."""
-    lab = RouterLab(["r1"], rate=1, burst=20)
-    kept = lab.router.holds.hold((TENANT, MODEL), 15, lab.clock.monotonic_ns())
-    assert isinstance(kept, Hold)
-    desk = asyncio.create_task(lab.router.desk.run())
-    waiting = asyncio.create_task(run(lab, prompt_request(priority=pb.PRIORITY_BATCH)))
-    await eventually(lambda: lab.router.desk.waiting())
-    lab.lease(1, 5)
-    with pytest.raises(QuotaExceededError) as caught:
-        await waiting
-    assert caught.value.reason is Reason.QUOTA_TOO_SMALL
-    desk.cancel()
-    lab.router.holds.refund(kept, lab.clock.monotonic_ns())
-    assert lab.received_equals_finished()
-
-
-async def test_batch_waits_for_its_first_lease() -> None:
-    """A tenant whose lease has not come yet has its batch wait; its interactive request is refused."""
-    lab = RouterLab(["r1"])
-    lab.router.holds.apply({}, expires_ns=lab.clock.monotonic_ns(), now_ns=lab.clock.monotonic_ns())
-    assert (await refused(lab)).reason is Reason.QUOTA_USED_UP
-    desk = asyncio.create_task(lab.router.desk.run())
-    waiting = asyncio.create_task(run(lab, prompt_request(priority=pb.PRIORITY_BATCH)))
-    await eventually(lambda: lab.router.desk.waiting())
-    lab.lease(600_000, 1_000)
-    assert (await waiting)[0] == "Hello world"
-    desk.cancel()
-
-
-async def test_batch_ends_at_its_deadline() -> None:
-    """A batch request whose quota does not come back ends as a refusal at its deadline, holding nothing."""
-    lab = RouterLab(["r1"], rate=1, burst=20)
-    kept = lab.router.holds.hold((TENANT, MODEL), 15, lab.clock.monotonic_ns())
-    assert isinstance(kept, Hold)
-    desk = asyncio.create_task(lab.router.desk.run())
-    deadline_ns = lab.clock.monotonic_ns() + 100_000_000
-    exchange = lab.router.flow.open(Call(prompt_request(priority=pb.PRIORITY_BATCH), f"Bearer {KEY}", deadline_ns))
-    with pytest.raises(FairleadError) as caught:
-        await collect(exchange)
-    assert caught.value.reason is Reason.DEADLINE_EXCEEDED
-    assert outcomes(lab) == {("refused", "DEADLINE_EXCEEDED"): 1}
-    desk.cancel()
-    lab.router.holds.refund(kept, lab.clock.monotonic_ns())
-    assert lab.received_equals_finished()
 
 
 async def test_a_request_stuck_at_its_client_ends_at_its_deadline() -> None:
