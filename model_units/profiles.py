@@ -10,7 +10,6 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
-from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -285,5 +284,5 @@ class ProfileCatalogue:
 @functools.cache
 def built_in_profiles() -> ProfileCatalogue:
     """The profiles that ship with the platform. Read from disk once per process."""
-    folder = Path(str(files("model_units"))) / "profiles"
+    folder = Path(__file__).parent / "profiles"
     return ProfileCatalogue(parse_profile(path.read_bytes()) for path in sorted(folder.glob("*.json")))
