@@ -92,6 +92,12 @@ class Slot:
         yield from (worker for worker in (self.serving, self.coming) if worker is not None)
         yield from self.leaving
 
+    def move_up(self) -> None:
+        """Its worker is gone or goes: whoever was coming is the slot's worker now."""
+        self.serving, self.coming = self.coming, None
+        if self.serving is not None:
+            self.turn = self.serving.turn
+
     def free_turn(self) -> int | None:
         """A name that no living process has, best the last one; None while there is none."""
         taken = {worker.turn for worker in self.workers()}
@@ -222,9 +228,7 @@ class Crew:
                 slot.failures = 0
             slot.failures += 1
             slot.again_s = now_s + pause_s(slot.failures)
-            # Whoever was coming is the slot's worker now.
-            slot.serving, slot.coming = slot.coming, None
-            slot.turn = slot.serving.turn if slot.serving is not None else slot.turn
+            slot.move_up()
         else:
             slot.leaving.remove(worker)
         if refused and not self._ever_ready and not self.stopping:
@@ -314,7 +318,7 @@ class Crew:
         if worker.phase is Phase.LEAVING:
             return
         if slot.serving is worker:
-            slot.serving = None
+            slot.move_up()
         elif slot.coming is worker:
             slot.coming = None
         worker.phase, worker.since_s = Phase.LEAVING, now_s

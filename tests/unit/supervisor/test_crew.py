@@ -77,6 +77,18 @@ def test_a_roll_asked_for_twice_meanwhile_follows_once(play: Play) -> None:
     assert play.step(1000.0) == [Kill(5, Why.SILENT), Kill(6, Why.SILENT)]  # nothing but the silence of this test
 
 
+def test_a_worker_that_leaves_by_itself_while_its_replacement_comes_is_replaced_once(play: Play) -> None:
+    """It was going anyway: nobody else is started beside the one on its way, and the roll goes on with that."""
+    play.crew.roll()
+    assert play.step() == [Start(3, 0, 1, True)]
+    play.crew.leaves(1, play.now_s)
+    assert play.step() == []
+    play.ended(1)
+    assert play.step() == []
+    play.ready(3)
+    assert play.step() == [Start(4, 1, 1, True)]
+
+
 @pytest.mark.parametrize("how", ["dies", "never ready"])
 def test_a_replacement_that_does_not_come_up_leaves_the_old_one(play: Play, how: str) -> None:
     """The roll ends there and is said; the old worker was not touched, nor the slots after it."""
