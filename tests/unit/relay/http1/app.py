@@ -81,7 +81,7 @@ class App:
             call.respond(401, TEXT, b"no")
         return seen
 
-    def malformed(self, fault: Fault) -> tuple[str, bytes]:
+    def malformed(self, fault: Fault) -> tuple[bytes, bytes]:
         return TEXT, b"line: " + fault.message.encode()
 
 

@@ -12,10 +12,11 @@ import h11
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_plane.relay.http1.calls import HttpCall
 from data_plane.relay.http1.connection import Connection, Shared
 from data_plane.relay.http1.limits import BodyRoom, Limits, Patience
 from data_plane.relay.outbox import Outbox
-from tests.unit.relay.http1.app import TEXT, App, request
+from tests.unit.relay.http1.app import TEXT, App, Seen, request
 
 LIMITS = Limits(body_bytes_max=1000, ahead_bytes_max=200)
 
@@ -202,3 +203,41 @@ def test_garbage_in_the_middle(asked: list[tuple[str, bytes, bool]], garbage: by
             assert not (seen.gone and seen.fault)
 
     asyncio.run(play())
+
+
+class Replica:
+    """What clients' requests go on to; see Writer."""
+
+    def __init__(self) -> None:
+        self.touched = False
+        self.writes = 0
+
+    def flush(self) -> None:
+        self.writes += 1
+
+
+class Passing(App):
+    """Passes every request on to a replica."""
+
+    def __init__(self, outbox: Outbox, replica: Replica) -> None:
+        super().__init__()
+        self._outbox = outbox
+        self._replica = replica
+
+    def serve(self, call: HttpCall) -> Seen:
+        self._outbox.touch(self._replica)
+        return super().serve(call)
+
+
+async def test_what_clients_ask_in_one_step_is_passed_on_in_one_write() -> None:
+    """A replica is written to once for all clients that are read in one step of the loop, and in the very next one."""
+    outbox, replica = Outbox(), Replica()
+    shared = Shared(Passing(outbox, replica), LIMITS, Patience(), BodyRoom(10_000), outbox)
+    for step in (1, 2):
+        for _ in range(3):
+            connection = Connection(shared)
+            connection.connection_made(Wire())
+            connection.data_received(request("/held", b"a"))
+        assert replica.writes == step - 1
+        await asyncio.sleep(0)
+        assert replica.writes == step
