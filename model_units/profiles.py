@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
+from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -284,5 +285,5 @@ class ProfileCatalogue:
 @functools.cache
 def built_in_profiles() -> ProfileCatalogue:
     """The profiles that ship with the platform. Read from disk once per process."""
-    folder = Path(__file__).parent / "profiles"
+    folder = Path(str(files("model_units"))) / "profiles"
     return ProfileCatalogue(parse_profile(path.read_bytes()) for path in sorted(folder.glob("*.json")))
