@@ -49,6 +49,11 @@ def main() -> int:
     return make_environments(sys.argv[1:])
 
 
+def optimized(base_prefix: str, options: str) -> bool:
+    """Whether a Python was compiled with optimizations, as far as it tells; arguments as in `faster_python`."""
+    return base_prefix == "/usr" or not options or "--enable-optimizations" in options
+
+
 def faster_python(base_prefix: str, options: str) -> str:
     """The system's own Python, where this one was compiled by hand and without optimizations; empty for this one.
 
@@ -56,9 +61,7 @@ def faster_python(base_prefix: str, options: str) -> str:
         base_prefix: Where this one is installed.
         options: What it was configured with.
     """
-    if base_prefix == "/usr" or not options or "--enable-optimizations" in options:
-        return ""
-    if not Path(SYSTEM_PYTHON).exists():
+    if optimized(base_prefix, options) or not Path(SYSTEM_PYTHON).exists():
         return ""
     unfit = subprocess.call([SYSTEM_PYTHON, "-c", SYSTEM_PROBE], stderr=subprocess.DEVNULL)
     return "" if unfit else SYSTEM_PYTHON

@@ -142,12 +142,13 @@ def install(rival: Rival) -> None:
         MissingError: It cannot be made here, or not in time.
     """
     stamp = FOLDER / rival.name / "fairlead-package.txt"
-    if not rival.package or (stamp.exists() and stamp.read_text() == rival.package):
+    wanted_there = f"{rival.package}, {sys.version} of {sys.base_prefix}"  # the Python that we run on ourselves
+    if not rival.package or (stamp.exists() and stamp.read_text() == wanted_there):
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
     python = FOLDER / rival.name / "bin" / "python"
     uv = next(iter(sorted(TOOLS.glob("uv-*/bin/uv"))), None)
-    made = [str(uv), "venv", "--clear"] if uv else [sys.executable, "-m", "venv", "--clear"]
+    made = [str(uv), "venv", "--clear", "--python", sys.executable] if uv else [sys.executable, "-m", "venv", "--clear"]
     pip = [str(uv), "pip", "install", "--python", str(python)] if uv else [str(python), "-m", "pip", "install"]
     print(f"installing {rival.package} into build/rivals/{rival.name}", file=sys.stderr, flush=True)
     try:
@@ -157,4 +158,4 @@ def install(rival: Rival) -> None:
         raise MissingError(f"{rival.package}: {error.stderr.strip()[-300:]}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MissingError(f"{rival.package}: {error}") from error
-    stamp.write_text(rival.package)
+    stamp.write_text(wanted_there)
