@@ -38,8 +38,8 @@ _SEGMENT_S: Final = 20.0
 _OVER_S: Final = 60.0
 _FIRST_TOKENS_PER_S: Final = 2_000.0
 """Before anything is known of the machine."""
-_TOKENS_PER_S_MAX: Final = 40_000.0
-"""More than that the load's own core does not carry beside the mock engine."""
+_TOKENS_PER_S_MAX: Final = 100_000.0
+"""No load's core carries more beside the mock engine; where it carries less, less is asked for."""
 _STEP_MAX: Final = 2.0
 _CARRIED_MIN: Final = 0.9
 """Of the tokens; requests that are cancelled cost some."""
