@@ -41,6 +41,8 @@ _FIRST_TOKENS_PER_S: Final = 2_000.0
 _TOKENS_PER_S_MAX: Final = 100_000.0
 """No load's core carries more beside the mock engine; where it carries less, less is asked for."""
 _STEP_MAX: Final = 2.0
+_NEAR_STEP_MAX: Final = 1.1
+"""Where half the share is reached: one segment in which the host had the core must not make the next one a burst."""
 _CARRIED_MIN: Final = 0.9
 """Of the tokens; requests that are cancelled cost some."""
 _REPLICAS: Final = 3
@@ -169,7 +171,8 @@ def next_rate(tokens_per_s: float, wanted: float, carried: float) -> float:
         carried: Share of its tokens that came. Where they did not all come, others had the core, and more load would
             be overload.
     """
-    step = min(wanted, _STEP_MAX) if carried >= _CARRIED_MIN else min(wanted, carried)
+    most = _STEP_MAX if wanted >= _STEP_MAX else _NEAR_STEP_MAX
+    step = min(wanted, most if carried >= _CARRIED_MIN else carried)
     return min(_TOKENS_PER_S_MAX, tokens_per_s * max(step, 1 / _STEP_MAX))
 
 

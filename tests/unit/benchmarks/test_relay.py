@@ -150,9 +150,11 @@ def test_memory_grows_from_the_second_fifth_to_the_last() -> None:
 
 
 def test_the_soak_never_loads_more_onto_a_core_that_others_have() -> None:
-    """It grows by no more than twice, shrinks by no more than half, and where tokens did not come it never grows."""
+    """It grows by no more than twice, near its share by a tenth, shrinks by no more than half, and where tokens did not
+    come it never grows."""
     assert next_rate(1_000.0, wanted=5.0, carried=0.95) == 2_000
-    assert next_rate(1_000.0, wanted=1.1, carried=0.95) == pytest.approx(1_100)
+    assert next_rate(1_000.0, wanted=1.9, carried=0.95) == pytest.approx(1_100)
+    assert next_rate(1_000.0, wanted=1.05, carried=0.95) == pytest.approx(1_050)
     assert next_rate(1_000.0, wanted=0.1, carried=0.95) == 500
     assert next_rate(1_000.0, wanted=5.0, carried=0.8) == 800
 
