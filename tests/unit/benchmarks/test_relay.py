@@ -67,7 +67,7 @@ def scenario(name: str) -> Scenario:
 
 def test_tokens_are_those_asked_for_whatever_ends_an_answer() -> None:
     """259 events of an answer of 256 tokens are 256 tokens, so that nobody's cost per token gains by what he adds."""
-    seen = sample(scenario("http_p20k"), found(), step=0.1, stolen=0.0, kb=1.0)
+    seen = sample(scenario("http_p20k"), found(), step=2 * REFERENCE_STEP_US, stolen=0.0, kb=1.0)
     assert seen.raw_us == pytest.approx(0.5e6 / 25_600)
     assert seen.tokens_per_s == pytest.approx(12_800)
     assert seen.scaled() == pytest.approx(seen.raw_us / 2)
@@ -76,12 +76,16 @@ def test_tokens_are_those_asked_for_whatever_ends_an_answer() -> None:
 
 def test_requests_are_what_short_streams_are_told_by() -> None:
     """CPU time of a stream of 32 tokens is per request."""
-    assert sample(scenario("http_s32"), found(), step=0.1, stolen=0.0, kb=1.0).raw_us == pytest.approx(5_000)
+    assert sample(
+        scenario("http_s32"), found(), step=2 * REFERENCE_STEP_US, stolen=0.0, kb=1.0
+    ).raw_us == pytest.approx(5_000)
 
 
 def test_a_run_that_answered_nothing_costs_no_number() -> None:
     """Neither 0 nor infinity: not a number, which holds no bar and enters no median."""
-    nothing = sample(scenario("grpc_s32"), found(done=0, messages=0, all_done=0), step=0.1, stolen=0.0, kb=1.0)
+    nothing = sample(
+        scenario("grpc_s32"), found(done=0, messages=0, all_done=0), step=2 * REFERENCE_STEP_US, stolen=0.0, kb=1.0
+    )
     assert isnan(nothing.raw_us)
     results = Results()
     results.add("grpc_s32", OURS, nothing)
@@ -92,7 +96,7 @@ def test_a_run_that_answered_nothing_costs_no_number() -> None:
 def test_ratios_are_of_the_same_round_on_the_same_core() -> None:
     """A core that was half as fast in one run changes no ratio; a failed run leaves its round out."""
     results = Results()
-    for ours, theirs in ((run(10.0), run(20.0)), (run(20.0, 0.1), run(20.0)), (run(99.0), None)):
+    for ours, theirs in ((run(10.0), run(20.0)), (run(20.0, 2 * REFERENCE_STEP_US), run(20.0)), (run(99.0), None)):
         results.add("grpc_unary", OURS, ours)
         results.add("grpc_unary", "envoy", theirs)
     assert results.ratio("grpc_unary", "envoy") == pytest.approx(0.5)
